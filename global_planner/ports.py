@@ -1,0 +1,111 @@
+"""What a round needs of the world, as narrow protocols. Pure: the shells and adapters implement them.
+
+Every method raises only the three errors of `pool_planner.types` (MetricsUnavailable, ClusterUnavailable, Conflict).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from global_planner.types import Cancel, Grow, Holding, Shrink
+from pool_planner.types import Report, Role
+
+
+class Clock(Protocol):
+    """The one clock, in model seconds. Live: wall time x SPEED since the system's origin; replay: virtual."""
+
+    def now(self) -> float: ...
+
+    async def sleep(self, duration_s: float) -> None: ...
+
+
+class Cluster(Protocol):
+    """Where replicas run: Kubernetes, the virtual cluster, or replay's."""
+
+    async def observe(self) -> tuple[Holding, ...]:
+        """Holdings of every pool that the cluster knows, with replicas in the states starting, ready or terminating
+        (draining is the router's knowledge, merged in by the round). Raises ClusterUnavailable."""
+        ...
+
+    async def apply(self, step: Shrink | Grow | Cancel) -> None:
+        """Order `step.after` replicas of `step.pool`, naming the victims. Raises Conflict when the object is no longer at
+        `step.version` (nothing was written), ClusterUnavailable when the outcome is unknown or refused."""
+        ...
+
+
+class Journal(Protocol):
+    """Append-only memory of rounds."""
+
+    def append(self, record: object) -> None: ...
+
+
+class Pools(Protocol):
+    """The newest report of every pool; a pool that never reported is absent."""
+
+    def reports(self) -> Mapping[str, Report]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One engine endpoint as the router is told of it."""
+
+    id: str
+    url: str
+    state: Literal["starting", "ready", "draining"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolEndpoints:
+    name: str
+    role: Role
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupAdmission:
+    """The rate that the plan admits for a model now, requests/s of model time; None: unlimited. `by_priority` bounds single
+    request priorities within it."""
+
+    model: str
+    admitted_rps: float | None
+    burst: float | None = None
+    by_priority: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointLoad:
+    """What a router process knows of one endpoint."""
+
+    id: str
+    state: Literal["starting", "ready", "draining"]
+    in_flight: int
+    outstanding_tokens: int
+    pending_kv: int = 0
+    healthy: bool = True
+    last_ttft_ms: float | None = None
+    last_itl_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterState:
+    """Merged over all router processes: in-flight counts add up; an endpoint that any process still treats as ready is
+    ready. `processes` is the number that answered; an unreachable process makes the whole unavailable."""
+
+    processes: int
+    endpoints: Mapping[str, EndpointLoad]
+    queued: Mapping[str, int] = field(default_factory=dict)
+    shed: Mapping[str, int] = field(default_factory=dict)
+
+
+class Router(Protocol):
+    """The admin side of every router process (interfaces: planner and router). Raises ClusterUnavailable."""
+
+    async def state(self) -> RouterState: ...
+
+    async def put_endpoints(self, pools: Sequence[PoolEndpoints]) -> None: ...
+
+    async def drain(self, pool: str, endpoints: Sequence[str], deadline_s: float) -> None: ...
+
+    async def put_admission(self, groups: Sequence[GroupAdmission]) -> None: ...

@@ -1,0 +1,245 @@
+"""The records of the arbiter: budget, holdings, allocation, steps, round. Pure: no I/O, no clock, no randomness.
+
+GPU amounts are whole GPUs by GPU type. `None` means unknown, or unlimited where the docstring says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pool_planner.types import Report, Role
+
+ReplicaState = Literal["starting", "ready", "draining", "terminating"]
+Mode = Literal["act", "approve", "observe"]
+Objective = Literal["goodput", "max_min", "proportional", "first_come"]
+
+
+# ---- what is configured -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """`max_gpus[gpu_type]`: hard limit; a type that is absent is unlimited. `min_total_gpus[gpu_type]`: the fleet of that
+    type is not shrunk below it (absent: no floor)."""
+
+    max_gpus: Mapping[str, int]
+    min_total_gpus: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSpec:
+    """One pool as the topology describes it, for the arbiter. `max_replicas` None: limited by the budget alone."""
+
+    name: str
+    group: str
+    role: Role
+    gpu_type: str
+    gpus_per_replica: int
+    dgd: str
+    component: str
+    namespace: str
+    min_replicas: int = 1
+    max_replicas: int | None = None
+    guarantee_replicas: int = 0
+    mode: Mode = "act"
+    start_limit_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSpec:
+    """The pools that together serve one model. Higher `priority_class` is served first; `weight` scales value within it."""
+
+    name: str
+    model: str
+    priority_class: int = 0
+    weight: float = 1.0
+    ttft_ms: float = 500.0
+    itl_ms: float = 50.0
+    pools: tuple[str, ...] = ()
+
+
+# ---- what is observed ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """One engine endpoint. `in_flight` and `pending_kv` come from the router (None: no router process has answered for it).
+    `drain_acked` is true when every router process knows that it drains."""
+
+    id: str
+    state: ReplicaState
+    url: str | None = None
+    since_s: float | None = None
+    in_flight: int | None = None
+    pending_kv: int | None = None
+    drain_acked: bool = False
+    unschedulable: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """What a pool has now. `spec` is the ordered replica count, `version` the version it was read at (writes carry it).
+
+    `surge` counts extra replicas of a rolling update. `last_write` is our own last ordered count when it is not yet
+    observed. Unknown (`spec` or `gpus_per_replica` None) is never zero: such a pool is held.
+    """
+
+    pool: str
+    at_s: float
+    spec: int | None
+    adapter_spec: int | None = None
+    version: str | None = None
+    replicas: tuple[Replica, ...] = ()
+    gpus_per_replica: int | None = None
+    surge: int = 0
+    last_write: int | None = None
+    updating: bool = False
+    cold_start_s: float | None = None
+    unknown: str | None = None
+
+
+# ---- what is decided ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerUp:
+    """Who would have got the next GPU, and what it was worth to them."""
+
+    pool: str
+    value_per_gpu: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolGrant:
+    """One line of an allocation. `reason` is a sentence; `binding` names the limit that bound (None: nothing bound);
+    `marginal_value` is weight x requests/s gained per GPU by the next step up (None: no next step)."""
+
+    pool: str
+    wanted: int | None
+    granted: int
+    before: int | None
+    held: bool = False
+    reason: str = ""
+    binding: str | None = None
+    marginal_value: float | None = None
+    runner_up: RunnerUp | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupGrant:
+    """What a group attains with its grant, and the rate the router may admit for it now (None: unlimited)."""
+
+    group: str
+    load_rps: float
+    attainment: float
+    admitted_rps: float | None = None
+    value: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """The result of one arbitration. `infeasible` names pools whose minima do not fit together (then nothing grows).
+    `gap` is the proven relative distance to the relaxation's bound (0: optimal)."""
+
+    pools: tuple[PoolGrant, ...]
+    groups: tuple[GroupGrant, ...]
+    objective: Objective
+    value: float
+    gap: float
+    solver: str
+    infeasible: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """Tell every router process to stop sending to these endpoints; the deadline is in model time."""
+
+    pool: str
+    replicas: tuple[str, ...]
+    deadline_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undrain:
+    """The drained endpoints are wanted again before they were removed."""
+
+    pool: str
+    replicas: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shrink:
+    """Order fewer replicas: `victims` are drained (or never started) and go."""
+
+    pool: str
+    before: int
+    after: int
+    victims: tuple[str, ...]
+    version: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grow:
+    """Order more replicas, against GPUs that are free now."""
+
+    pool: str
+    before: int
+    after: int
+    version: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """Replicas that did not start within their limit: order them away; the pool backs off until `backoff_until_s`."""
+
+    pool: str
+    before: int
+    after: int
+    victims: tuple[str, ...]
+    version: str | None
+    backoff_until_s: float
+    reason: str
+
+
+Step = Drain | Undrain | Shrink | Grow | Cancel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutcome:
+    """What became of a step: applied, or the error that the adapter gave (nothing was written then)."""
+
+    step: Step
+    applied: bool
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundInputs:
+    """Everything that a round decided on: with the state before it, enough to reproduce the decision."""
+
+    round_no: int
+    at_s: float
+    budget: Budget
+    groups: tuple[GroupSpec, ...]
+    pools: tuple[PoolSpec, ...]
+    holdings: tuple[Holding, ...]
+    reports: tuple[Report, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One journal record: inputs, decision, steps and what became of them. `charged_gpus` by GPU type as observed."""
+
+    inputs: RoundInputs
+    allocation: Allocation
+    steps: tuple[Step, ...]
+    outcomes: tuple[StepOutcome, ...]
+    charged_gpus: Mapping[str, int]
+    conditions: tuple[str, ...] = ()
+    decide_ms: float = 0.0

@@ -1,0 +1,1 @@
+"""One public OpenAI-compatible endpoint in front of many pools."""
