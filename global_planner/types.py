@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pool_planner.types import Report, Role
+from pool_planner.types import PlannerStatus, Report, Role
 
 ReplicaState = Literal["starting", "ready", "draining", "terminating"]
 Mode = Literal["act", "approve", "observe"]
@@ -243,3 +243,20 @@ class Round:
     charged_gpus: Mapping[str, int]
     conditions: tuple[str, ...] = ()
     decide_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArbiterSnapshot:
+    """What a running arbiter shows of itself: the last round, every planner's status, and what happened lately.
+
+    `planner_pids` by DGD; `rounds` counts the rounds of the whole journal, restarts included. `notes` are sentences with the
+    model time at which they became true.
+    """
+
+    pid: int
+    started_at_s: float
+    rounds: int
+    last_round: Round | None = None
+    statuses: tuple[PlannerStatus, ...] = ()
+    planner_pids: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[tuple[float, str], ...] = ()

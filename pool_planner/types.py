@@ -162,6 +162,25 @@ class PlannerStatus:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportBatch:
+    """What the planner of one DGD sends to the arbiter: a report and a status for each of its pools. `pid` and `started_at_s`
+    tell a restarted planner from one that goes on."""
+
+    dgd: str
+    pid: int
+    started_at_s: float
+    reports: tuple[Report, ...]
+    statuses: tuple[PlannerStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrantBatch:
+    """The arbiter's answer: the newest grant of each pool that was reported on."""
+
+    grants: tuple[Grant, ...]
+
+
 # Failures of the world. An adapter turns whatever went wrong into one of these three; nothing else is caught broadly.
 #   WorldError
 #    +-- MetricsUnavailable   no observation can be made: hold
