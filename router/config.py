@@ -1,0 +1,343 @@
+"""What one router process is told: where it listens, which models and pools exist, how a pool is chosen, and its limits.
+Pure.
+
+Three ways of saying which pool of a stage serves a request, all of them data: `isl_max_tokens` on the pools (the compact
+form), a grid per role, or the JSON of existing global routers (`router.foreign`). Every duration is in model seconds, every
+rate per model second; sizes are bytes. `validate` refuses unknown keys with the nearest known one, and reports all problems
+at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, get_args
+
+import orjson
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pool_planner.types import Role
+
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+HttpUrl = Annotated[str, Field(pattern=r"^https?://[^/\s?#]+(/[^\s?#]*)?$")]
+
+Pick = Literal["least_tokens", "round_robin", "power_of_two", "prefix_affinity"]
+AxisName = Literal["isl_tokens", "context_tokens", "ttft_ms", "itl_ms"]
+ANY_MODEL = "*"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used: every problem on a line of its own, each with its path."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ListenConfig(Section):
+    """Where clients connect. Port 0: any free port."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+
+
+class AdminConfig(Section):
+    """Where the planner and Prometheus connect. With `token_env` or `token_file` (one of them), every admin request except
+    `/health` needs `Authorization: Bearer <token>`; `/metrics` too unless `open_metrics`."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8001
+    token_env: str | None = None
+    token_file: str | None = None
+    open_metrics: bool = True
+
+
+class LimitsConfig(Section):
+    """What one client may ask of the router. `header_timeout_s` bounds the time from a request's first byte to its last
+    (a slow-loris client is cut off then); `keepalive_s` is how long an idle connection is kept. These two are wall seconds:
+    they protect this process, not the model of time."""
+
+    max_body_bytes: PositiveInt = 32 * 1024 * 1024
+    max_header_bytes: PositiveInt = 64 * 1024
+    max_connections: PositiveInt = 20_000
+    header_timeout_s: PositiveFloat = 30.0
+    keepalive_s: PositiveFloat = 75.0
+
+
+class TimeoutConfig(Section):
+    """How long each phase of a call to an engine may take, model seconds. `first_byte_s` counts from the decode (or
+    aggregated) call to its first body byte, `idle_s` between bytes after that, `total_s` from arrival to the last byte."""
+
+    connect_s: PositiveFloat = 30.0
+    prefill_s: PositiveFloat = 300.0
+    first_byte_s: PositiveFloat = 300.0
+    idle_s: PositiveFloat = 120.0
+    total_s: PositiveFloat = 1800.0
+    shutdown_s: PositiveFloat = 120.0
+
+
+class RetryConfig(Section):
+    """Retries happen only before the first byte went to the client. Each request adds `ratio` to the budget, each retry takes
+    1, and at most `burst` is saved up; `attempts` bounds the tries of one request, the first included."""
+
+    ratio: Share = 0.2
+    burst: NonNegativeFloat = 50.0
+    attempts: PositiveInt = 4
+
+
+class QueueConfig(Section):
+    """The waiting room for requests that cannot be sent now: no ready endpoint, or the admitted rate is used up. `limit`
+    bounds it over all models; when it is full, the least important of the longest line is shed. `starting_retry_after_s` is
+    what a client is told when a pool is at zero."""
+
+    limit: NonNegativeInt = 1000
+    deadline_s: PositiveFloat = 30.0
+    starting_retry_after_s: PositiveFloat = 10.0
+    plan_valid_s: PositiveFloat = 30.0
+
+
+class HealthConfig(Section):
+    """When an endpoint is taken out: `failures` failed calls in a row. It is probed (`GET /health`) after `backoff_s`,
+    doubling up to `backoff_max_s`, and comes back when the probe answers 200."""
+
+    failures: PositiveInt = 3
+    backoff_s: PositiveFloat = 2.0
+    backoff_max_s: PositiveFloat = 60.0
+
+
+class PoolConfig(Section):
+    """One pool of a model. `name` is what the planner calls it; `dynamo_namespace` labels its metrics ("<k8s
+    namespace>-<dgd>"; default: the name).
+
+    Among the pools of one role, prompts up to `isl_max_tokens` come here (absent: any length); the smallest limit that fits
+    wins. `order` ranks speed for priority retry (lower is faster). `max_in_flight` bounds the requests sent to one endpoint
+    at a time; more wait in the router, where priority counts. Prefill hands over only to decode pools of the same
+    `kv_format`. `endpoints` are static: used until the planner names others.
+    """
+
+    name: str = Field(min_length=1, max_length=200)
+    role: Role
+    dynamo_namespace: str | None = None
+    isl_max_tokens: PositiveInt | None = None
+    order: int | None = None
+    pick: Pick = "least_tokens"
+    max_in_flight: PositiveInt | None = None
+    kv_format: str = ""
+    endpoints: tuple[HttpUrl, ...] = ()
+
+    @property
+    def namespace_label(self) -> str:
+        """The `dynamo_namespace` label value: Prometheus series carry it with "-" turned into "_"."""
+        return (self.dynamo_namespace or self.name).replace("-", "_")
+
+
+class AxisConfig(Section):
+    """One axis of a grid: `resolution` equal cells over [min, max]."""
+
+    by: AxisName
+    min: float = Field(allow_inf_nan=False)
+    max: float = Field(allow_inf_nan=False)
+    resolution: PositiveInt
+
+    @model_validator(mode="after")
+    def _has_a_width(self) -> AxisConfig:
+        if self.max <= self.min:
+            raise ValueError(f"max {self.max} must be above min {self.min}")
+        return self
+
+
+class OverrideConfig(Section):
+    """Requests whose priority lies in [min_priority, max_priority] go to `pool` whatever the grid says; the first match
+    wins."""
+
+    min_priority: int
+    max_priority: int
+    pool: str
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> OverrideConfig:
+        if self.max_priority < self.min_priority:
+            raise ValueError(f"max_priority {self.max_priority} is below min_priority {self.min_priority}")
+        return self
+
+
+class GridConfig(Section):
+    """`cells[i][j]…` is the pool for cell i of the first axis, j of the second, …; nested lists of pool names.
+    With `chain`, the grid and the overrides are ignored: its pools are tried in that order."""
+
+    axes: tuple[AxisConfig, ...] = Field(min_length=1, max_length=3)
+    cells: Any
+    overrides: tuple[OverrideConfig, ...] = ()
+    chain: tuple[str, ...] = ()
+
+    def flat_cells(self) -> tuple[str, ...]:
+        """The pool names in row-major order. Raises ValueError where the nesting does not match the axes."""
+        return tuple(_flatten(self.cells, [axis.resolution for axis in self.axes], "cells"))
+
+    @model_validator(mode="after")
+    def _shape_matches(self) -> GridConfig:
+        self.flat_cells()
+        return self
+
+
+def _flatten(cells: Any, shape: list[int], path: str) -> Iterator[str]:
+    if not shape:
+        if not isinstance(cells, str):
+            raise ValueError(f"{path} must be a pool name, not {cells!r}")
+        yield cells
+        return
+    if not isinstance(cells, list | tuple) or len(cells) != shape[0]:
+        size = len(cells) if isinstance(cells, list | tuple) else repr(cells)
+        raise ValueError(f"{path} must be a list of {shape[0]} (its axis' resolution), not {size}")
+    for index, item in enumerate(cells):
+        yield from _flatten(item, shape[1:], f"{path}[{index}]")
+
+
+class ModelConfig(Section):
+    """One model (one group). It needs prefill and decode pools, or aggregated pools; with both, aggregated ones are used when
+    the path through prefill and decode has no ready endpoint.
+
+    `priority_class`: when the waiting room is full, lower classes are shed first. `own_admitted_rps` and `own_burst` limit
+    the model while no plan is in force (absent: unlimited). Targets of requests that carry none: `default_ttft_ms`,
+    `default_itl_ms` (absent: the middle of the grid's range). `spill`: when the chosen pool has no usable endpoint, another
+    pool of the stage whose `isl_max_tokens` also fits serves the request; `priority_retry`: on failure, strictly faster pools
+    (`order`) are tried, slowest first. `decode_only_fallback`: when no prefill endpoint can be reached, decode does the
+    prefill itself. `handoff`: how prefill and decode engines pass KV blocks on.
+    """
+
+    model: str = Field(min_length=1, max_length=256)
+    group: str | None = None
+    priority_class: int = 0
+    pools: tuple[PoolConfig, ...] = Field(min_length=1)
+    grids: dict[Role, GridConfig] = Field(default_factory=dict)
+    priority_retry: bool = False
+    spill: bool = True
+    decode_only_fallback: bool = True
+    handoff: Literal["vllm"] = "vllm"
+    own_admitted_rps: PositiveFloat | None = None
+    own_burst: PositiveFloat | None = None
+    default_ttft_ms: PositiveFloat | None = None
+    default_itl_ms: PositiveFloat | None = None
+
+    def role_pools(self, role: Role) -> tuple[PoolConfig, ...]:
+        return tuple(pool for pool in self.pools if pool.role == role)
+
+    @model_validator(mode="after")
+    def _can_serve(self) -> ModelConfig:
+        problems = []
+        roles = {pool.role for pool in self.pools}
+        if "agg" not in roles and roles != {"prefill", "decode"}:
+            missing = ", ".join(sorted({"prefill", "decode"} - roles))
+            problems.append(f"{self.model!r} has no {missing} pool (it needs prefill and decode pools, or agg pools)")
+        for role, grid in self.grids.items():
+            names = [pool.name for pool in self.role_pools(role)]
+            used = {*grid.flat_cells(), *grid.chain, *(override.pool for override in grid.overrides)}
+            strangers = sorted(used - set(names))
+            if strangers:
+                allowed = ", ".join(names) or "(none)"
+                problems.append(f"grids.{role} names {', '.join(strangers)}; the {role} pools are {allowed}")
+        formats = {pool.kv_format for pool in self.role_pools("decode")}
+        for pool in self.role_pools("prefill"):
+            if formats and pool.kv_format not in formats:
+                problems.append(f"no decode pool takes kv_format {pool.kv_format!r} of prefill pool {pool.name!r}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class RouterConfig(Section):
+    """The whole configuration of one router process.
+
+    `planner_url`: where `POST /v1/wake {model}` goes when a request meets a pool at zero. `access_log`: "-" is standard
+    output.
+    """
+
+    listen: ListenConfig = ListenConfig()
+    admin: AdminConfig = AdminConfig()
+    models: tuple[ModelConfig, ...] = Field(min_length=1)
+    limits: LimitsConfig = LimitsConfig()
+    timeouts: TimeoutConfig = TimeoutConfig()
+    retry: RetryConfig = RetryConfig()
+    queue: QueueConfig = QueueConfig()
+    health: HealthConfig = HealthConfig()
+    planner_url: HttpUrl | None = None
+    access_log: str | None = None
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> RouterConfig:
+        problems = []
+        names = [pool.name for model in self.models for pool in model.pools]
+        models = [model.model for model in self.models]
+        problems += [f"two pools are named {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
+        problems += [f"two models are named {name!r}" for name in sorted({m for m in models if models.count(m) > 1})]
+        if self.listen.port and (self.listen.host, self.listen.port) == (self.admin.host, self.admin.port):
+            problems.append(f"listen and admin are both {self.listen.host}:{self.listen.port}")
+        if self.admin.token_env and self.admin.token_file:
+            problems.append("admin.token_env and admin.token_file are both set; keep one")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def validate(raw: Mapping[str, Any], *, source: str = "router configuration") -> RouterConfig:
+    """The configuration in `raw` (our own form). Raises ConfigError with every problem and its path."""
+    try:
+        return RouterConfig.model_validate(raw)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        # A list whose items are all wrong is also reported as too short: only the items' own problems help.
+        deeper = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+        told = [one for one in problems if one["type"] != "too_short" or one["loc"] not in deeper]
+        lines = [f"{source}: {_path(problem['loc'])}{_message(problem)}" for problem in told]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def read(text: bytes, *, source: str) -> dict[str, Any]:
+    """The mapping in a JSON or YAML text. Raises ConfigError."""
+    try:
+        raw = orjson.loads(text) if text.lstrip()[:1] == b"{" else yaml.safe_load(text)
+    except (orjson.JSONDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{source}: not JSON or YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{source}: must be a mapping, not {type(raw).__name__}")
+    return raw
+
+
+def _section_at(location: tuple[int | str, ...]) -> type[Section] | None:
+    """The section class that stands at a path, so that an unknown key can be compared with the known ones."""
+    section: Any = RouterConfig
+    for part in location:
+        if isinstance(part, str) and isinstance(section, type) and issubclass(section, Section):
+            field = section.model_fields.get(part)
+            section = field.annotation if field else None
+        else:
+            section = next((arg for arg in get_args(section) if isinstance(arg, type) and issubclass(arg, Section)), None)
+    return section if isinstance(section, type) and issubclass(section, Section) else None
+
+
+def _unknown(location: tuple[int | str, ...]) -> str:
+    section = _section_at(location[:-1])
+    known = sorted(section.model_fields) if section else []
+    near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f"unknown key; did you mean {near[0]!r}?" if near else f"unknown key (known: {', '.join(known)})"
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return f"{text}: " if text else ""
+
+
+def _message(problem: Any) -> str:
+    if problem["type"] == "extra_forbidden":
+        return _unknown(problem["loc"])
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    given = problem.get("input")
+    return f"{message} (got {given!r})" if isinstance(given, str | int | float | bool) else message
