@@ -66,7 +66,8 @@ class GroupSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
     """One engine endpoint. `in_flight` and `pending_kv` come from the router (None: no router process has answered for it).
-    `drain_acked` is true when every router process knows that it drains."""
+    `drain_acked` is true when every router process knows that it drains. `progress_at_s`: when its start last made visible
+    progress (weights pulled, layers loaded), where the cluster can tell."""
 
     id: str
     state: ReplicaState
@@ -76,6 +77,7 @@ class Replica:
     pending_kv: int | None = None
     drain_acked: bool = False
     unschedulable: str | None = None
+    progress_at_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,10 @@ class Holding:
 
     `surge` counts extra replicas of a rolling update. `last_write` is our own last ordered count when it is not yet
     observed. Unknown (`spec` or `gpus_per_replica` None) is never zero: such a pool is held.
+
+    `terminating_hidden`: the cluster cannot show replicas that are ending; `lingering` then counts those that may still be
+    there. `last_known_gpus` is what the pool was last charged. The round fills `last_write`, `lingering` and
+    `last_known_gpus` from its memory; adapters leave them alone.
     """
 
     pool: str
@@ -98,6 +104,9 @@ class Holding:
     updating: bool = False
     cold_start_s: float | None = None
     unknown: str | None = None
+    terminating_hidden: bool = False
+    lingering: int = 0
+    last_known_gpus: int | None = None
 
 
 # ---- what is decided ----------------------------------------------------------------------------------------------
@@ -212,11 +221,13 @@ Step = Drain | Undrain | Shrink | Grow | Cancel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutcome:
-    """What became of a step: applied, or the error that the adapter gave (nothing was written then)."""
+    """What became of a step: applied, or the error that the adapter gave. `conflict`: the object had moved on and certainly
+    nothing was written; after any other error of an order it may have been, and stays charged until observed."""
 
     step: Step
     applied: bool
     error: str | None = None
+    conflict: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
