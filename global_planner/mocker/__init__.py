@@ -1,0 +1,1 @@
+"""Engines and a cluster that need no GPU: real processes whose timing is the engine model's."""

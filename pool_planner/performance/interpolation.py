@@ -1,0 +1,234 @@
+"""Monotone curves through measured points: TTFT over prompt length, ITL over KV usage and context length. Pure.
+
+Everything that can be computed once is computed in the constructors; a call is a bisection and a cubic, without numpy,
+because the engine model asks for every event it simulates and the planner for every candidate number of replicas.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+# Contexts that differ by less than this belong to one measured curve (a sweep asks for one length and gets 1 % around it).
+SAME_CONTEXT = 0.02
+
+
+def isotonic(values: Sequence[float]) -> tuple[float, ...]:
+    """The non-decreasing sequence nearest to `values` in least squares (pool adjacent violators).
+
+    >>> isotonic([1.0, 3.0, 2.0, 4.0])
+    (1.0, 2.5, 2.5, 4.0)
+    """
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        total, count = value, 1
+        while pools and pools[-1][0] * count > total * pools[-1][1]:
+            before, members = pools.pop()
+            total, count = total + before, count + members
+        pools.append((total, count))
+    return tuple(total / count for total, count in pools for _ in range(count))
+
+
+def _end_slope(h0: float, h1: float, d0: float, d1: float) -> float:
+    """One-sided three-point slope at an end, limited so that the curve keeps its shape (Fritsch and Butland, 1984)."""
+    slope = ((2 * h0 + h1) * d0 - h0 * d1) / (h0 + h1)
+    if slope * d0 <= 0:
+        return 0.0
+    if d0 * d1 <= 0 and abs(slope) > 3 * abs(d0):
+        return 3 * d0
+    return slope
+
+
+class Pchip:
+    """Shape-preserving piecewise cubic: monotone wherever its points are, never outside the range of two neighbours.
+
+    Left of the first point it stays at the first value. Right of the last point it goes on in a straight line with the
+    slope of the last two points when `extend`, else it stays at the last value.
+    """
+
+    __slots__ = ("_cubics", "_last_x", "_last_y", "_tail", "_xs", "_ys")
+
+    def __init__(self, xs: Sequence[float], ys: Sequence[float], *, extend: bool = False) -> None:
+        """`xs` strictly increasing, same length as `ys`, at least one point."""
+        n = len(xs)
+        self._xs = tuple(float(x) for x in xs)
+        self._ys = tuple(float(y) for y in ys)
+        self._last_x, self._last_y = self._xs[-1], self._ys[-1]
+        if n == 1:
+            self._cubics: tuple[tuple[float, float, float], ...] = ()
+            self._tail = 0.0
+            return
+        h = [self._xs[i + 1] - self._xs[i] for i in range(n - 1)]
+        d = [(self._ys[i + 1] - self._ys[i]) / h[i] for i in range(n - 1)]
+        slopes = [d[0], d[0]] if n == 2 else [0.0] * n
+        if n > 2:
+            slopes[0] = _end_slope(h[0], h[1], d[0], d[1])
+            slopes[-1] = _end_slope(h[-1], h[-2], d[-1], d[-2])
+            for i in range(1, n - 1):
+                if d[i - 1] * d[i] > 0:
+                    before, after = 2 * h[i] + h[i - 1], h[i] + 2 * h[i - 1]
+                    slopes[i] = (before + after) / (before / d[i - 1] + after / d[i])
+        self._cubics = tuple(
+            (slopes[i], (3 * d[i] - 2 * slopes[i] - slopes[i + 1]) / h[i], (slopes[i] + slopes[i + 1] - 2 * d[i]) / h[i] ** 2)
+            for i in range(n - 1)
+        )
+        self._tail = max(0.0, d[-1]) if extend else 0.0
+
+    def __call__(self, x: float) -> float:
+        if x >= self._last_x:
+            return self._last_y + (x - self._last_x) * self._tail
+        i = bisect_right(self._xs, x) - 1
+        if i < 0:
+            return self._ys[0]
+        a, b, c = self._cubics[i]
+        u = x - self._xs[i]
+        return self._ys[i] + u * (a + u * (b + u * c))
+
+
+class PrefillCurve:
+    """TTFT of a prompt alone on an engine, and prefill throughput, over the prompt's length.
+
+    Non-decreasing in ISL (measurements that dip are pooled). Below the measured lengths the shortest one's TTFT holds; above
+    them TTFT goes on at the last measured cost a token, because a clamp would make long prompts free. `covers` tells.
+    """
+
+    __slots__ = ("_thpt", "_ttft", "isl_tokens", "raw_thpt_per_gpu", "raw_ttft_ms")
+
+    def __init__(self, *, isl_tokens: Sequence[float], ttft_ms: Sequence[float], thpt_per_gpu: Sequence[float]) -> None:
+        """Points in increasing ISL (tokens); TTFT in ms; throughput in prompt tokens/s/GPU. Values are taken as valid:
+        `profile` refuses what is not."""
+        self.isl_tokens = tuple(float(v) for v in isl_tokens)
+        self.raw_ttft_ms = tuple(float(v) for v in ttft_ms)
+        self.raw_thpt_per_gpu = tuple(float(v) for v in thpt_per_gpu)
+        self._ttft = Pchip(self.isl_tokens, isotonic(self.raw_ttft_ms), extend=True)
+        self._thpt = Pchip(self.isl_tokens, self.raw_thpt_per_gpu)
+
+    def ttft_ms(self, isl: float) -> float:
+        """Milliseconds to the first token of a prompt of `isl` tokens that is alone on the engine."""
+        return self._ttft(isl)
+
+    def thpt_per_gpu(self, isl: float) -> float:
+        """Prompt tokens/s/GPU with prompts of `isl` tokens one after the other; clamped to the measured lengths."""
+        return self._thpt(isl)
+
+    def covers(self, isl: float) -> bool:
+        """Whether `isl` lies within the measured lengths: outside, values are extrapolated."""
+        return self.isl_tokens[0] <= isl <= self.isl_tokens[-1]
+
+
+class DecodeCurve:
+    """ITL and decode throughput over KV usage (0..1) and mean context length (tokens), from scattered measurements.
+
+    Points are grouped by context into curves that do not decrease in KV usage. Between two contexts, values are interpolated
+    linearly in 1/context: a decode step costs a + b*sequences + c*tokens in KV, and at one KV usage the number of sequences
+    is proportional to 1/context. For the same reason a context below the shortest measured one is read at equal batch size
+    (KV usage x shortest / context); above the longest one, the longest holds. Below the lowest KV usage of a curve ITL stays,
+    above its highest ITL goes on at the last slope.
+
+    Throughput follows from ITL by Little's law, sequences / ITL, times what was measured of that ideal (the share that is
+    lost between steps, over the GPUs of an engine), which varies little between contexts where throughput varies 100-fold.
+    """
+
+    __slots__ = ("_contexts", "_first", "_inverses", "_itl", "_last", "_tops", "_yields", "max_kv_tokens", "raw")
+
+    def __init__(
+        self,
+        *,
+        kv_usage: Sequence[float],
+        context_tokens: Sequence[float],
+        itl_ms: Sequence[float],
+        thpt_per_gpu: Sequence[float],
+        max_kv_tokens: int,
+    ) -> None:
+        """Four columns of equal length, in any order, and what the KV cache of one engine holds (tokens). Throughput in
+        output tokens/s/GPU. Values are taken as valid: `profile` refuses what is not."""
+        self.max_kv_tokens = max_kv_tokens
+        self.raw = tuple(
+            (float(x), float(y), float(z), float(t))
+            for x, y, z, t in zip(kv_usage, context_tokens, itl_ms, thpt_per_gpu, strict=True)
+        )
+        contexts: list[float] = []
+        itl: list[Pchip] = []
+        yields: list[Pchip | None] = []
+        tops: list[float] = []
+        for members in _by_context(self.raw):
+            points = _merged(members)
+            xs = [point[0] for point in points]
+            contexts.append(sum(member[1] for member in members) / len(members))
+            curve = Pchip(xs, isotonic([point[1] for point in points]), extend=True)
+            itl.append(curve)
+            ideal = [1e3 * x * max_kv_tokens / contexts[-1] / curve(x) for x in xs]
+            ratios = [(x, point[2] / rate) for x, point, rate in zip(xs, points, ideal, strict=True) if rate > 0]
+            yields.append(Pchip(*zip(*ratios, strict=True)) if ratios else None)
+            tops.append(xs[-1])
+        known = next(curve for curve in yields if curve is not None)
+        self._contexts, self._itl, self._tops = tuple(contexts), tuple(itl), tuple(tops)
+        self._yields = tuple(known if curve is None else curve for curve in yields)
+        self._inverses = tuple(1.0 / context for context in contexts)
+        self._first, self._last = contexts[0], contexts[-1]
+
+    def itl_ms(self, kv_usage: float, context: float) -> float:
+        """Milliseconds between two tokens of a sequence; non-decreasing in `kv_usage`."""
+        return self._read(self._itl, kv_usage, context)
+
+    def thpt_per_gpu(self, kv_usage: float, context: float) -> float:
+        """Output tokens/s/GPU of all running sequences together."""
+        sequences = kv_usage * self.max_kv_tokens / max(context, 1.0)
+        return 1e3 * sequences / self._read(self._itl, kv_usage, context) * self._read(self._yields, kv_usage, context)
+
+    def max_kv_usage(self, itl_ms: float, context: float) -> float:
+        """The highest KV usage (0..1) at which ITL is at most `itl_ms`; 0 when not even one sequence is that fast."""
+        if self._read(self._itl, 1.0, context) <= itl_ms:
+            return 1.0
+        low, high = 0.0, 1.0
+        if self._read(self._itl, low, context) > itl_ms:
+            return 0.0
+        while high - low > 1e-9:
+            middle = (low + high) / 2
+            if self._read(self._itl, middle, context) <= itl_ms:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def covers(self, kv_usage: float, context: float) -> bool:
+        """Whether the point lies within the measurements: outside, values are extrapolated."""
+        if not self._first <= context <= self._last:
+            return False
+        i = max(0, bisect_right(self._contexts, context) - 1)
+        return kv_usage <= self._tops[i] or (i + 1 < len(self._tops) and kv_usage <= self._tops[i + 1])
+
+    def _read(self, curves: tuple[Pchip, ...], kv_usage: float, context: float) -> float:
+        if context >= self._last:
+            return curves[-1](kv_usage)
+        if context <= self._first:
+            return curves[0](kv_usage * self._first / max(context, 1.0))
+        i = bisect_right(self._contexts, context)
+        before, after = self._inverses[i - 1], self._inverses[i]
+        share = (before - 1.0 / context) / (before - after)
+        return (1.0 - share) * curves[i - 1](kv_usage) + share * curves[i](kv_usage)
+
+
+_Point = tuple[float, float, float, float]
+
+
+def _by_context(points: Sequence[_Point]) -> list[list[_Point]]:
+    """Points in increasing context, contexts within SAME_CONTEXT of the first of a group together."""
+    groups: list[list[_Point]] = []
+    for point in sorted(points, key=lambda p: (p[1], p[0])):
+        if groups and point[1] <= groups[-1][0][1] * (1 + SAME_CONTEXT):
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    return groups
+
+
+def _merged(members: Sequence[_Point]) -> list[tuple[float, float, float]]:
+    """(KV usage, mean ITL, mean throughput) in strictly increasing KV usage: repeated measurements are averaged."""
+    by_usage: dict[float, list[_Point]] = {}
+    for member in members:
+        by_usage.setdefault(member[0], []).append(member)
+    return [
+        (usage, sum(p[2] for p in same) / len(same), sum(p[3] for p in same) / len(same))
+        for usage, same in sorted(by_usage.items())
+    ]
