@@ -36,19 +36,17 @@ def replicas_charged(holding: Holding, *, ordering: int | None = None) -> int | 
     """Replicas that count for this holding; None: unknown. With `ordering`, what would count once that many are ordered.
 
     (max(spec, adapter spec, our last write not yet observed) + surge, or the replicas that live, whichever is more) + those
-    that are leaving. A new order is dearer than it looks while more live than are ordered: the surplus is about to leave, so
-    it stays charged beside the new ones.
+    that are leaving. An order upwards is dearer than it looks while more replicas live than are ordered: the surplus is about
+    to leave, so it stays charged beside the new ones.
     """
     ordered = ordered_replicas(holding)
     if ordered is None or holding.spec is None:
         return None
     live = live_replicas(holding)
-    written = max(holding.spec, ordered, holding.last_write or 0)
-    now = max(written + holding.surge, live) + leaving_replicas(holding)
-    if ordering is None:
-        return now
-    then = max(written, ordering) + holding.surge + max(0, live - ordered - holding.surge) + leaving_replicas(holding)
-    return max(now, then)
+    in_force = max(holding.spec, ordered)
+    expected = max(ordering or 0, holding.last_write or 0)
+    surplus = max(0, live - ordered - holding.surge) if expected > in_force else 0
+    return max(max(in_force, expected) + holding.surge + surplus, live) + leaving_replicas(holding)
 
 
 def charge(holding: Holding, spec: PoolSpec, *, ordering: int | None = None) -> int | None:

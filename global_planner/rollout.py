@@ -1,0 +1,169 @@
+"""From an allocation to the steps that may be taken now: releases first, growth only against GPUs that are free. Pure.
+
+Nothing is planned ahead. Every round looks at what the cluster holds, lowers what is above its grant as far as it is empty of
+work, and raises what is below with GPUs that no charge counts any more, so that a step that was lost, came late or half
+happened is simply decided again. One order a pool and round, each on the version that was observed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from global_planner.charge import account, charge, ordered_replicas
+from global_planner.growth import Climb, climb
+from global_planner.release import keep_serving, release
+from global_planner.rollout_state import (
+    PoolMemory,
+    RolloutPolicy,
+    RolloutState,
+    after_apply,
+    backing_off,
+    effective_pools,
+    ordering,
+    seen,
+    with_memory,
+)
+from global_planner.types import (
+    Allocation,
+    Grow,
+    Holding,
+    PoolGrant,
+    PoolSpec,
+    RoundInputs,
+    Step,
+    Undrain,
+)
+
+__all__ = ["RolloutPolicy", "RolloutState", "acting", "after_apply", "effective_pools", "next_steps", "with_memory"]
+
+DEFAULT_POLICY = RolloutPolicy()
+
+
+def next_steps(
+    state: RolloutState, inputs: RoundInputs, allocation: Allocation, policy: RolloutPolicy = DEFAULT_POLICY
+) -> tuple[RolloutState, tuple[Step, ...]]:
+    """The steps of this round, drains and releases before growth, and the memory as if all of them were sent.
+
+    `inputs.holdings` are merged by `with_memory`. Pools that are held, unknown or in a rolling update get no order. Steps of
+    pools that are not in mode `act` are planned but not remembered: whoever applies steps sends only those of `acting`.
+    After applying, `after_apply` takes back what certainly was not written.
+    """
+    holdings = {holding.pool: holding for holding in inputs.holdings}
+    grants = {grant.pool: grant for grant in allocation.pools}
+    memories: dict[str, PoolMemory] = {}  # a pool that left the topology is forgotten
+    for spec in inputs.pools:
+        holding = holdings.get(spec.name)
+        memory = state.of(spec.name)
+        memories[spec.name] = memory if holding is None else seen(memory, holding, spec, policy, inputs.at_s)
+
+    endpoint_steps: list[Step] = []
+    releases: list[Step] = []
+    for spec in inputs.pools:
+        grant = grants.get(spec.name)
+        holding = holdings.get(spec.name)
+        if grant is None or holding is None or not _readable(holding):
+            continue
+        memory = memories[spec.name]
+        if grant.held:
+            serve = keep_serving(memory, holding, spec, f"held: {grant.reason}")
+            if serve is not None:
+                endpoint_steps.append(serve)
+                memory = _forget_drains(memory, serve)
+        else:
+            plan = release(memory, holding, spec, grant, policy, inputs.at_s)
+            endpoint_steps.extend(plan.drains)
+            if plan.undrain is not None:
+                endpoint_steps.append(plan.undrain)
+                memory = _forget_drains(memory, plan.undrain)
+            memory = replace(memory, draining={**memory.draining, **dict(plan.drained)})
+            if plan.order is not None:
+                releases.append(plan.order)
+                memory = ordering(memory, holding, spec, plan.order, inputs.at_s)
+        if spec.mode == "act":
+            memories[spec.name] = memory
+
+    grows = _grow(inputs, allocation, memories, {step.pool for step in releases})
+    specs = {spec.name: spec for spec in inputs.pools}
+    for step in grows:
+        spec = specs[step.pool]
+        if spec.mode == "act":
+            memories[step.pool] = ordering(memories[step.pool], holdings[step.pool], spec, step, inputs.at_s)
+    return RolloutState(pools=memories), (*endpoint_steps, *releases, *grows)
+
+
+def acting(steps: tuple[Step, ...], pools: tuple[PoolSpec, ...]) -> tuple[Step, ...]:
+    """The steps that are to be applied: those of pools in mode `act`."""
+    act = {spec.name for spec in pools if spec.mode == "act"}
+    return tuple(step for step in steps if step.pool in act)
+
+
+def _readable(holding: Holding) -> bool:
+    return ordered_replicas(holding) is not None and holding.gpus_per_replica is not None and not holding.updating
+
+
+def _forget_drains(memory: PoolMemory, step: Undrain) -> PoolMemory:
+    return replace(memory, draining={id_: order for id_, order in memory.draining.items() if id_ not in step.replicas})
+
+
+def _grow(
+    inputs: RoundInputs, allocation: Allocation, memories: dict[str, PoolMemory], releasing: set[str]
+) -> tuple[Grow, ...]:
+    """Growth of the pools that act, then, on paper, of the others with what those leave."""
+    if allocation.infeasible:
+        return ()
+    free = {gpu_type: entry.free_gpus for gpu_type, entry in account(inputs.budget, inputs.pools, inputs.holdings).items()}
+    grants = {grant.pool: grant for grant in allocation.pools}
+    holdings = {holding.pool: holding for holding in inputs.holdings}
+    classes = {group.name: group.priority_class for group in inputs.groups}
+    steps: list[Grow] = []
+    for acts in (True, False):
+        pools = []
+        for spec in inputs.pools:
+            holding, grant = holdings.get(spec.name), grants.get(spec.name)
+            if holding is None or grant is None or (ordered := ordered_replicas(holding)) is None:
+                continue
+            charged = charge(holding, spec)
+            if charged is None:
+                continue
+            grows = (
+                (spec.mode == "act") == acts
+                and spec.name not in releasing
+                and _may_grow(memories[spec.name], holding, grant, inputs.at_s)
+            )
+            pools.append(
+                Climb(
+                    spec=spec,
+                    holding=holding,
+                    now=ordered,
+                    target=max(ordered, grant.granted) if grows else ordered,
+                    charged_gpus=charged,
+                    priority_class=classes.get(spec.group, 0),
+                    marginal_value=grant.marginal_value or 0.0,
+                )
+            )
+        charged_before = {pool.spec.name: pool.charged_gpus for pool in pools}
+        raised = climb(pools, free)
+        for pool in pools:
+            if pool.spec.name not in raised:
+                continue
+            room = free[pool.spec.gpu_type]
+            if room is not None:
+                free[pool.spec.gpu_type] = room - (pool.charged_gpus - charged_before[pool.spec.name])
+            steps.append(_grow_step(pool, grants[pool.spec.name]))
+    return tuple(steps)
+
+
+def _may_grow(memory: PoolMemory, holding: Holding, grant: PoolGrant, at_s: float) -> bool:
+    if grant.held or not _readable(holding) or backing_off(memory, at_s):
+        return False
+    # An order downwards that may still take effect comes first: raising on the same version could be what is lost.
+    return memory.write is None or memory.write.lowest >= memory.write.before
+
+
+def _grow_step(pool: Climb, grant: PoolGrant) -> Grow:
+    before = ordered_replicas(pool.holding)
+    if before is None:
+        raise ValueError(f"{pool.spec.name}: growth of an unknown holding")
+    partly = "" if pool.now == grant.granted else f" of {grant.granted} granted, the rest when GPUs are free"
+    reason = f"{before} to {pool.now}{partly}: {grant.reason}"
+    return Grow(pool=pool.spec.name, before=before, after=pool.now, version=pool.holding.version, reason=reason)

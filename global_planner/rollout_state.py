@@ -1,0 +1,275 @@
+"""What the rollout remembers between rounds, and how memory and observation are put together. Pure.
+
+The cluster is the truth; memory holds only what cannot be seen in it: orders that may still take effect, endpoints that were
+told to drain, replicas that were named to go, when a start was first seen, and the back-offs after failed starts. Everything
+here is decided again from the next observation, so a crash between any two operations needs no repair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from global_planner.charge import charge, live_replicas, ordered_replicas
+from global_planner.ports import EndpointLoad, RouterState
+from global_planner.types import Cancel, Grow, Holding, PoolSpec, Replica, Shrink, Step, StepOutcome
+
+Order = Shrink | Grow | Cancel
+
+UNVERSIONED_SETTLE_S = 120.0
+"""Model seconds after which an order to a cluster without versions is taken for done or lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutPolicy:
+    """`drain_deadline_s`: how long a drain is waited for before it is announced again with a new deadline. A pool whose start
+    failed grows no more for `backoff_base_s`, doubled with every further failure up to `backoff_max_s`.
+    `termination_grace_s`: how long released replicas stay charged where the cluster cannot show terminating ones.
+    """
+
+    drain_deadline_s: float = 300.0
+    backoff_base_s: float = 60.0
+    backoff_max_s: float = 1800.0
+    termination_grace_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """Orders to a pool, all decided on one version, that may still take effect. At most one of them can, because each carries
+    that version; `highest` and `lowest` bound what it would be, `victims` are all that any of them named. `attempts` counts
+    those whose outcome is not known to be nothing."""
+
+    version: str | None
+    before: int
+    highest: int
+    lowest: int
+    at_s: float
+    victims: tuple[str, ...] = ()
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainOrder:
+    since_s: float
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lingering:
+    """Released replicas that may still be ending unseen, until `until_s`."""
+
+    replicas: int
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolMemory:
+    """One pool's part of the memory. Replicas are named by their ids.
+
+    `draining`: told to drain. `leaving`: named as victims of an order that may still take effect, or whose effect is not
+    complete; they get no more work, come what may. `announced`: were seen ready, so that the router may send to them.
+    `starting_since`: when a start was first seen; `short_since_s`: since when fewer replicas exist than were ordered.
+    `known_gpus`: the last known charge, orders included; `ordered`: the count last seen in force.
+    """
+
+    write: Write | None = None
+    draining: Mapping[str, DrainOrder] = field(default_factory=dict)
+    leaving: tuple[str, ...] = ()
+    announced: tuple[str, ...] = ()
+    starting_since: Mapping[str, float] = field(default_factory=dict)
+    short_since_s: float | None = None
+    failed_starts: int = 0
+    backoff_until_s: float | None = None
+    known_gpus: int | None = None
+    ordered: int | None = None
+    lingering: tuple[Lingering, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutState:
+    pools: Mapping[str, PoolMemory] = field(default_factory=dict)
+
+    def of(self, pool: str) -> PoolMemory:
+        return self.pools.get(pool, _NOTHING)
+
+
+_NOTHING = PoolMemory()
+
+
+# ---- memory -> holdings: before the decision -------------------------------------------------------------------------
+
+
+def unresolved(write: Write | None, holding: Holding) -> Write | None:
+    """The write if it may still take effect. It cannot once the version that it was decided on has moved on: then it either
+    is in what was observed, or conflicts for ever."""
+    if write is None:
+        return None
+    ordered = ordered_replicas(holding)
+    if ordered is None:
+        return write
+    if write.version is not None:
+        return write if holding.version == write.version else None
+    settled = ordered != write.before or holding.at_s - write.at_s > UNVERSIONED_SETTLE_S
+    return None if settled else write
+
+
+def with_memory(
+    state: RolloutState,
+    pools: Sequence[PoolSpec],
+    holdings: Sequence[Holding],
+    router: RouterState | None,
+    at_s: float,
+    missing: str = "the cluster does not show this pool",
+) -> tuple[Holding, ...]:
+    """The holdings of `pools`, in their order, with what the router and our memory know merged in. `router` None: it did not
+    answer, so work in flight and drains are unknown. A pool that was not observed is unknown, for the reason `missing`."""
+    observed = {holding.pool: holding for holding in holdings}
+    merged = []
+    for spec in pools:
+        memory = state.of(spec.name)
+        holding = observed.get(spec.name, Holding(pool=spec.name, at_s=at_s, spec=None, unknown=missing))
+        write = unresolved(memory.write, holding)
+        merged.append(
+            replace(
+                holding,
+                replicas=tuple(_with_router(replica, memory, router) for replica in holding.replicas),
+                last_write=None if write is None else write.highest,
+                lingering=sum(item.replicas for item in _lingering(memory, holding, at_s, 0.0)),
+                last_known_gpus=memory.known_gpus,
+            )
+        )
+    return tuple(merged)
+
+
+def _with_router(replica: Replica, memory: PoolMemory, router: RouterState | None) -> Replica:
+    endpoint: EndpointLoad | None = None if router is None else router.endpoints.get(replica.id)
+    told_to_go = replica.id in memory.draining or replica.id in memory.leaving
+    if endpoint is None:
+        state = "draining" if told_to_go and replica.state == "ready" else replica.state
+        return replace(replica, state=state, in_flight=None, pending_kv=None, drain_acked=False)
+    acknowledged = endpoint.state == "draining"
+    if replica.state == "starting" and endpoint.state == "starting":
+        return replace(replica, in_flight=None, pending_kv=None, drain_acked=False)
+    return replace(
+        replica,
+        state="draining" if replica.state == "ready" and (told_to_go or acknowledged) else replica.state,
+        in_flight=endpoint.in_flight,
+        pending_kv=endpoint.pending_kv,
+        drain_acked=acknowledged,
+    )
+
+
+def _lingering(memory: PoolMemory, holding: Holding, at_s: float, grace_s: float) -> tuple[Lingering, ...]:
+    """What may still be ending unseen, a fall of the ordered count since the last round included."""
+    if not holding.terminating_hidden:
+        return ()
+    still = tuple(item for item in memory.lingering if item.until_s > at_s)
+    ordered = ordered_replicas(holding)
+    if ordered is None or memory.ordered is None or ordered >= memory.ordered:
+        return still
+    return (*still, Lingering(replicas=memory.ordered - ordered, until_s=at_s + grace_s))
+
+
+def effective_pools(
+    state: RolloutState, pools: Sequence[PoolSpec], holdings: Sequence[Holding], at_s: float
+) -> tuple[PoolSpec, ...]:
+    """The pools as the arbiter may grow them now: one that backs off after failed starts is capped at what it has, so that its
+    GPUs go to others instead of waiting for it."""
+    by_pool = {holding.pool: holding for holding in holdings}
+    return tuple(_capped(spec, state.of(spec.name), by_pool.get(spec.name), at_s) for spec in pools)
+
+
+def _capped(spec: PoolSpec, memory: PoolMemory, holding: Holding | None, at_s: float) -> PoolSpec:
+    ordered = None if holding is None else ordered_replicas(holding)
+    if ordered is None or not backing_off(memory, at_s):
+        return spec
+    cap = max(spec.min_replicas, ordered)
+    if spec.max_replicas is not None:
+        cap = min(cap, spec.max_replicas)
+    return replace(spec, max_replicas=cap, guarantee_replicas=min(spec.guarantee_replicas, cap))
+
+
+def backing_off(memory: PoolMemory, at_s: float) -> bool:
+    return memory.backoff_until_s is not None and at_s < memory.backoff_until_s
+
+
+# ---- observation -> memory: the first half of a decision ---------------------------------------------------------------
+
+
+def seen(memory: PoolMemory, holding: Holding, spec: PoolSpec, policy: RolloutPolicy, at_s: float) -> PoolMemory:
+    """The memory of a pool after an observation (merged by `with_memory`). What is gone is forgotten; an unknown holding
+    changes nothing."""
+    ordered = ordered_replicas(holding)
+    if ordered is None:
+        return memory
+    write = unresolved(memory.write, holding)
+    present = {replica.id: replica for replica in holding.replicas if replica.state != "terminating"}
+    serving = {id_ for id_, replica in present.items() if replica.state in ("ready", "draining")}
+    started = serving - set(memory.announced)
+    surplus = live_replicas(holding) - ordered
+    gpus = charge(holding, spec)
+    # With no order on its way and no surplus left, nothing will remove a victim any more: it is an ordinary replica again.
+    doomed = set(memory.leaving) if surplus > 0 else set(write.victims if write is not None else ())
+    return PoolMemory(
+        write=write,
+        draining={id_: order for id_, order in memory.draining.items() if id_ in present},
+        leaving=tuple(sorted(doomed & set(present))),
+        announced=tuple(sorted(serving | (set(memory.announced) & set(present)))),
+        starting_since={
+            id_: memory.starting_since.get(id_, at_s) for id_, replica in present.items() if replica.state == "starting"
+        },
+        short_since_s=None if surplus >= 0 else (at_s if memory.short_since_s is None else memory.short_since_s),
+        failed_starts=0 if started else memory.failed_starts,
+        backoff_until_s=None if started else memory.backoff_until_s,
+        known_gpus=memory.known_gpus if gpus is None else gpus,
+        ordered=ordered,
+        lingering=_lingering(memory, holding, at_s, policy.termination_grace_s),
+    )
+
+
+# ---- steps -> memory: the second half ----------------------------------------------------------------------------------
+
+
+def ordering(memory: PoolMemory, holding: Holding, spec: PoolSpec, step: Order, at_s: float) -> PoolMemory:
+    """The memory once `step` was decided: it counts before it is sent, because a crash may hide its outcome."""
+    pending = memory.write
+    victims = () if isinstance(step, Grow) else step.victims
+    write = Write(
+        version=step.version,
+        before=step.before,
+        highest=max(step.after, pending.highest if pending else step.before),
+        lowest=min(step.after, pending.lowest if pending else step.before),
+        at_s=at_s,
+        victims=tuple(sorted({*(pending.victims if pending else ()), *victims})),
+        attempts=1 + (pending.attempts if pending else 0),
+    )
+    gpus = charge(holding, spec, ordering=step.after)
+    failed = isinstance(step, Cancel)
+    return replace(
+        memory,
+        write=write,
+        leaving=tuple(sorted({*memory.leaving, *victims})),
+        known_gpus=memory.known_gpus if gpus is None else gpus,
+        failed_starts=memory.failed_starts + failed,
+        backoff_until_s=step.backoff_until_s if isinstance(step, Cancel) else memory.backoff_until_s,
+    )
+
+
+def after_apply(state: RolloutState, acted: Sequence[Step], outcomes: Sequence[StepOutcome]) -> RolloutState:
+    """The state once the outcomes of the `acted` steps are known. An order that certainly wrote nothing (a conflict, or never
+    tried) is forgotten, unless an earlier one on the same version may still take effect."""
+    pools = dict(state.pools)
+    became = {outcome.step: outcome for outcome in outcomes}
+    for step in acted:
+        if not isinstance(step, Shrink | Grow | Cancel):
+            continue
+        outcome = became.get(step)
+        memory = pools.get(step.pool)
+        if memory is None or memory.write is None or (outcome is not None and not outcome.conflict):
+            continue
+        if memory.write.attempts > 1:
+            pools[step.pool] = replace(memory, write=replace(memory.write, attempts=memory.write.attempts - 1))
+        else:
+            leaving = tuple(id_ for id_ in memory.leaving if id_ not in memory.write.victims)
+            pools[step.pool] = replace(memory, write=None, leaving=leaving)
+    return RolloutState(pools=pools)
