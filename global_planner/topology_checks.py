@@ -1,0 +1,235 @@
+"""What no single section of a topology can know: names, minima against the budget, prompts without a pool. Pure.
+
+Each check is a generator of problems over a draft, and looks only at fields that the draft can trust.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Mapping
+from itertools import chain
+
+from global_planner.config import GpuBudget
+from global_planner.topology_draft import Draft, DraftGroup, DraftPool, Problem
+from pool_planner.performance.profile import Profile
+from pool_planner.types import Role
+
+LOOPBACK_NAMES = ("localhost",)
+
+
+def check(draft: Draft, profiles: Mapping[str, Profile]) -> list[Problem]:
+    """Every problem between the sections of `draft`. `profiles`: what could be read, by the path of the pool."""
+    return list(
+        chain(
+            _names(draft),
+            _gpu_types(draft),
+            _replica_ranges(draft),
+            _minima(draft),
+            _stages(draft),
+            _placement(draft),
+            _profiles(draft, profiles),
+            _router(draft),
+        )
+    )
+
+
+def _names(draft: Draft) -> Iterator[Problem]:
+    groups: dict[str, str] = {}
+    models: dict[str, str] = {}
+    for group in draft.groups:
+        if group.knows("name"):
+            yield from _once(groups, group.config.name, f"{group.path}.name", "a group")
+        if group.knows("model"):  # metrics carry the model in lower case: two that differ in case only would be mixed up
+            yield from _once(models, group.config.model.lower(), f"{group.path}.model", "a model")
+    pools: dict[str, str] = {}
+    for _, pool in draft.pools():
+        if pool.knows("name"):
+            yield from _once(pools, pool.config.name, f"{pool.path}.name", "a pool")
+
+
+def _once(seen: dict[str, str], name: str, path: str, what: str) -> Iterator[Problem]:
+    if name in seen:
+        yield Problem(path=path, text=f"{name!r} is {what} already, at {seen[name]}")
+    seen.setdefault(name, path)
+
+
+def _gpu_types(draft: Draft) -> Iterator[Problem]:
+    if draft.gpus is None:
+        return
+    used = {pool.config.gpu_type for _, pool in draft.pools() if pool.knows("gpu_type")}
+    for _, pool in draft.pools():
+        if pool.knows("gpu_type") and pool.config.gpu_type not in draft.gpus:
+            known = ", ".join(sorted(draft.gpus))
+            yield Problem(path=f"{pool.path}.gpu_type", text=f"{pool.config.gpu_type!r} is not in budget.gpus (has: {known})")
+    all_known = all(pool.knows("gpu_type") for _, pool in draft.pools())
+    for gpu_type, budget in draft.gpus.items():
+        path = f"budget.gpus.{gpu_type}.min_total"
+        if budget is None or not budget.min_total:
+            continue
+        if budget.max is not None and budget.min_total > budget.max:
+            yield Problem(path=path, text=f"{budget.min_total} is more than max ({budget.max})")
+        if all_known and gpu_type not in used:
+            yield Problem(path=path, text=f"{budget.min_total}: no pool has GPUs of type {gpu_type!r} to keep")
+
+
+def _replica_ranges(draft: Draft) -> Iterator[Problem]:
+    for _, pool in draft.pools():
+        config = pool.config
+        if config.max_replicas is None or not pool.knows("max_replicas"):
+            continue
+        for name in ("min_replicas", "guarantee_replicas"):
+            if pool.knows(name) and getattr(config, name) > config.max_replicas:
+                text = f"{getattr(config, name)} is more than max_replicas ({config.max_replicas})"
+                yield Problem(path=f"{pool.path}.{name}", text=text)
+
+
+def _budget_of(draft: Draft, pool: DraftPool) -> GpuBudget | None:
+    if draft.gpus is None or not pool.knows("gpu_type"):
+        return None
+    return draft.gpus.get(pool.config.gpu_type)
+
+
+def _minima(draft: Draft) -> Iterator[Problem]:
+    for gpu_type, budget in (draft.gpus or {}).items():
+        if budget is None or budget.max is None:
+            continue
+        pools = [pool for _, pool in draft.pools() if pool.config.gpu_type == gpu_type and pool.knows("gpu_type")]
+        counted = [pool for pool in pools if pool.knows("gpus_per_replica", "min_replicas", "guarantee_replicas")]
+        for pool in pools:
+            if pool.knows("gpus_per_replica") and pool.config.gpus_per_replica > budget.max:
+                text = f"{pool.config.gpus_per_replica} is more than budget.gpus.{gpu_type}.max ({budget.max})"
+                yield Problem(path=f"{pool.path}.gpus_per_replica", text=f"{text}: no replica could ever start")
+        for what, replicas in (("minima", _minimum), ("minima and guarantees", _reserved)):
+            needed = sum(replicas(pool) * pool.config.gpus_per_replica for pool in counted)
+            if needed > budget.max:
+                named = ", ".join(_in_gpus(pool, replicas(pool)) for pool in counted if replicas(pool))
+                text = f"{budget.max} is less than the {needed} GPUs of the {what} together ({named})"
+                yield Problem(path=f"budget.gpus.{gpu_type}.max", text=text)
+                break
+
+
+def _minimum(pool: DraftPool) -> int:
+    return pool.config.min_replicas
+
+
+def _reserved(pool: DraftPool) -> int:
+    return max(pool.config.min_replicas, pool.config.guarantee_replicas)
+
+
+def _in_gpus(pool: DraftPool, replicas: int) -> str:
+    return f"{pool.config.name} {replicas} x {pool.config.gpus_per_replica}"
+
+
+def _stages(draft: Draft) -> Iterator[Problem]:
+    for group in draft.groups:
+        if not group.knows("pools") or not all(pool.knows("role") for pool in group.pools):
+            continue
+        roles = {pool.config.role for pool in group.pools}
+        wanted: tuple[Role, ...] = () if roles == {"agg"} else ("prefill", "decode")
+        missing = [role for role in wanted if role not in roles]
+        if missing:
+            has = ", ".join(sorted(roles)) or "none"
+            text = f"no {' and no '.join(missing)} pool (has: {has}); a group needs prefill and decode pools, or agg pools"
+            yield Problem(path=f"{group.path}.pools", text=text)
+        for role in sorted(roles):
+            yield from _prompts(group, [pool for pool in group.pools if pool.config.role == role], role)
+
+
+def _prompts(group: DraftGroup, pools: list[DraftPool], role: Role) -> Iterator[Problem]:
+    """Exactly one pool of a stage takes prompts of any length, and no two have the same limit."""
+    if not all(pool.knows("isl_max_tokens") for pool in pools):
+        return
+    path = f"{group.path}.pools"
+    unlimited = [pool.config.name for pool in pools if pool.config.isl_max_tokens is None]
+    if not unlimited:
+        longest = max(pool.config.isl_max_tokens or 0 for pool in pools)
+        text = f"prompts over {longest} tokens have no {role} pool: exactly one {role} pool must be without isl_max_tokens"
+        yield Problem(path=path, text=text)
+    elif len(unlimited) > 1:
+        text = f"{', '.join(unlimited)} all take prompts of any length: exactly one {role} pool may be without isl_max_tokens"
+        yield Problem(path=path, text=text)
+    limits: dict[int, DraftPool] = {}
+    for pool in pools:
+        limit = pool.config.isl_max_tokens
+        if limit is None:
+            continue
+        if limit in limits:
+            text = f"{limit} is the limit of {limits[limit].config.name!r} too: one of the two would get no prompts"
+            yield Problem(path=f"{pool.path}.isl_max_tokens", text=text)
+        elif group.knows("engine") and limit >= group.config.engine.max_model_len:
+            text = f"{limit} is not below engine.max_model_len ({group.config.engine.max_model_len}): leave it out"
+            yield Problem(path=f"{pool.path}.isl_max_tokens", text=text)
+        limits.setdefault(limit, pool)
+
+
+def _placement(draft: Draft) -> Iterator[Problem]:
+    """A DGD belongs to one group, and one planner plans it: one pool, or one prefill and one decode pool."""
+    dgds: dict[str, list[tuple[DraftGroup, DraftPool]]] = {}
+    for group, pool in draft.pools():
+        if not pool.knows("name", "dgd", "role", "component"):
+            continue
+        others = dgds.setdefault(pool.config.dgd_name, [])
+        clash = _clash(group, pool, others)
+        if clash:
+            path = f"{pool.path}.{'dgd' if pool.config.dgd else 'name'}"
+            yield Problem(path=path, text=f"DGD {pool.config.dgd_name!r} {clash}")
+        others.append((group, pool))
+
+
+def _clash(group: DraftGroup, pool: DraftPool, others: list[tuple[DraftGroup, DraftPool]]) -> str | None:
+    config = pool.config
+    for other_group, other in others:
+        if other_group is not group:
+            return f"holds pool {other.config.name!r} of {other_group.path} already; the pools of a DGD are of one group"
+    for _, other in others:
+        if config.component_name == other.config.component_name:
+            return f"has component {config.component_name!r} already ({other.config.name}); set component, or another dgd"
+    if (others and {config.role, *(other.config.role for _, other in others)} != {"prefill", "decode"}) or len(others) > 1:
+        held = ", ".join(f"{other.config.role} pool {other.config.name!r}" for _, other in others)
+        return f"holds {held} already; a DGD has one pool, or one prefill and one decode pool"
+    return None
+
+
+def _profiles(draft: Draft, profiles: Mapping[str, Profile]) -> Iterator[Problem]:
+    """Every engine computes prompts (a decode engine those whose KV it lost); decode and agg engines also decode."""
+    for group, pool in draft.pools():
+        profile = profiles.get(pool.path)
+        if profile is None or not pool.knows("role", "profile"):
+            continue
+        path, role = f"{pool.path}.profile", pool.config.role
+        if profile.prefill is None:
+            yield Problem(path=path, text=f"{pool.config.profile!r} has no prefill curve, and every engine computes prompts")
+        if role == "prefill":
+            continue
+        if profile.decode is None:
+            yield Problem(path=path, text=f"{pool.config.profile!r} has no decode curve, which a {role} pool needs")
+            continue
+        engine = group.config.engine
+        capacity = engine.max_kv_tokens or profile.decode.max_kv_tokens
+        if group.knows("engine") and capacity < engine.max_model_len:
+            field = "max_kv_tokens" if engine.max_kv_tokens else "max_model_len"
+            text = (
+                f"{getattr(engine, field)}: the KV cache of {pool.config.name!r} holds {capacity} tokens, less than the "
+                f"longest request (max_model_len {engine.max_model_len}), which could never run"
+            )
+            yield Problem(path=f"{group.path}.engine.{field}", text=text)
+
+
+def _router(draft: Draft) -> Iterator[Problem]:
+    router = draft.router
+    if router is None:
+        return
+    if router.port and router.port == router.admin_port:
+        yield Problem(
+            path="router.admin_port", text=f"{router.admin_port} is router.port too; the two listeners need two ports"
+        )
+    if not router.allow_remote and not _is_loopback(router.host):
+        text = f"{router.host!r} can be reached from other machines; if that is meant, set router.allow_remote: true"
+        yield Problem(path="router.host", text=text)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in LOOPBACK_NAMES
