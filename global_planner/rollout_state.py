@@ -7,11 +7,11 @@ here is decided again from the next observation, so a crash between any two oper
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from global_planner.charge import charge, live_replicas, ordered_replicas
-from global_planner.ports import EndpointLoad, RouterState
+from global_planner.ports import Endpoint, EndpointLoad, PoolEndpoints, RouterState
 from global_planner.types import Cancel, Grow, Holding, PoolSpec, Replica, Shrink, Step, StepOutcome
 
 Order = Shrink | Grow | Cancel
@@ -69,7 +69,8 @@ class PoolMemory:
     `draining`: told to drain. `leaving`: named as victims of an order that may still take effect, or whose effect is not
     complete; they get no more work, come what may. `announced`: were seen ready, so that the router may send to them.
     `starting_since`: when a start was first seen; `short_since_s`: since when fewer replicas exist than were ordered.
-    `known_gpus`: the last known charge, orders included; `ordered`: the count last seen in force.
+    `known_gpus`: the last known charge, orders included; `ordered`: the count last seen in force; `endpoints`: those last
+    seen, which stay with the router while the pool cannot be observed.
     """
 
     write: Write | None = None
@@ -83,6 +84,7 @@ class PoolMemory:
     known_gpus: int | None = None
     ordered: int | None = None
     lingering: tuple[Lingering, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +226,36 @@ def seen(memory: PoolMemory, holding: Holding, spec: PoolSpec, policy: RolloutPo
         known_gpus=memory.known_gpus if gpus is None else gpus,
         ordered=ordered,
         lingering=_lingering(memory, holding, at_s, policy.termination_grace_s),
+        endpoints=tuple(_endpoint(replica, replica.url) for replica in holding.replicas if replica.url is not None),
     )
+
+
+def _endpoint(replica: Replica, url: str) -> Endpoint:
+    """A terminating replica finishes its work and gets none: to the router it drains, until it is gone."""
+    state = "draining" if replica.state == "terminating" else replica.state
+    return Endpoint(id=replica.id, url=url, state=state)
+
+
+def endpoints(state: RolloutState, pools: Sequence[PoolSpec], undrained: Iterable[str] = ()) -> tuple[PoolEndpoints, ...]:
+    """The whole state of every pool's endpoints as the router is to know them after this round's decision. `undrained`: the
+    ids that serve again. A replica that is told to drain, or named to go, is never ready."""
+    again = set(undrained)
+    told = []
+    for spec in pools:
+        memory = state.of(spec.name)
+        going = {*memory.draining, *memory.leaving}
+        told.append(
+            PoolEndpoints(name=spec.name, role=spec.role, endpoints=tuple(_told(e, going, again) for e in memory.endpoints))
+        )
+    return tuple(told)
+
+
+def _told(endpoint: Endpoint, going: set[str], again: set[str]) -> Endpoint:
+    if endpoint.id in going:
+        return replace(endpoint, state="draining")
+    if endpoint.id in again and endpoint.state == "draining":
+        return replace(endpoint, state="ready")
+    return endpoint
 
 
 # ---- steps -> memory: the second half ----------------------------------------------------------------------------------

@@ -1,0 +1,203 @@
+"""One round: observe, decide, write down, apply, tell the router, record. Pure: the world is reached through ports only.
+
+    1. observe the cluster and the router, and take the reports of the pools that are still in force;
+    2. merge them with what is remembered, arbitrate, and plan the steps that may be taken now;
+    3. write the orders down before any of them leaves;
+    4. apply them one by one: endpoints, releases, growth; a failure is an outcome, not an end;
+    5. tell the router the whole state of the endpoints and what each group may admit;
+    6. record what happened.
+
+Whatever part of the world does not answer, the round goes on with what it safely can, and its conditions say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from global_planner.charge import account
+from global_planner.conditions import conditions
+from global_planner.memory import Orders, PlannerMemory, Policies, decide
+from global_planner.ports import Clock, Cluster, GroupAdmission, Journal, Pools, Router, RouterState
+from global_planner.reports import believable
+from global_planner.rollout import acting, after_apply, effective_pools, with_memory
+from global_planner.rollout_state import RolloutState, endpoints
+from global_planner.types import (
+    Allocation,
+    Budget,
+    Drain,
+    GroupSpec,
+    Holding,
+    PoolSpec,
+    Round,
+    RoundInputs,
+    Step,
+    StepOutcome,
+    Undrain,
+)
+from pool_planner.types import Conflict, WorldError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """The world as a round sees it. `timer` gives seconds of some monotonic clock: it measures how long deciding took and
+    decides nothing."""
+
+    cluster: Cluster
+    router: Router
+    pools: Pools
+    journal: Journal
+    clock: Clock
+    timer: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundConfig:
+    """What a round is configured with. The policies must be those that the journal's segment names."""
+
+    budget: Budget
+    groups: tuple[GroupSpec, ...]
+    pools: tuple[PoolSpec, ...]
+    policies: Policies = field(default_factory=Policies)
+
+
+async def run_round(ports: Ports, memory: PlannerMemory, config: RoundConfig) -> tuple[PlannerMemory, Round]:
+    """One round from `memory`; the memory after it, and its record. Raises nothing of the world."""
+    troubles: list[str] = []
+    at_s = ports.clock.now()
+    observed, missing = await _observe(ports.cluster, troubles)
+    router = await _router_state(ports.router, troubles)
+    holdings = with_memory(memory.rollout, config.pools, observed or (), router, at_s, missing)
+    inputs = RoundInputs(
+        round_no=memory.round_no + 1,
+        at_s=at_s,
+        budget=config.budget,
+        groups=config.groups,
+        pools=effective_pools(memory.rollout, config.pools, holdings, at_s),
+        holdings=holdings,
+        reports=believable(ports.pools.reports(), config.pools, at_s),
+    )
+
+    started = ports.timer()
+    decided, allocation, steps = decide(memory, inputs, config.policies)
+    decide_ms = (ports.timer() - started) * 1000.0
+
+    acted = acting(steps, config.pools)
+    written = _written_down(ports.journal, decided, inputs, acted, troubles)
+    outcomes = await _apply(ports, acted if written else _without_orders(acted))
+    settled = replace(decided, rollout=after_apply(decided.rollout, acted, outcomes))
+    if observed is not None:
+        outcomes += await _tell_router(ports.router, settled.rollout, inputs, allocation, acted, troubles)
+
+    done = Round(
+        inputs=inputs,
+        allocation=allocation,
+        steps=steps,
+        outcomes=outcomes,
+        charged_gpus={name: entry.charged_gpus for name, entry in account(inputs.budget, inputs.pools, holdings).items()},
+        conditions=conditions(settled.rollout, inputs, allocation, steps, outcomes, troubles),
+        decide_ms=decide_ms,
+    )
+    if written:
+        done = _recorded(ports.journal, done)
+    return settled, done
+
+
+async def _observe(cluster: Cluster, troubles: list[str]) -> tuple[tuple[Holding, ...] | None, str]:
+    """The holdings (None: the cluster does not answer), and why a pool that is not among them is unknown."""
+    try:
+        return await cluster.observe(), "the cluster does not show this pool"
+    except WorldError as error:
+        troubles.append(f"the cluster cannot be observed, so nothing is ordered: {error}")
+        return None, f"the cluster cannot be observed: {error}"
+
+
+async def _router_state(router: Router, troubles: list[str]) -> RouterState | None:
+    try:
+        return await router.state()
+    except WorldError as error:
+        troubles.append(f"the router does not answer, so no replica that serves can be released: {error}")
+        return None
+
+
+def _written_down(
+    journal: Journal, decided: PlannerMemory, inputs: RoundInputs, acted: tuple[Step, ...], troubles: list[str]
+) -> bool:
+    """Whether the orders are in the journal: one that is not must not leave, because a crash would forget it."""
+    try:
+        journal.append(Orders(round_no=inputs.round_no, at_s=inputs.at_s, memory=decided, steps=acted))
+    except WorldError as error:
+        troubles.append(f"the journal cannot be written, so nothing is ordered: {error}")
+        return False
+    return True
+
+
+def _recorded(journal: Journal, done: Round) -> Round:
+    try:
+        journal.append(done)
+    except WorldError as error:
+        return replace(done, conditions=(*done.conditions, f"this round is not recorded: {error}"))
+    return done
+
+
+def _without_orders(acted: tuple[Step, ...]) -> tuple[Step, ...]:
+    return tuple(step for step in acted if isinstance(step, Drain | Undrain))
+
+
+async def _apply(ports: Ports, acted: Sequence[Step]) -> tuple[StepOutcome, ...]:
+    """The outcomes of drains and orders, in the order of the steps. An Undrain happens by telling the router the endpoints."""
+    outcomes = []
+    for step in acted:
+        if isinstance(step, Drain):
+            outcomes.append(await _outcome(step, ports.router.drain(step.pool, step.replicas, step.deadline_s)))
+        elif not isinstance(step, Undrain):
+            outcomes.append(await _outcome(step, ports.cluster.apply(step)))
+    return tuple(outcomes)
+
+
+async def _outcome(step: Step, doing: Awaitable[None]) -> StepOutcome:
+    try:
+        await doing
+    except Conflict as error:
+        return StepOutcome(step=step, applied=False, error=str(error) or "conflict", conflict=True)
+    except WorldError as error:
+        return StepOutcome(step=step, applied=False, error=str(error) or type(error).__name__)
+    return StepOutcome(step=step, applied=True)
+
+
+async def _tell_router(
+    router: Router,
+    state: RolloutState,
+    inputs: RoundInputs,
+    allocation: Allocation,
+    acted: Sequence[Step],
+    troubles: list[str],
+) -> tuple[StepOutcome, ...]:
+    """Push endpoints and admission; the outcomes of the Undrain steps, which the endpoints carry."""
+    undrains = [step for step in acted if isinstance(step, Undrain)]
+    again = [replica for step in undrains for replica in step.replicas]
+    told = None
+    try:
+        await router.put_endpoints(endpoints(state, inputs.pools, again))
+    except WorldError as error:
+        told = str(error) or type(error).__name__
+        troubles.append(f"the router was not told the endpoints: {told}")
+    try:
+        await router.put_admission(admission(inputs.groups, inputs.pools, allocation))
+    except WorldError as error:
+        troubles.append(f"the router was not told what to admit: {error}")
+    return tuple(StepOutcome(step=step, applied=told is None, error=told) for step in undrains)
+
+
+def admission(groups: Sequence[GroupSpec], pools: Sequence[PoolSpec], allocation: Allocation) -> tuple[GroupAdmission, ...]:
+    """What the router may admit for each group now. Groups with a pool that is not in mode `act` are not limited: to shed
+    their requests would be to act."""
+    grants = {grant.group: grant for grant in allocation.groups}
+    watched = {spec.group for spec in pools if spec.mode != "act"}
+    return tuple(
+        GroupAdmission(
+            model=group.model,
+            admitted_rps=grants[group.name].admitted_rps if group.name in grants and group.name not in watched else None,
+        )
+        for group in groups
+    )
