@@ -1,0 +1,141 @@
+"""[I/O] The command `pool-router` (and `python -m router`): read a configuration, serve until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+import uvloop
+
+from pool_planner.clock import clock_from_environment
+from router.app import RouterApp
+from router.config import ANY_MODEL, ConfigError, RouterConfig, read, validate
+from router.foreign import is_foreign, translate
+
+PR_SET_PDEATHSIG = 1
+
+
+def load(path: Path, *, model: str, default_ttft_ms: float | None, default_itl_ms: float | None) -> RouterConfig:
+    """The configuration in a file of either form. Raises ConfigError."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    raw = read(text, source=path.name)
+    if is_foreign(raw):
+        return translate(raw, source=path.name, model=model, default_ttft_ms=default_ttft_ms, default_itl_ms=default_itl_ms)
+    return validate(raw, source=path.name)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for a SIGTERM when the parent ends (Linux); an orphan would keep the port."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        # The parent ended before the request was in place.
+        sys.exit(1)
+
+
+async def run(config: RouterConfig, port_file: Path | None) -> bool:
+    """Serve until SIGTERM or SIGINT; whether every running request ended."""
+    loop = asyncio.get_running_loop()
+    app = RouterApp(config, clock_from_environment(), loop)
+    stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    port, admin_port = await app.start()
+    # Everything made so far lives for ever: looking at it in every collection costs latency and finds nothing.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    if port_file is not None:
+        whole = port_file.with_suffix(port_file.suffix + ".tmp")
+        whole.write_text(json.dumps({"port": port, "admin_port": admin_port, "pid": os.getpid()}), encoding="utf-8")
+        whole.replace(port_file)
+    public, admin = config.listen.host, config.admin.host
+    click.echo(f"clients: http://{public}:{port}/v1  planner, metrics: http://{admin}:{admin_port}", err=True)
+    await stop.wait()
+    return await app.stop()
+
+
+@click.command(
+    epilog="""\b
+The smallest configuration (YAML or JSON):
+  models:
+    - model: my-model
+      pools:
+        - {name: p, role: prefill, endpoints: ["http://10.0.0.1:8000"]}
+        - {name: d, role: decode, endpoints: ["http://10.0.0.2:8000"]}
+\b
+Pools without endpoints wait for a planner: PUT /admin/endpoints on the admin listener.
+The JSON of an existing global router (mode, num_prefill_pools, ...) is taken as it is; name its model with --model.
+\b
+  pool-router --config router.yaml --check     # say what is wrong, start nothing
+  curl localhost:8001/metrics                  # what the planner reads
+  curl localhost:8001/admin/state              # endpoints, load, queues
+"""
+)
+@click.option(
+    "--config",
+    "config_path",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Configuration: YAML or JSON, ours or a global router's.",
+)
+@click.option("--port", type=click.IntRange(0, 65535), help="Port for clients, instead of listen.port (0: any free one).")
+@click.option("--admin-port", type=click.IntRange(0, 65535), help="Port for planner and metrics, instead of admin.port.")
+@click.option("--model", default=ANY_MODEL, show_default="any", help="Model name, for a global router's configuration.")
+@click.option("--default-ttft-target", type=float, help="TTFT target, ms, of requests without one (global router's form).")
+@click.option("--default-itl-target", type=float, help="ITL target, ms, of requests without one (global router's form).")
+@click.option(
+    "--port-file", type=click.Path(dir_okay=False, path_type=Path), help="When listening, write {port, admin_port, pid}."
+)
+@click.option("--die-with-parent", "with_parent", is_flag=True, help="End when the process that started this one ends.")
+@click.option("--check", is_flag=True, help="Read the configuration, say what is wrong with it, and stop.")
+def main(
+    config_path: Path,
+    port: int | None,
+    admin_port: int | None,
+    model: str,
+    default_ttft_target: float | None,
+    default_itl_target: float | None,
+    port_file: Path | None,
+    with_parent: bool,
+    check: bool,
+) -> None:
+    """One public OpenAI endpoint in front of pools of inference engines.
+
+    Sends each request to the right pool (prompt length, targets, priority), hands it from prefill to decode, keeps it alive
+    while engines come and go, and exports the metrics that planners read. SIGTERM ends it gracefully: running answers are
+    finished.
+    """
+    if with_parent:
+        die_with_parent()
+    try:
+        config = load(config_path, model=model, default_ttft_ms=default_ttft_target, default_itl_ms=default_itl_target)
+        if port is not None:
+            config = config.model_copy(update={"listen": config.listen.model_copy(update={"port": port})})
+        if admin_port is not None:
+            config = config.model_copy(update={"admin": config.admin.model_copy(update={"port": admin_port})})
+        if check:
+            click.echo(f"{config_path.name}: {len(config.models)} models, {sum(len(m.pools) for m in config.models)} pools")
+            return
+        finished = uvloop.run(run(config, port_file))
+    except ConfigError as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)
+    except OSError as error:
+        click.echo(f"cannot listen: {error}", err=True)
+        sys.exit(1)
+    sys.exit(0 if finished else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""[I/O] What is remembered of a request while it runs, and what its end adds to the series and to what the model has
+taught."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TextIO
+
+import orjson
+
+from router.config import ModelConfig
+from router.endpoints import Endpoint, Pool
+from router.exchange import Relayed
+from router.http1 import Request
+from router.metrics import FrontendMetrics, OutcomeMetrics, PoolMetrics
+from router.openai import Call, Lengths, usage_in
+from router.policy import Ask, Stages
+
+
+class ModelState:
+    """One model of the configuration, and what the router has learned about it. `frontends` by namespace label."""
+
+    __slots__ = ("config", "frontends", "lengths", "name", "outcomes", "stages")
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.name = config.model
+        self.stages = Stages(config)
+        self.lengths = Lengths()
+        self.outcomes = OutcomeMetrics(config.model)
+        namespaces = dict.fromkeys(pool.namespace_label for pool in config.pools if pool.role != "decode")
+        self.frontends: Mapping[str, FrontendMetrics] = {
+            namespace: FrontendMetrics(model=config.model, namespace=namespace) for namespace in namespaces
+        }
+
+
+class Progress:
+    """One request on its way. Its end is counted once."""
+
+    __slots__ = (
+        "_assigned",
+        "_ended",
+        "_prefill",
+        "_prefilled_s",
+        "_serving",
+        "arrived_s",
+        "ask",
+        "call",
+        "exchange",
+        "frontend",
+        "kv_pending",
+        "model",
+        "outcome",
+        "request",
+        "tokens",
+        "ttft_s",
+    )
+
+    def __init__(
+        self, model: ModelState, request: Request, call: Call, ask: Ask, arrived_s: float, assigned: list[Pool]
+    ) -> None:
+        self.model = model
+        self.request = request
+        self.call = call
+        self.ask = ask
+        self.arrived_s = arrived_s
+        self.kv_pending = False
+        self.exchange: Relayed | None = None
+        self.outcome: str | None = None
+        self.ttft_s: float | None = None
+        self.tokens: float | None = None
+        self._assigned = assigned
+        self._prefill: tuple[Pool, Endpoint] | None = None
+        self._serving: tuple[Pool, Endpoint] | None = None
+        self._prefilled_s: float | None = None
+        for pool in assigned:
+            pool.metrics.started += 1
+        self.frontend = model.frontends[assigned[0].config.namespace_label]
+        self.frontend.started += 1
+        model.outcomes.add(call.priority or 0, "offered")
+
+    def admitted(self) -> None:
+        self.model.outcomes.add(self.call.priority or 0, "admitted")
+
+    def retried(self) -> None:
+        self.model.outcomes.add(self.call.priority or 0, "retried")
+
+    def shed(self) -> None:
+        for pool in self._assigned:
+            pool.metrics.shed += 1
+        self.end("shed", self.arrived_s)
+
+    def prefilled(self, pool: Pool, endpoint: Endpoint, now: float, began_s: float) -> None:
+        """A prefill call succeeded: until decode says otherwise, its end is the first token."""
+        self._prefill = (pool, endpoint)
+        self._prefilled_s = now
+        endpoint.isl_tokens = self.ask.isl_tokens
+        endpoint.ttft_s = now - began_s
+
+    def relaying(self, pool: Pool, endpoint: Endpoint, exchange: Relayed) -> None:
+        self._serving = (pool, endpoint)
+        self.exchange = exchange
+
+    @property
+    def serving(self) -> tuple[Pool, Endpoint] | None:
+        return self._serving
+
+    def generated(self) -> float:
+        """Tokens that the running answer has so far (estimate)."""
+        return self.model.lengths.of_events(self.exchange.events) if self.exchange is not None else 0.0
+
+    def end(self, outcome: str, now: float) -> None:
+        """The first end counts; later ones are what unwinding calls."""
+        if self.outcome is None:
+            self.outcome = outcome
+            self.model.outcomes.add(self.call.priority or 0, outcome)
+
+    def answered(self, pool: Pool, endpoint: Endpoint, exchange: Relayed, now: float) -> None:
+        """The whole answer went out."""
+        self.end("completed", now)
+        frontend = self.frontend
+        frontend.requests += 1
+        pool.metrics.completed += 1
+        if self._prefill is not None:
+            self._prefill[0].metrics.completed += 1
+        if exchange.status != 200:
+            return
+        isl, osl, itl_s = self._measure(exchange)
+        duration_s = now - self.arrived_s
+        endpoint.isl_tokens = isl
+        if self.ttft_s is not None and pool.role == "agg":
+            endpoint.ttft_s = self.ttft_s
+        if itl_s is not None:
+            endpoint.itl_s = itl_s
+        shown: list[FrontendMetrics | PoolMetrics] = [frontend, pool.metrics]
+        if self._prefill is not None:
+            shown.append(self._prefill[0].metrics)
+        for series in shown:
+            if self.ttft_s is not None:
+                series.ttft.observe(self.ttft_s)
+            if itl_s is not None:
+                series.itl.observe(itl_s)
+            series.isl.observe(isl)
+            if osl is not None:
+                series.osl.observe(osl)
+            series.duration.observe(duration_s)
+
+    def _measure(self, exchange: Relayed) -> tuple[float, float | None, float | None]:
+        """(ISL, OSL, ITL in s) of a whole answer, from its usage where it tells, else estimated; sets TTFT and tokens."""
+        lengths = self.model.lengths
+        prompt, completion = usage_in(exchange.tail)
+        if prompt is not None:
+            lengths.learn_isl(self.call, prompt)
+        isl = float(prompt) if prompt is not None else self.ask.isl_tokens
+        osl: float | None = completion
+        first_s, last_s = exchange.first_s, exchange.last_s
+        first_tokens = 1.0
+        if exchange.is_stream:
+            if completion is not None:
+                lengths.learn_events(exchange.events, completion)
+            else:
+                osl = lengths.of_events(exchange.events)
+            # The first event may carry several tokens: the time after it is that of the others.
+            first_tokens = max(1.0, lengths.of_events(1))
+        else:
+            first_s = self._prefilled_s
+        self.ttft_s = None if first_s is None else first_s - self.arrived_s
+        self.tokens = osl
+        if osl is not None:
+            lengths.learn_osl(osl)
+        if osl is None or first_s is None or last_s is None or osl <= first_tokens:
+            return isl, osl, None
+        return isl, osl, (last_s - first_s) / (osl - first_tokens)
+
+
+class AccessLog:
+    """One JSON object a line for each request."""
+
+    def __init__(self, path: str) -> None:
+        self._out: TextIO = sys.stdout if path == "-" else open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+
+    def write(self, progress: Progress, now: float) -> None:
+        exchange = progress.exchange
+        serving = progress.serving
+        line = {
+            "at_s": round(progress.arrived_s, 6),
+            "request_id": progress.request.request_id.decode("latin-1"),
+            "model": progress.model.name,
+            "priority": progress.call.priority or 0,
+            "outcome": progress.outcome,
+            "status": exchange.status if exchange is not None else None,
+            "isl_tokens": progress.ask.isl_tokens,
+            "osl_tokens": progress.tokens,
+            "ttft_ms": None if progress.ttft_s is None else round(progress.ttft_s * 1000.0, 3),
+            "duration_ms": round((now - progress.arrived_s) * 1000.0, 3),
+            "pool": serving[0].name if serving else None,
+            "endpoint": serving[1].id if serving else None,
+        }
+        self._out.write(orjson.dumps(line).decode() + "\n")
+
+    def close(self) -> None:
+        self._out.flush()
+        if self._out is not sys.stdout:
+            self._out.close()

@@ -1,0 +1,296 @@
+"""Who may be sent now, who waits, and who is turned away. Pure: every call gets `now` in model seconds.
+
+A model's rate comes from the plan while one is in force, else from its own configuration; single priorities may be limited
+within it. A request that cannot be sent (rate used up, or no usable endpoint) waits in one bounded room, more important ones
+in front, until its deadline. When the room is full, the least important request of the longest line is shed; a newcomer that
+is no more important than everybody waiting is shed itself.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from router.policy import Path
+
+Reason = Literal["rate", "starting", "full"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimit:
+    """`rate_rps` None: unlimited. `burst` is how many requests may come at once (default: one second's worth, at least 1)."""
+
+    rate_rps: float | None = None
+    burst: float | None = None
+    by_priority: Mapping[str, float] = field(default_factory=dict)
+
+
+class TokenBucket:
+    """`rate` tokens a second, at most `burst` saved."""
+
+    __slots__ = ("_at", "_burst", "_level", "_rate")
+
+    def __init__(self, rate: float, burst: float | None, now: float) -> None:
+        self._rate = rate
+        self._burst = max(1.0, rate if burst is None else burst)
+        self._level = self._burst
+        self._at = now
+
+    def change(self, rate: float, burst: float | None, now: float) -> None:
+        """Another rate from now on; what was saved is kept, up to the new burst."""
+        self._fill(now)
+        self._rate = rate
+        self._burst = max(1.0, rate if burst is None else burst)
+        self._level = min(self._level, self._burst)
+
+    def _fill(self, now: float) -> None:
+        self._level = min(self._burst, self._level + max(0.0, now - self._at) * self._rate)
+        self._at = now
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until one token is there (0: now); infinite at rate 0."""
+        self._fill(now)
+        # The epsilon absorbs rounding: after exactly wait_s the token must be there.
+        if self._level >= 1.0 - 1e-9:
+            return 0.0
+        return (1.0 - self._level) / self._rate if self._rate > 0 else float("inf")
+
+    def take(self) -> None:
+        self._level = max(0.0, self._level - 1.0)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Ticket:
+    """One request at the door. `paid`: its token was already taken (it comes back after an engine failed)."""
+
+    model: str
+    priority: int
+    tokens: float
+    deadline_s: float
+    paths: tuple[Path, ...] = ()
+    paid: bool = False
+    seq: int = 0
+
+    def __lt__(self, other: Ticket) -> bool:
+        return (-self.priority, self.seq) < (-other.priority, other.seq)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """`reason` rate: the admitted rate is used up; starting: no endpoint became usable in time; full: the room is full of
+    requests that are at least as important."""
+
+    reason: Reason
+    retry_after_s: float
+
+
+@dataclass(slots=True)
+class _Line:
+    """A model's waiting requests and its limits."""
+
+    importance: int
+    own: RateLimit
+    waiting: list[Ticket] = field(default_factory=list)
+    limit: RateLimit = RateLimit()
+    bucket: TokenBucket | None = None
+    by_priority: dict[str, TokenBucket] = field(default_factory=dict)
+
+
+class Admission:
+    """The door of one router process. `own` gives each model's importance (priority class) and its own limit."""
+
+    def __init__(
+        self,
+        own: Mapping[str, tuple[int, RateLimit]],
+        *,
+        room: int,
+        starting_retry_after_s: float,
+        now: float,
+    ) -> None:
+        self._lines = {model: _Line(importance=importance, own=limit) for model, (importance, limit) in own.items()}
+        self._room = room
+        self._starting_retry_after_s = starting_retry_after_s
+        self._seq = 0
+        self._waiting = 0
+        self.plan_version = 0
+        self._plan_expires_s: float | None = None
+        for line in self._lines.values():
+            _limit(line, line.own, now)
+
+    # -- the plan ------------------------------------------------------------------------------------------------------
+
+    @property
+    def plan_in_force(self) -> bool:
+        """False: no plan came yet, or the last one expired, and the models' own limits hold."""
+        return self._plan_expires_s is not None
+
+    def put_plan(self, version: int, limits: Mapping[str, RateLimit], *, valid_s: float, now: float) -> bool:
+        """Admit at these rates until `now + valid_s`. Models that are absent are unlimited; unknown ones are ignored. False:
+        the version is older than the one in force, and nothing changed."""
+        if version < self.plan_version:
+            return False
+        self.plan_version = version
+        self._plan_expires_s = now + valid_s
+        for model, line in self._lines.items():
+            _limit(line, limits.get(model, RateLimit()), now)
+        return True
+
+    def expire(self, now: float) -> bool:
+        """Whether the plan has just run out; then the models' own limits hold from now on."""
+        if self._plan_expires_s is None or now < self._plan_expires_s:
+            return False
+        self._plan_expires_s = None
+        for line in self._lines.values():
+            _limit(line, line.own, now)
+        return True
+
+    def limit_of(self, model: str) -> RateLimit:
+        return self._lines[model].limit
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def offer(self, ticket: Ticket, now: float, usable: bool) -> Literal["admitted", "waiting"] | Refusal:
+        """A request arrives. After "waiting", `pump` returns it later, or it is among those that `victims` returned."""
+        line = self._lines[ticket.model]
+        self._seq += 1
+        ticket.seq = ticket.seq or self._seq
+        if usable and not line.waiting and self._affords(line, ticket, now):
+            return "admitted"
+        if self._waiting >= self._room and not self._outranks(ticket):
+            return Refusal(reason="full", retry_after_s=self._retry_after(line, usable))
+        insort(line.waiting, ticket)
+        self._waiting += 1
+        return "waiting"
+
+    def has_token(self, ticket: Ticket, now: float) -> bool:
+        """Whether the rate alone would let this request in now."""
+        line = self._lines[ticket.model]
+        return ticket.paid or line.bucket is None or line.bucket.wait_s(now) == 0.0
+
+    def overflow(self) -> list[tuple[Ticket, Refusal]]:
+        """Those who must leave so that the room is within its bound: the least important of the longest line."""
+        out = []
+        while self._waiting > self._room:
+            line = self._least_important()
+            assert line is not None
+            ticket = line.waiting.pop()
+            self._waiting -= 1
+            out.append((ticket, Refusal(reason="full", retry_after_s=self._retry_after(line, True))))
+        return out
+
+    def pump(self, now: float, usable: Callable[[Ticket], bool]) -> tuple[list[Ticket], list[tuple[Ticket, Refusal]]]:
+        """Who may be sent now, and whose deadline has passed. A request whose pools cannot take it does not hold up
+        others."""
+        admitted: list[Ticket] = []
+        refused: list[tuple[Ticket, Refusal]] = []
+        if not self._waiting:
+            return admitted, refused
+        for line in self._lines.values():
+            stay = []
+            for ticket in line.waiting:
+                if now >= ticket.deadline_s:
+                    can = usable(ticket)
+                    reason: Reason = "rate" if can else "starting"
+                    refused.append((ticket, Refusal(reason=reason, retry_after_s=self._retry_after(line, can))))
+                elif usable(ticket) and self._affords(line, ticket, now):
+                    admitted.append(ticket)
+                else:
+                    stay.append(ticket)
+            self._waiting += len(stay) - len(line.waiting)
+            line.waiting = stay
+        return admitted, refused
+
+    def leave(self, ticket: Ticket) -> None:
+        """The client of a waiting request went away."""
+        line = self._lines[ticket.model]
+        if ticket in line.waiting:
+            line.waiting.remove(ticket)
+            self._waiting -= 1
+
+    def next_event_s(self, now: float) -> float | None:
+        """When `pump` should run at the latest (a token, a deadline, the plan's end); None: nobody waits and no plan can
+        expire."""
+        times = [] if self._plan_expires_s is None else [self._plan_expires_s]
+        for line in self._lines.values():
+            if line.waiting:
+                times.append(min(ticket.deadline_s for ticket in line.waiting))
+                buckets: Iterable[TokenBucket] = [*line.by_priority.values(), *([line.bucket] if line.bucket else [])]
+                waits = [bucket.wait_s(now) for bucket in buckets]
+                times += [now + wait for wait in waits if 0.0 < wait < float("inf")]
+        return min(times, default=None)
+
+    def waiting(self, model: str) -> list[Ticket]:
+        return self._lines[model].waiting
+
+    def _affords(self, line: _Line, ticket: Ticket, now: float) -> bool:
+        if ticket.paid:
+            return True
+        single = line.by_priority.get(str(ticket.priority)) if line.by_priority else None
+        if (single and single.wait_s(now) > 0.0) or (line.bucket and line.bucket.wait_s(now) > 0.0):
+            return False
+        for bucket in (single, line.bucket):
+            if bucket:
+                bucket.take()
+        ticket.paid = True
+        return True
+
+    def _outranks(self, ticket: Ticket) -> bool:
+        line = self._least_important()
+        if line is None:
+            return False
+        mine = self._lines[ticket.model]
+        last = line.waiting[-1]
+        theirs_rank, my_rank = (line.importance, last.priority), (mine.importance, ticket.priority)
+        return theirs_rank < my_rank or (theirs_rank == my_rank and len(line.waiting) > len(mine.waiting) + 1)
+
+    def _least_important(self) -> _Line | None:
+        lines = [line for line in self._lines.values() if line.waiting]
+        return min(lines, key=lambda line: (line.importance, line.waiting[-1].priority, -len(line.waiting)), default=None)
+
+    def _retry_after(self, line: _Line, usable: bool) -> float:
+        if not usable:
+            return self._starting_retry_after_s
+        rate = line.limit.rate_rps
+        return min(60.0, (len(line.waiting) + 1) / rate) if rate else self._starting_retry_after_s
+
+
+def _limit(line: _Line, limit: RateLimit, now: float) -> None:
+    line.limit = limit
+    if limit.rate_rps is None:
+        line.bucket = None
+    elif line.bucket is None:
+        line.bucket = TokenBucket(limit.rate_rps, limit.burst, now)
+    else:
+        line.bucket.change(limit.rate_rps, limit.burst, now)
+    kept = {}
+    for priority, rate in limit.by_priority.items():
+        bucket = line.by_priority.get(priority)
+        if bucket is None:
+            bucket = TokenBucket(rate, None, now)
+        else:
+            bucket.change(rate, None, now)
+        kept[priority] = bucket
+    line.by_priority = kept
+
+
+class RetryBudget:
+    """Retries may be at most `ratio` of the requests, plus `burst` saved: a failing pool does not get its load doubled."""
+
+    __slots__ = ("_burst", "_level", "_ratio")
+
+    def __init__(self, *, ratio: float, burst: float) -> None:
+        self._ratio = ratio
+        self._burst = burst
+        self._level = burst
+
+    def request(self) -> None:
+        if self._level < self._burst:
+            self._level = min(self._burst, self._level + self._ratio)
+
+    def take(self) -> bool:
+        if self._level < 1.0:
+            return False
+        self._level -= 1.0
+        return True

@@ -1,0 +1,217 @@
+"""[I/O] One router process: the public listener, the admin listener, and everything between them.
+
+`RouterApp` wires the parts together and has three verbs: `start`, `stop`, and answering the public paths.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path as FilePath
+
+import orjson
+
+from pool_planner.clock import SpeedClock
+from router.accounting import AccessLog, ModelState
+from router.admin import Admin
+from router.admission import Admission, RateLimit
+from router.config import ConfigError, RouterConfig
+from router.dispatch import Dispatch
+from router.door import Door
+from router.endpoints import Endpoints, Pool
+from router.exchange import Collected, EngineFailed
+from router.http1 import ClientConnection, HttpServer, Request
+from router.openai import error_body
+from router.policy import picker
+from router.upstream import EngineLink, Upstream
+
+COMPLETION_PATHS = frozenset([b"/v1/chat/completions", b"/v1/completions"])
+WAKE_EVERY_S = 5.0
+
+
+def steady(clock: SpeedClock) -> Callable[[], float]:
+    """Model time that agrees with the shared clock when this process starts, and no step of the wall clock can move it
+    later."""
+    monotonic = time.monotonic
+    speed = clock.speed
+    offset = clock.now() - monotonic() * speed
+    return lambda: monotonic() * speed + offset
+
+
+class RouterApp:
+    """One router process. `start` returns (public port, admin port)."""
+
+    def __init__(self, config: RouterConfig, clock: SpeedClock, loop: asyncio.AbstractEventLoop) -> None:
+        self.config = config
+        self._loop = loop
+        self._now = now = steady(clock)
+        self._speed = speed = clock.speed
+        self._woken: dict[str, float] = {}
+        self._wakes: set[asyncio.Task[None]] = set()
+        timeouts = config.timeouts
+        self._upstream = Upstream(
+            loop,
+            now,
+            speed=speed,
+            connect_s=timeouts.connect_s,
+            shortest_s=min(timeouts.prefill_s, timeouts.first_byte_s, timeouts.idle_s),
+        )
+        self.models = {model.model: ModelState(model) for model in config.models}
+        generator = random.Random(0)
+        pools = [
+            Pool(pool, model.model, picker(pool.pick, below=generator.randrange))
+            for model in config.models
+            for pool in model.pools
+        ]
+        self.endpoints = Endpoints(
+            pools,
+            loop=loop,
+            upstream=self._upstream,
+            now=now,
+            speed=speed,
+            health=config.health,
+            changed=lambda: self.door.pump(),
+        )
+        own = {m.model: (m.priority_class, RateLimit(rate_rps=m.own_admitted_rps, burst=m.own_burst)) for m in config.models}
+        admission = Admission(
+            own, room=config.queue.limit, starting_retry_after_s=config.queue.starting_retry_after_s, now=now()
+        )
+        self.door = Door(
+            admission, loop=loop, now=now, speed=speed, usable=lambda path: self.dispatch.usable(path), met_zero=self._met_zero
+        )
+        self._log = AccessLog(config.access_log) if config.access_log else None
+        self.dispatch = Dispatch(
+            config,
+            models=self.models,
+            endpoints=self.endpoints,
+            door=self.door,
+            upstream=self._upstream,
+            loop=loop,
+            now=now,
+            speed=speed,
+            access_log=self._log,
+        )
+        self.admin = Admin(
+            config=config.admin,
+            queue=config.queue,
+            token=_token(config),
+            models=self.models,
+            endpoints=self.endpoints,
+            door=self.door,
+            running=self.dispatch.running,
+            ready=self.ready,
+            now=now,
+            speed=speed,
+        )
+        self._planner = EngineLink(config.planner_url, loop) if config.planner_url else None
+        self._public = HttpServer(self.serve, config.limits, loop)
+        self._private = HttpServer(self.admin.serve, config.limits, loop)
+        self._stopping = False
+
+    async def start(self) -> tuple[int, int]:
+        """Listen. Raises OSError when an address cannot be had."""
+        listen, admin = self.config.listen, self.config.admin
+        admin_port = await self._private.listen(admin.host, admin.port)
+        port = await self._public.listen(listen.host, listen.port)
+        return port, admin_port
+
+    async def stop(self) -> bool:
+        """Let running requests end within `timeouts.shutdown_s`; whether all did."""
+        self._stopping = True
+        finished = await self._public.close(self.config.timeouts.shutdown_s / self._speed)
+        await self._private.close(0.0)
+        for wake in self._wakes:
+            wake.cancel()
+        self.door.close()
+        self.endpoints.close()
+        if self._log is not None:
+            self._log.close()
+        return finished
+
+    def ready(self) -> bool:
+        """Whether clients may be sent here: endpoints are known (from the planner or the configuration), and it is not
+        stopping."""
+        known = self.endpoints.named or any(pool.endpoints for pool in self.endpoints.pools.values())
+        return known and not self._stopping
+
+    # -- the public listener -------------------------------------------------------------------------------------------
+
+    async def serve(self, request: Request, client: ClientConnection) -> None:
+        """Answer one request of a client."""
+        path, method = request.path, request.method
+        if path in COMPLETION_PATHS:
+            if method == b"POST":
+                await self.dispatch.serve(request, client)
+            else:
+                client.respond(405, _error("Use POST here.", "method_not_allowed"), extra=b"allow: POST\r\n")
+        elif method not in (b"GET", b"HEAD"):
+            client.respond(404, _error("There is no such path.", "not_found"))
+        else:
+            status, body = self._get(path)
+            client.respond(status, body, head=method == b"HEAD")
+
+    def _get(self, path: bytes) -> tuple[int, bytes]:
+        if path == b"/health":
+            return 200, b'{"status":"ok"}'
+        if path == b"/ready":
+            ready = self.ready()
+            return 200 if ready else 503, orjson.dumps({"ready": ready})
+        if path == b"/v1/models":
+            return 200, orjson.dumps({"object": "list", "data": [_card(name) for name in self.models]})
+        if path.startswith(b"/v1/models/"):
+            name = path.removeprefix(b"/v1/models/").decode("utf-8", "replace")
+            if name in self.models:
+                return 200, orjson.dumps(_card(name))
+            return 404, _error(f"The model `{name[:256]}` does not exist.", "model_not_found")
+        return 404, _error("There is no such path.", "not_found")
+
+    # -- waking --------------------------------------------------------------------------------------------------------
+
+    def _met_zero(self, model: str) -> None:
+        """A request waits for an endpoint: ask the planner for one, not more than every few seconds."""
+        now = self._now()
+        if self._planner is None or now < self._woken.get(model, float("-inf")) + WAKE_EVERY_S:
+            return
+        self._woken[model] = now
+        task = self._loop.create_task(self._wake(self._planner, model, now))
+        self._wakes.add(task)
+        task.add_done_callback(self._wakes.discard)
+
+    async def _wake(self, planner: EngineLink, model: str, now: float) -> None:
+        body = orjson.dumps({"model": model})
+        head = b"POST %b/v1/wake HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        exchange = Collected(self._loop, self._now, now + WAKE_EVERY_S)
+        # A planner that cannot be reached sees the queue in the metrics, and is called again by the next request.
+        try:
+            await self._upstream.run(planner, head % (planner.base_path, planner.host_header, len(body)) + body, exchange)
+        except EngineFailed:
+            self._woken.pop(model, None)
+
+
+def _card(name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "global-planner"}
+
+
+def _error(text: str, code: str) -> bytes:
+    return error_body(text, kind="invalid_request_error", code=code)
+
+
+def _token(config: RouterConfig) -> str | None:
+    """The admin token, from where the configuration says. Raises ConfigError when it is not there."""
+    if config.admin.token_env:
+        token = os.environ.get(config.admin.token_env, "")
+        if not token:
+            raise ConfigError(f"admin.token_env: the environment has no {config.admin.token_env}")
+        return token
+    if config.admin.token_file:
+        try:
+            token = FilePath(config.admin.token_file).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ConfigError(f"admin.token_file: {error}") from error
+        if not token:
+            raise ConfigError(f"admin.token_file: {config.admin.token_file} is empty")
+        return token
+    return None

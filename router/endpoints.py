@@ -1,0 +1,230 @@
+"""[I/O] Which engines exist, which may be used, and how loaded each is, as this process sees it.
+
+The planner's word is whole state by version (`put`); a drain comes by name (`drain`) and ends when a newer whole state says
+`ready`. Endpoints that left the planner's state take no new requests, and stay visible until their last request ended. Health
+is the router's own finding: a refused connection, or several failures in a row, take an endpoint out until a probe succeeds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pool_planner.types import Role
+from router.config import HealthConfig, PoolConfig
+from router.exchange import Collected, EngineFailed
+from router.metrics import PoolMetrics
+from router.policy import Ask, Picker, usable
+from router.upstream import EngineLink, Upstream
+
+EndpointState = Literal["starting", "ready", "draining"]
+
+
+class Endpoint:
+    """One engine. Load counts what this process has sent and not yet seen ended."""
+
+    __slots__ = (
+        "backoff_s",
+        "failures",
+        "healthy",
+        "id",
+        "in_flight",
+        "isl_tokens",
+        "itl_s",
+        "known",
+        "link",
+        "outstanding_tokens",
+        "pending_kv",
+        "state",
+        "ttft_s",
+        "url",
+    )
+
+    def __init__(self, id: str, url: str, state: EndpointState, link: EngineLink) -> None:
+        self.id = id
+        self.url = url
+        self.state: EndpointState = state
+        self.link = link
+        self.known = True
+        self.in_flight = 0
+        self.outstanding_tokens = 0.0
+        self.pending_kv = 0
+        self.healthy = True
+        self.failures = 0
+        self.backoff_s = 0.0
+        self.ttft_s: float | None = None
+        self.isl_tokens: float | None = None
+        self.itl_s: float | None = None
+
+    @property
+    def idle(self) -> bool:
+        return self.in_flight == 0 and self.pending_kv == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointSpec:
+    """One endpoint as the planner names it."""
+
+    id: str
+    url: str
+    state: EndpointState
+
+
+class Pool:
+    """One pool: its endpoints, the picker among them, and its series."""
+
+    __slots__ = ("config", "endpoints", "metrics", "model", "name", "picker", "ready", "role")
+
+    def __init__(self, config: PoolConfig, model: str, picker: Picker) -> None:
+        self.config = config
+        self.name = config.name
+        self.role: Role = config.role
+        self.model = model
+        self.picker = picker
+        self.endpoints: dict[str, Endpoint] = {}
+        self.ready: list[Endpoint] = []
+        self.metrics = PoolMetrics(model=model, pool=config.name, role=config.role, namespace=config.namespace_label)
+
+    def refresh(self) -> None:
+        """Recompute who may be picked; endpoints that nobody knows any more go when they are idle."""
+        for endpoint in [one for one in self.endpoints.values() if not one.known and one.idle]:
+            endpoint.link.close()
+            del self.endpoints[endpoint.id]
+        self.ready = [one for one in self.endpoints.values() if one.state == "ready" and one.healthy and one.known]
+
+    def usable(self, without: Collection[str] = ()) -> Sequence[Endpoint]:
+        return usable(self.ready, max_in_flight=self.config.max_in_flight, without=without)
+
+    def pick(self, ask: Ask, without: Collection[str] = ()) -> Endpoint | None:
+        """One usable endpoint, or None."""
+        candidates = self.usable(without)
+        if not candidates:
+            return None
+        return candidates[0] if len(candidates) == 1 else self.picker.pick(candidates, ask)
+
+    @property
+    def broken(self) -> bool:
+        """Whether it has endpoints that should work and do not."""
+        return any(one.state == "ready" and one.known and not one.healthy for one in self.endpoints.values())
+
+    def load(self) -> float:
+        """Outstanding tokens for each usable endpoint; infinite without one."""
+        if not self.ready:
+            return float("inf")
+        return sum(endpoint.outstanding_tokens for endpoint in self.ready) / len(self.ready)
+
+
+class Endpoints:
+    """All pools of the router and the planner's word about them. `changed` is called when something may have become
+    usable."""
+
+    def __init__(
+        self,
+        pools: Iterable[Pool],
+        *,
+        loop: asyncio.AbstractEventLoop,
+        upstream: Upstream,
+        now: Callable[[], float],
+        speed: float,
+        health: HealthConfig,
+        changed: Callable[[], None],
+    ) -> None:
+        self.pools = {pool.name: pool for pool in pools}
+        self.version = 0
+        self.named = False
+        self._loop = loop
+        self._upstream = upstream
+        self._now = now
+        self._speed = speed
+        self._health = health
+        self._changed = changed
+        self._probes: set[asyncio.Task[None]] = set()
+        for pool in self.pools.values():
+            for url in pool.config.endpoints:
+                name = url.split("://", 1)[1].rstrip("/")
+                pool.endpoints[name] = Endpoint(name, url, "ready", EngineLink(url, loop))
+            pool.refresh()
+
+    # -- the planner's word --------------------------------------------------------------------------------------------
+
+    def put(self, version: int, pools: Mapping[str, Sequence[EndpointSpec]]) -> list[str]:
+        """The whole state. Older versions change nothing; the same version again changes nothing either. Returns the names of
+        pools that this router does not have."""
+        unknown = sorted(set(pools) - set(self.pools))
+        if version <= self.version:
+            return unknown
+        self.version = version
+        self.named = True
+        for pool in self.pools.values():
+            if pool.name not in pools and pool.config.endpoints:
+                continue
+            self._replace(pool, {spec.id: spec for spec in pools.get(pool.name, ())})
+        self._changed()
+        return unknown
+
+    def _replace(self, pool: Pool, specs: dict[str, EndpointSpec]) -> None:
+        for endpoint in pool.endpoints.values():
+            if endpoint.id not in specs:
+                endpoint.known = False
+                endpoint.state = "draining"
+        for spec in specs.values():
+            endpoint = pool.endpoints.get(spec.id)  # type: ignore[assignment]
+            if endpoint is None or endpoint.url != spec.url:
+                # Another address under the same name is another engine: what runs on the old one ends there.
+                endpoint = pool.endpoints[spec.id] = Endpoint(spec.id, spec.url, spec.state, EngineLink(spec.url, self._loop))
+            elif spec.state == "ready" and endpoint.state == "starting":
+                endpoint.healthy, endpoint.failures, endpoint.backoff_s = True, 0, 0.0
+            endpoint.state = spec.state
+            endpoint.known = True
+        pool.refresh()
+
+    def drain(self, pool: Pool, ids: Iterable[str]) -> None:
+        """Send nothing new to these endpoints until a newer whole state says `ready`."""
+        for name in ids:
+            endpoint = pool.endpoints.get(name)
+            if endpoint is not None:
+                endpoint.state = "draining"
+        pool.refresh()
+
+    # -- health --------------------------------------------------------------------------------------------------------
+
+    def succeeded(self, endpoint: Endpoint) -> None:
+        endpoint.failures = 0
+        endpoint.backoff_s = 0.0
+
+    def failed(self, pool: Pool, endpoint: Endpoint, *, refused: bool) -> None:
+        """Count a failed call; a refused connection leaves no doubt and counts as enough of them."""
+        endpoint.failures = self._health.failures if refused else endpoint.failures + 1
+        if endpoint.healthy and endpoint.failures >= self._health.failures:
+            endpoint.healthy = False
+            endpoint.link.close()
+            pool.refresh()
+            probe = self._loop.create_task(self._probe(pool, endpoint))
+            self._probes.add(probe)
+            probe.add_done_callback(self._probes.discard)
+
+    async def _probe(self, pool: Pool, endpoint: Endpoint) -> None:
+        """Ask after the engine's health, less and less often, until it answers or is gone."""
+        while not endpoint.healthy and pool.endpoints.get(endpoint.id) is endpoint and endpoint.known:
+            endpoint.backoff_s = min(self._health.backoff_max_s, max(self._health.backoff_s, 2.0 * endpoint.backoff_s))
+            await asyncio.sleep(endpoint.backoff_s / self._speed)
+            exchange = Collected(self._loop, self._now, self._now() + self._health.backoff_max_s)
+            link = endpoint.link
+            payload = b"GET %b/health HTTP/1.1\r\nhost: %b\r\n\r\n" % (link.base_path, link.host_header)
+            try:
+                await self._upstream.run(link, payload, exchange)
+            except EngineFailed:
+                continue
+            if exchange.status == 200:
+                endpoint.healthy, endpoint.failures = True, 0
+                pool.refresh()
+                self._changed()
+
+    def close(self) -> None:
+        for probe in self._probes:
+            probe.cancel()
+        for pool in self.pools.values():
+            for endpoint in pool.endpoints.values():
+                endpoint.link.close()

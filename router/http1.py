@@ -1,0 +1,385 @@
+"""[I/O] The server side of HTTP/1.1: connections of clients, as raw asyncio protocols over httptools.
+
+One `ClientConnection` a socket. It collects whole requests (bodies are bounded), gives them to the application one at a time
+in arrival order, and lets the application write the answer's bytes straight to the socket. A client that goes away cancels
+the application's task. Slow clients are cut off by one sweep over all connections, not by a timer each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import httptools
+
+from router.config import LimitsConfig
+from router.openai import error_body
+
+MAX_PIPELINED = 16
+_REASONS = {
+    100: "Continue",
+    200: "OK",
+    400: "Bad Request",
+    401: "Unauthorized",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    409: "Conflict",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    417: "Expectation Failed",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+}
+STATUS_LINES = {status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in _REASONS.items()}
+
+# Headers that belong to one connection and not to the message (RFC 9110 section 7.6.1), and those that the router sets itself.
+_NOT_FORWARDED = frozenset(
+    [
+        b"host",
+        b"connection",
+        b"content-length",
+        b"transfer-encoding",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"upgrade",
+        b"expect",
+        b"x-request-id",
+        b"accept-encoding",
+    ]
+)
+
+
+def status_line(status: int) -> bytes:
+    return STATUS_LINES.get(status) or f"HTTP/1.1 {status} Status\r\n".encode()
+
+
+class Request:
+    """One request as read from the socket. `forward` holds the header lines that go on to an engine, ready to be sent."""
+
+    __slots__ = ("authorization", "body", "forward", "keep_alive", "method", "path", "query", "request_id", "version")
+
+    def __init__(self) -> None:
+        self.method = b""
+        self.path = b""
+        self.query = b""
+        self.version = "1.1"
+        self.body = b""
+        self.forward: list[bytes] = []
+        self.authorization = b""
+        self.request_id = b""
+        self.keep_alive = True
+
+
+class Flow(Protocol):
+    """Whatever fills a client's socket, and must pause while the client does not read."""
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+Application = Callable[[Request, "ClientConnection"], Awaitable[None]]
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client's socket. The application answers with `respond`, or with `write` and at the end `finish`."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._limits = server.limits
+        self._parser: Any = None
+        self._transport: asyncio.Transport | None = None
+        self._request: Request | None = None
+        self._url = b""
+        self._parts: list[bytes] = []
+        self._body_bytes = 0
+        self._head_bytes = 0
+        self._in_head = True
+        self._expects_continue = False
+        self._pending: deque[Request] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._finished = True
+        self._keep_alive = True
+        self._refused = False
+        self._flow: Flow | None = None
+        self._blocked = False
+        self.deadline = 0.0
+
+    # -- the socket ----------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if len(self._server.connections) >= self._limits.max_connections:
+            transport.abort()
+            self._transport = None
+            return
+        self._parser = httptools.HttpRequestParser(self)
+        self._server.connections.add(self)
+        self.deadline = self._server.loop_time() + self._limits.header_timeout_s
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._transport = None
+        self._pending.clear()
+        if self._task is not None:
+            self._task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused or self._transport is None:
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # No protocol to change to: the request was read as HTTP/1.1, what follows it is not ours.
+            self._stop_reading_requests()
+        except httptools.HttpParserError:
+            self._refuse(400, "The request is not valid HTTP.")
+        if self._in_head and self._head_bytes > self._limits.max_header_bytes:
+            self._refuse(431, f"The request's headers are longer than {self._limits.max_header_bytes} bytes.")
+
+    def pause_writing(self) -> None:
+        self._blocked = True
+        if self._flow is not None:
+            self._flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._blocked = False
+        if self._flow is not None:
+            self._flow.resume_reading()
+
+    # -- the parser's calls ---------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._request = Request()
+        self._url = b""
+        self._parts = []
+        self._body_bytes = 0
+        self._in_head = True
+        self._expects_continue = False
+        if self._task is None:
+            self.deadline = self._server.loop_time() + self._limits.header_timeout_s
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        request = self._request
+        if request is None:
+            return
+        lower = name.lower()
+        if lower not in _NOT_FORWARDED:
+            request.forward.append(b"%b: %b\r\n" % (name, value))
+            if lower == b"authorization":
+                request.authorization = value
+        elif lower == b"x-request-id":
+            request.request_id = value[:128]
+        elif lower == b"expect":
+            self._expects_continue = value.lower() == b"100-continue"
+        elif lower == b"content-length" and value.isdigit() and int(value) > self._limits.max_body_bytes:
+            self._refuse(413, f"The request body is longer than {self._limits.max_body_bytes} bytes.")
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._head_bytes = 0
+        if self._expects_continue and not self._refused and self._task is None and self._transport is not None:
+            self._transport.write(STATUS_LINES[100] + b"\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if self._body_bytes > self._limits.max_body_bytes:
+            self._refuse(413, f"The request body is longer than {self._limits.max_body_bytes} bytes.")
+        else:
+            self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        request, self._request = self._request, None
+        self._in_head = True
+        self._head_bytes = 0
+        if request is None or self._refused:
+            return
+        request.method = self._parser.get_method()
+        request.path, _, request.query = self._url.partition(b"?")
+        request.version = self._parser.get_http_version()
+        request.keep_alive = self._parser.should_keep_alive()
+        request.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts = []
+        if self._task is None:
+            self._begin(request)
+        else:
+            self._pending.append(request)
+            if len(self._pending) > MAX_PIPELINED:
+                self._abort()
+
+    # -- one request at a time -------------------------------------------------------------------------------------------
+
+    def _begin(self, request: Request) -> None:
+        self.deadline = float("inf")
+        self._finished = False
+        self._keep_alive = request.keep_alive and not self._server.closing
+        self._task = self._server.loop.create_task(self._serve(request))
+
+    async def _serve(self, request: Request) -> None:
+        try:
+            await self._server.application(request, self)
+        finally:
+            self._task = None
+            self._flow = None
+            if not self._finished or not self._keep_alive:
+                # An answer that was not finished cannot be told from a whole one, except by cutting the connection.
+                self._close() if self._finished else self._abort()
+            elif self._pending:
+                self._begin(self._pending.popleft())
+            elif self._request is None:
+                self.deadline = self._server.loop_time() + self._limits.keepalive_s
+            else:
+                self.deadline = self._server.loop_time() + self._limits.header_timeout_s
+
+    # -- for the application ----------------------------------------------------------------------------------------------
+
+    @property
+    def gone(self) -> bool:
+        return self._transport is None
+
+    @property
+    def will_close(self) -> bool:
+        """Whether the connection ends after this answer: the answer must say so."""
+        return not self._keep_alive
+
+    def close_after(self) -> None:
+        """The answer's end can only be told by closing."""
+        self._keep_alive = False
+
+    def fill_from(self, flow: Flow | None) -> None:
+        """`flow` fills the socket from now on; it is paused while the client does not read. None: nothing does."""
+        self._flow = flow
+        if self._blocked and flow is not None:
+            flow.pause_reading()
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def finish(self) -> None:
+        self._finished = True
+
+    def respond(
+        self, status: int, body: bytes, *, content_type: bytes = b"application/json", extra: bytes = b"", head: bool = False
+    ) -> None:
+        """A whole answer. `extra` holds further header lines, each with its CRLF; `head`: without the body."""
+        close = b"" if self._keep_alive else b"connection: close\r\n"
+        self.write(
+            b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n%b"
+            % (status_line(status), content_type, len(body), extra, close, b"" if head else body)
+        )
+        self._finished = True
+
+    # -- endings ----------------------------------------------------------------------------------------------------------
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer what cannot be read as a request, and close: where it ends is not known."""
+        if self._refused:
+            return
+        self._refused = True
+        if self._task is not None:
+            # An earlier request is being answered: no answer may overtake it.
+            self._keep_alive = False
+            self._pending.clear()
+            return
+        self._keep_alive = False
+        self.respond(status, error_body(message, kind="invalid_request_error"))
+        self._close()
+
+    def _stop_reading_requests(self) -> None:
+        self._refused = True
+        self._keep_alive = False
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def sweep(self, now: float) -> None:
+        """Cut the connection off if it is idle for too long, or takes too long to send a request."""
+        if now < self.deadline or self._transport is None:
+            return
+        if self._request is not None:
+            self._refuse(408, "The request took too long to arrive.")
+        else:
+            self._close()
+        # A client that does not even take the goodbye is not waited for.
+        self.deadline = now + 5.0
+        if self._transport is not None and self._transport.is_closing():
+            self._transport.abort()
+
+    def shut_down(self) -> None:
+        """No further request on this connection: close now if it is idle, else after the answer."""
+        self._keep_alive = False
+        if self._task is None:
+            self._close()
+
+    @property
+    def busy(self) -> bool:
+        return self._task is not None
+
+
+class HttpServer:
+    """A listening socket and its connections."""
+
+    def __init__(self, application: Application, limits: LimitsConfig, loop: asyncio.AbstractEventLoop) -> None:
+        self.application = application
+        self.limits = limits
+        self.loop = loop
+        self.loop_time = loop.time
+        self.connections: set[ClientConnection] = set()
+        self.closing = False
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def listen(self, host: str, port: int, *, reuse_port: bool = False) -> int:
+        """Start to listen; the port that was given. Raises OSError when the address cannot be had."""
+        self._server = await self.loop.create_server(
+            lambda: ClientConnection(self), host, port, backlog=4096, reuse_port=reuse_port or None
+        )
+        self._sweep()
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
+
+    def _sweep(self) -> None:
+        now = self.loop_time()
+        for connection in list(self.connections):
+            connection.sweep(now)
+        interval = max(0.05, min(1.0, self.limits.header_timeout_s / 4, self.limits.keepalive_s / 4))
+        self._sweeper = self.loop.call_later(interval, self._sweep)
+
+    async def close(self, grace_s: float) -> bool:
+        """Accept nothing more, let running answers end for up to `grace_s` wall seconds, then cut. Whether all ended."""
+        self.closing = True
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.shut_down()
+        end = self.loop_time() + grace_s
+        while self.loop_time() < end and any(connection.busy for connection in self.connections):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        finished = not any(connection.busy for connection in self.connections)
+        for connection in list(self.connections):
+            connection._abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        return finished

@@ -1,0 +1,270 @@
+"""[I/O] The one place where the router's metric names live, and how they are rendered as Prometheus text.
+
+Plain numbers that are added to on the hot path and turned into text when somebody scrapes. Times are model seconds. Labels
+are bounded: models and pools come from the configuration, workers from the endpoints that exist, and at most `MAX_PRIORITIES`
+request priorities of a model have a series of their own.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from pool_planner.types import Role
+
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+MAX_PRIORITIES = 16
+BLOCK_TOKENS = 16.0
+
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5)
+TTFT_EDGES = (*_SECONDS, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0)
+DURATION_EDGES = (
+    0.01,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    15.0,
+    20.0,
+    30.0,
+    45.0,
+    60.0,
+    90.0,
+    120.0,
+    300.0,
+    600.0,
+    1800.0,
+)
+_MILLISECONDS = (0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3)
+ITL_EDGES = (*_MILLISECONDS, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0)
+TOKEN_EDGES = tuple(float(base << shift) for shift in range(4, 19) for base in (2, 3))
+
+Outcome = str
+OUTCOMES: tuple[Outcome, ...] = ("offered", "admitted", "shed", "completed", "failed", "retried")
+Labels = Mapping[str, str]
+
+
+class Histogram:
+    """Counts by upper edge, and the sum."""
+
+    __slots__ = ("_edges", "counts", "total")
+
+    def __init__(self, edges: tuple[float, ...]) -> None:
+        self._edges = edges
+        self.counts = [0] * (len(edges) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self._edges, value)] += 1
+        self.total += value
+
+    def lines(self, name: str, labels: str) -> Iterator[str]:
+        running = 0
+        for edge, count in zip((*self._edges, None), self.counts, strict=True):
+            running += count
+            bound = "+Inf" if edge is None else f"{edge:g}" if edge < 1e6 else f"{edge:.0f}"
+            yield f'{name}_bucket{{{labels},le="{bound}"}} {running}'
+        yield f"{name}_sum{{{labels}}} {self.total!r}"
+        yield f"{name}_count{{{labels}}} {running}"
+
+
+class PoolMetrics:
+    """One pool's series (labels dynamo_namespace, model, pool, role)."""
+
+    __slots__ = ("completed", "duration", "isl", "itl", "labels", "osl", "role", "shed", "started", "ttft")
+
+    def __init__(self, *, model: str, pool: str, role: Role, namespace: str) -> None:
+        self.labels = _labels({"dynamo_namespace": namespace, "model": model.lower(), "pool": pool, "role": role})
+        self.role = role
+        self.started = 0
+        self.completed = 0
+        self.shed = 0
+        self.ttft = Histogram(TTFT_EDGES)
+        self.itl = Histogram(ITL_EDGES)
+        self.isl = Histogram(TOKEN_EDGES)
+        self.osl = Histogram(TOKEN_EDGES)
+        self.duration = Histogram(DURATION_EDGES)
+
+
+class FrontendMetrics:
+    """One model's series as a frontend shows them, by the namespace of the pool that its requests enter (labels model,
+    dynamo_namespace)."""
+
+    __slots__ = ("duration", "isl", "itl", "labels", "osl", "requests", "started", "ttft")
+
+    def __init__(self, *, model: str, namespace: str) -> None:
+        self.labels = _labels({"dynamo_namespace": namespace, "model": model.lower()})
+        self.started = 0
+        self.requests = 0
+        self.ttft = Histogram(TTFT_EDGES)
+        self.itl = Histogram(ITL_EDGES)
+        self.isl = Histogram(TOKEN_EDGES)
+        self.osl = Histogram(TOKEN_EDGES)
+        self.duration = Histogram(DURATION_EDGES)
+
+
+class OutcomeMetrics:
+    """Requests of one model by priority and outcome."""
+
+    __slots__ = ("_counts", "_model")
+
+    def __init__(self, model: str) -> None:
+        self._model = model.lower()
+        self._counts: dict[str, dict[Outcome, int]] = {"0": dict.fromkeys(OUTCOMES, 0)}
+
+    def add(self, priority: int, outcome: Outcome) -> None:
+        name = str(priority)
+        counts = self._counts.get(name)
+        if counts is None:
+            name = name if len(self._counts) < MAX_PRIORITIES else "other"
+            counts = self._counts.setdefault(name, dict.fromkeys(OUTCOMES, 0))
+        counts[outcome] += 1
+
+    def total(self, outcome: Outcome) -> int:
+        return sum(counts[outcome] for counts in self._counts.values())
+
+    def lines(self, name: str) -> Iterator[str]:
+        for priority, counts in self._counts.items():
+            for outcome, count in counts.items():
+                labels = _labels({"model": self._model, "priority": priority, "outcome": outcome})
+                yield f"{name}{{{labels}}} {count}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerGauges:
+    """One endpoint at the time of the scrape; None: not known yet, and no series."""
+
+    worker_id: str
+    role: Role
+    pool: str
+    prefill_tokens: float
+    decode_blocks: float
+    ttft_s: float | None
+    isl_tokens: float | None
+    itl_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolGauges:
+    """What waits at the router for one pool now, and its endpoints by state."""
+
+    queued_requests: int
+    queued_tokens: float
+    endpoints: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scrape:
+    """Everything that one answer of /metrics shows."""
+
+    pools: Iterable[tuple[PoolMetrics, PoolGauges]]
+    frontends: Iterable[FrontendMetrics]
+    outcomes: Iterable[OutcomeMetrics]
+    workers: tuple[WorkerGauges, ...]
+    queue_requests: int
+    queue_isl_tokens: float
+    scalars: Mapping[str, tuple[str, str, float]]
+
+
+def _labels(values: Mapping[str, str]) -> str:
+    return ",".join(f'{name}="{_escape(value)}"' for name, value in values.items())
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+_ROUTER = "dynamo_component_router_"
+_FRONTEND = "dynamo_frontend_"
+_OWN = "global_planner_router_"
+_HISTOGRAMS = (
+    ("ttft", "time_to_first_token_seconds", "From arrival to the first token out, model seconds."),
+    ("itl", "inter_token_latency_seconds", "Mean time between the tokens of one answer, model seconds."),
+    ("isl", "input_sequence_tokens", "Prompt length."),
+    ("osl", "output_sequence_tokens", "Answer length."),
+    ("duration", "request_duration_seconds", "From arrival to the last byte, model seconds."),
+)
+# Which histograms a role has: the first token is the prefill's work, the following ones decode's.
+_OF_ROLE: Mapping[str, frozenset[str]] = {
+    "prefill": frozenset(["ttft", "isl", "duration"]),
+    "decode": frozenset(["itl", "isl", "osl", "duration"]),
+    "agg": frozenset(["ttft", "itl", "isl", "osl", "duration"]),
+}
+
+
+def render(scrape: Scrape) -> bytes:
+    """The Prometheus text of a scrape."""
+    out: list[str] = []
+    pools = list(scrape.pools)
+    frontends = list(scrape.frontends)
+
+    def family(name: str, kind: str, about: str, lines: Iterable[str]) -> None:
+        out.append(f"# HELP {name} {about}")
+        out.append(f"# TYPE {name} {kind}")
+        out.extend(lines)
+
+    for attribute, name, about in (
+        ("started", _ROUTER + "requests_started_total", "Requests assigned to the pool on arrival."),
+        ("completed", _ROUTER + "requests_total", "Requests that the pool completed."),
+        ("shed", _OWN + "shed_total", "Requests assigned to the pool and turned away."),
+    ):
+        family(name, "counter", about, [f"{name}{{{pool.labels}}} {getattr(pool, attribute)}" for pool, _ in pools])
+    for attribute, suffix, about in _HISTOGRAMS:
+        name = _ROUTER + suffix
+        of_role = [pool for pool, _ in pools if attribute in _OF_ROLE[pool.role]]
+        family(name, "histogram", about, (x for pool in of_role for x in getattr(pool, attribute).lines(name, pool.labels)))
+    name = _OWN + "queued_requests"
+    family(
+        name, "gauge", "Requests that wait here for the pool.", [f"{name}{{{p.labels}}} {g.queued_requests}" for p, g in pools]
+    )
+    name = _OWN + "queued_tokens"
+    family(name, "gauge", "Their prompt tokens.", [f"{name}{{{p.labels}}} {g.queued_tokens:g}" for p, g in pools])
+    name = _OWN + "endpoints"
+    states = [f'{name}{{{p.labels},state="{state}"}} {n}' for p, g in pools for state, n in g.endpoints.items()]
+    family(name, "gauge", "Endpoints by state.", states)
+
+    for attribute, name, about in (
+        ("started", _FRONTEND + "requests_started_total", "Requests received."),
+        ("requests", _FRONTEND + "requests_total", "Requests answered."),
+    ):
+        family(name, "counter", about, [f"{name}{{{one.labels}}} {getattr(one, attribute)}" for one in frontends])
+    for attribute, suffix, about in _HISTOGRAMS:
+        name = _FRONTEND + suffix
+        family(name, "histogram", about, (x for one in frontends for x in getattr(one, attribute).lines(name, one.labels)))
+
+    for attribute, suffix, about in (
+        ("prefill_tokens", "active_prefill_tokens", "Prompt tokens sent and not yet prefilled."),
+        (
+            "decode_blocks",
+            "active_decode_blocks",
+            f"KV blocks of {BLOCK_TOKENS:g} tokens in use (estimate).",
+        ),
+        ("ttft_s", "last_time_to_first_token_seconds", "TTFT of the last answer."),
+        ("isl_tokens", "last_input_sequence_tokens", "Prompt length of the last answer."),
+        ("itl_s", "last_inter_token_latency_seconds", "ITL of the last answer."),
+    ):
+        name = _FRONTEND + "worker_" + suffix
+        family(name, "gauge", about, _worker_lines(name, attribute, scrape.workers))
+    name = _FRONTEND + "router_queue_pending_requests"
+    family(name, "gauge", "Requests that wait at the router.", [f"{name} {scrape.queue_requests}"])
+    name = _FRONTEND + "router_queue_pending_isl_tokens"
+    family(name, "gauge", "Their prompt tokens.", [f"{name} {scrape.queue_isl_tokens:g}"])
+    name = _OWN + "requests_total"
+    family(name, "counter", "Requests by outcome.", (line for one in scrape.outcomes for line in one.lines(name)))
+    for name, (kind, about, value) in scrape.scalars.items():
+        family(_OWN + name, kind, about, [f"{_OWN}{name} {value:g}"])
+    return ("\n".join(out) + "\n").encode()
+
+
+def _worker_lines(name: str, attribute: str, workers: Iterable[WorkerGauges]) -> Iterator[str]:
+    for worker in workers:
+        value = getattr(worker, attribute)
+        if value is not None:
+            kind = "prefill" if worker.role == "prefill" else "decode"
+            labels = {"worker_id": worker.worker_id, "dp_rank": "0", "worker_type": kind, "pool": worker.pool}
+            yield f"{name}{{{_labels(labels)}}} {value!r}"

@@ -1,0 +1,267 @@
+"""The OpenAI API as far as the router must understand it: what decides the route, the two bodies of a hand-off, and errors.
+Pure.
+
+A body is read once; everything the router does not know stays in it. Toward decode and aggregated engines the client's own
+bytes are sent (with the hand-off object spliced in before the last brace), toward prefill a changed copy.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+import orjson
+
+CHARS_PER_TOKEN = 4.0
+PREFIX_CHARS = 2048
+KV_REQUEST = {
+    "do_remote_decode": True,
+    "do_remote_prefill": False,
+    "remote_engine_id": None,
+    "remote_block_ids": None,
+    "remote_host": None,
+    "remote_port": None,
+}
+
+
+class BadRequest(Exception):
+    """A request that gets an OpenAI-shaped error: `status`, and the fields of the error object."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = error_body(message, kind=kind, code=code, param=param)
+
+
+def error_body(message: str, *, kind: str, code: str | None = None, param: str | None = None) -> bytes:
+    """`{"error": {message, type, param, code}}`."""
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """One completion request. `chars` counts the prompt's text, `token_ids` its ready-made tokens; `pure_text` is false where
+    the prompt holds parts that are neither (images): then returned usage teaches nothing about text."""
+
+    raw: bytes
+    body: dict[str, Any]
+    model: str
+    stream: bool
+    chars: int
+    token_ids: int
+    pure_text: bool
+    max_tokens: int | None
+    priority: int | None
+    ttft_ms: float | None
+    itl_ms: float | None
+    prefix: int
+
+
+def parse(raw: bytes) -> Call:
+    """Raises BadRequest: 400 for malformed JSON, anything but an object, and a missing model."""
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        # Lone surrogates and NaN are refused by orjson, while engines take them.
+        try:
+            body = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(400, f"The request body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise BadRequest(400, "The request body must be a JSON object.", code="invalid_json")
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise BadRequest(400, "You must provide a model parameter, a string.", param="model", code="missing_required_parameter")
+    length = _Length()
+    messages = body.get("messages")
+    if isinstance(messages, list):
+        length.messages(messages)
+        if "tools" in body:
+            length.chars += len(orjson.dumps(body["tools"], default=str)) if isinstance(body["tools"], list) else 0
+    else:
+        length.prompt(body.get("prompt"))
+    extra = body.get("extra_args")
+    nvext = body.get("nvext")
+    hints = nvext.get("agent_hints") if isinstance(nvext, dict) else None
+    return Call(
+        raw=raw,
+        body=body,
+        model=model,
+        stream=body.get("stream") is True,
+        chars=length.chars,
+        token_ids=length.token_ids,
+        pure_text=length.pure,
+        max_tokens=_count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")),
+        priority=_integer(hints.get("priority")) if isinstance(hints, dict) else None,
+        ttft_ms=_target(extra.get("ttft_target")) if isinstance(extra, dict) else None,
+        itl_ms=_target(extra.get("itl_target")) if isinstance(extra, dict) else None,
+        prefix=length.prefix,
+    )
+
+
+class _Length:
+    """Adds up a prompt's text and token ids, whatever shape it has, and hashes its first characters."""
+
+    __slots__ = ("_hashed", "chars", "prefix", "pure", "token_ids")
+
+    def __init__(self) -> None:
+        self.chars = 0
+        self.token_ids = 0
+        self.pure = True
+        self.prefix = 0
+        self._hashed = 0
+
+    def text(self, text: str) -> None:
+        self.chars += len(text)
+        if self._hashed < PREFIX_CHARS:
+            piece = text[: PREFIX_CHARS - self._hashed]
+            self._hashed += len(piece)
+            self.prefix = crc32(piece.encode("utf-8", "surrogatepass"), self.prefix)
+
+    def messages(self, messages: list[Any]) -> None:
+        for message in messages:
+            content = message.get("content") if isinstance(message, dict) else None
+            if isinstance(content, str):
+                self.text(content)
+            elif isinstance(content, list):
+                for part in content:
+                    text = part.get("text") if isinstance(part, dict) else None
+                    if isinstance(text, str):
+                        self.text(text)
+                    else:
+                        self.pure = False
+
+    def prompt(self, prompt: Any) -> None:
+        if isinstance(prompt, str):
+            self.text(prompt)
+        elif isinstance(prompt, list) and prompt:
+            if isinstance(prompt[0], int):
+                self.token_ids += len(prompt)
+                self.prefix = crc32(repr(prompt[: PREFIX_CHARS // 4]).encode())
+            else:
+                for item in prompt:
+                    self.prompt(item)
+
+
+def _integer(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31 else None
+
+
+def _count(value: Any) -> int | None:
+    number = _integer(value)
+    return number if number is not None and number > 0 else None
+
+
+def _target(value: Any) -> float | None:
+    valid = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9
+    return float(value) if valid else None
+
+
+def _dump(body: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        return json.dumps(body).encode()
+
+
+def prefill_body(call: Call) -> bytes:
+    """The body of the prefill call: one token, not streamed, its KV blocks kept for a remote decode."""
+    body = dict(call.body)
+    body.pop("stream_options", None)
+    body.update(max_tokens=1, max_completion_tokens=1, stream=False, kv_transfer_params=KV_REQUEST)
+    if "min_tokens" in body:
+        # More than max_tokens is refused by engines, and one token is all that this call makes.
+        body["min_tokens"] = min(1, body["min_tokens"]) if isinstance(body["min_tokens"], int) else body["min_tokens"]
+    return _dump(body)
+
+
+def decode_body(call: Call, kv_transfer_params: object | None) -> bytes:
+    """The body of the decode call: the client's bytes, with what the prefill answered. None: decode prefills itself."""
+    if kv_transfer_params is None:
+        return call.raw
+    if "kv_transfer_params" in call.body:
+        return _dump({**call.body, "kv_transfer_params": kv_transfer_params})
+    end = call.raw.rindex(b"}")
+    return b'%b,"kv_transfer_params":%b}' % (call.raw[:end], orjson.dumps(kv_transfer_params))
+
+
+def handed_over(answer: bytes) -> object | None:
+    """`kv_transfer_params` of a prefill answer, None where it is missing or the answer is not JSON."""
+    try:
+        parsed = orjson.loads(answer)
+    except orjson.JSONDecodeError:
+        return None
+    params = parsed.get("kv_transfer_params") if isinstance(parsed, dict) else None
+    return params if isinstance(params, dict) else None
+
+
+def usage_in(tail: bytes) -> tuple[int | None, int | None]:
+    """(prompt tokens, completion tokens) of the last usage object in the end of an answer, streamed or not; None: not told.
+
+    >>> usage_in(b'data: {"usage":{"prompt_tokens":7, "completion_tokens":12}}')
+    (7, 12)
+    """
+    return _number_after(tail, b'"prompt_tokens"'), _number_after(tail, b'"completion_tokens"')
+
+
+def _number_after(text: bytes, key: bytes) -> int | None:
+    at = text.rfind(key)
+    if at < 0:
+        return None
+    start = at + len(key)
+    rest = text[start : start + 24].lstrip(b" \t\r\n:")
+    digits = len(rest) - len(rest.lstrip(b"0123456789"))
+    return int(rest[:digits]) if digits else None
+
+
+class Lengths:
+    """What a model's answers have taught: tokens a character of prompt text, tokens a streamed event, tokens an answer.
+
+    Each is a ratio of exponentially forgotten sums (weight 0.98 a request, about the last fifty), so that long requests count
+    for as much as they are.
+    """
+
+    __slots__ = ("_chars", "_event_tokens", "_events", "_osl", "_tokens")
+    KEEP = 0.98
+
+    def __init__(self) -> None:
+        self._chars = 4000.0
+        self._tokens = self._chars / CHARS_PER_TOKEN
+        self._events = 1.0
+        self._event_tokens = 1.0
+        self._osl = 256.0
+
+    def isl(self, call: Call) -> int:
+        """Estimated prompt tokens, at least 1."""
+        return max(1, call.token_ids + -int(-call.chars * self._tokens // self._chars))
+
+    def osl(self, call: Call) -> float:
+        """Tokens that the answer will probably have."""
+        return min(self._osl, call.max_tokens) if call.max_tokens else self._osl
+
+    def of_events(self, events: int) -> float:
+        """Estimated tokens of a streamed answer of that many events."""
+        return events * self._event_tokens / self._events
+
+    def learn_isl(self, call: Call, tokens: int) -> None:
+        if call.pure_text and not call.token_ids and call.chars >= 32:
+            self._chars = self._chars * self.KEEP + call.chars
+            self._tokens = self._tokens * self.KEEP + tokens
+
+    def learn_osl(self, tokens: float) -> None:
+        self._osl += (tokens - self._osl) * (1.0 - self.KEEP)
+
+    def learn_events(self, events: int, tokens: int) -> None:
+        if events > 0:
+            self._events = self._events * self.KEEP + events
+            self._event_tokens = self._event_tokens * self.KEEP + tokens

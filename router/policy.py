@@ -1,0 +1,275 @@
+"""Which pool, and which endpoint in it: filter, score, pick. Pure.
+
+A request first gets a *route* through the stage of each role: the pools to try, the chosen one first. The chosen pool comes
+from a grid, from the prompt length limits of the pools, or from a fixed chain. Within a pool the usable endpoints are left
+over by the filter, and one picker takes one of them. Pickers keep only what they need to be fair (a turn, a ring); the load
+they read is the endpoints' own.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Protocol, TypeVar
+
+from pool_planner.types import Role
+from router.config import AxisConfig, GridConfig, ModelConfig, Pick
+
+# ---- which pool -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What of a request decides where it goes. Targets in model ms; None: the request names none. `prefix` is a hash of the
+    prompt's beginning."""
+
+    isl_tokens: float
+    ttft_ms: float | None = None
+    itl_ms: float | None = None
+    priority: int | None = None
+    prefix: int = 0
+
+    def along(self, axis: str) -> float | None:
+        """The request's coordinate on a grid's axis. At the decode stage the context is the prompt."""
+        if axis in ("isl_tokens", "context_tokens"):
+            return self.isl_tokens
+        return self.ttft_ms if axis == "ttft_ms" else self.itl_ms
+
+
+def cell(value: float | None, axis: AxisConfig) -> int:
+    """Index of the axis' cell that holds `value`: clamp(int((x - min) / ((max - min) / resolution)), 0, resolution - 1); a
+    missing value is the middle of the range."""
+    x = (axis.min + axis.max) / 2 if value is None else value
+    position = (x - axis.min) / ((axis.max - axis.min) / axis.resolution)
+    return max(0, min(int(max(-1.0, min(position, float(axis.resolution)))), axis.resolution - 1))
+
+
+class Stage:
+    """The pools of one role of a model, and the rule that picks among them. `load(pool)` breaks ties between pools of equal
+    limit: outstanding tokens for each usable endpoint, infinite where there is none."""
+
+    def __init__(self, model: ModelConfig, role: Role) -> None:
+        self._pools = model.role_pools(role)
+        self.names = tuple(pool.name for pool in self._pools)
+        self._grid: GridConfig | None = model.grids.get(role)
+        self._cells = self._grid.flat_cells() if self._grid else ()
+        self._priority_retry = model.priority_retry
+        self._spill = model.spill
+        self._ttft_ms = model.default_ttft_ms
+        self._itl_ms = model.default_itl_ms
+
+    def route(self, ask: Ask, load: Callable[[str], float]) -> tuple[str, ...]:
+        """Pools to try, the chosen one first; never empty for a stage that has pools."""
+        if len(self.names) == 1:
+            return self.names
+        if self._grid and self._grid.chain:
+            return self._grid.chain
+        chosen = self._by_grid(ask, self._grid) if self._grid else self._by_limit(ask, load)
+        return (chosen, *self._alternatives(chosen, ask, load))
+
+    def _by_grid(self, ask: Ask, grid: GridConfig) -> str:
+        if ask.priority is not None:
+            for rule in grid.overrides:
+                if rule.min_priority <= ask.priority <= rule.max_priority:
+                    return rule.pool
+        defaults = {"ttft_ms": self._ttft_ms, "itl_ms": self._itl_ms}
+        index = 0
+        for axis in grid.axes:
+            value = ask.along(axis.by)
+            index = index * axis.resolution + cell(defaults.get(axis.by) if value is None else value, axis)
+        return self._cells[index]
+
+    def _by_limit(self, ask: Ask, load: Callable[[str], float]) -> str:
+        fitting = [pool for pool in self._pools if pool.isl_max_tokens is None or ask.isl_tokens <= pool.isl_max_tokens]
+        pools = fitting or self._pools
+        limits = [pool.isl_max_tokens if pool.isl_max_tokens is not None else float("inf") for pool in pools]
+        # A prompt too long for every pool goes to the longest: the engine says by how much it is too long.
+        wanted = min(limits) if fitting else max(limits)
+        equal = [pool.name for pool, limit in zip(pools, limits, strict=True) if limit == wanted]
+        return equal[0] if len(equal) == 1 else min(equal, key=load)
+
+    def _alternatives(self, chosen: str, ask: Ask, load: Callable[[str], float]) -> list[str]:
+        order = {pool.name: pool.order for pool in self._pools}
+        at = order[chosen]
+        after: list[str] = []
+        if self._priority_retry and at is not None:
+            faster = [(-rank, name) for name, rank in order.items() if rank is not None and rank < at]
+            after += [name for _, name in sorted(faster, key=lambda item: item[0])]
+        if self._spill:
+            fitting = [
+                (pool.isl_max_tokens or float("inf"), load(pool.name), pool.name)
+                for pool in self._pools
+                if pool.name != chosen
+                and pool.name not in after
+                and (pool.isl_max_tokens is None or ask.isl_tokens <= pool.isl_max_tokens)
+            ]
+            after += [name for _, _, name in sorted(fitting)]
+        return after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Path:
+    """One way through a model's stages: a prefill pool of `prefill` (empty: none), then a pool of `serve` (decode or
+    aggregated), each in the order to be tried. `instead_of`: this way is only for when those pools have endpoints that fail
+    (decode-only)."""
+
+    prefill: tuple[str, ...]
+    serve: tuple[str, ...]
+    instead_of: tuple[str, ...] = ()
+
+    @property
+    def assigned(self) -> tuple[str, ...]:
+        """The pools that a request on this way is counted for on arrival."""
+        return (*self.prefill[:1], *self.serve[:1])
+
+
+class Stages:
+    """All stages of a model."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        self._stages = {role: Stage(model, role) for role in ("prefill", "decode", "agg") if model.role_pools(role)}
+        self._decode_only = model.decode_only_fallback
+
+    def paths(self, ask: Ask, load: Callable[[str], float]) -> tuple[Path, ...]:
+        """The ways to serve a request, the wanted one first; never empty."""
+        ways = []
+        decode = self._stages["decode"].route(ask, load) if "decode" in self._stages else ()
+        prefill = self._stages["prefill"].route(ask, load) if "prefill" in self._stages else ()
+        if prefill and decode:
+            ways.append(Path(prefill=prefill, serve=decode))
+        if "agg" in self._stages:
+            ways.append(Path(prefill=(), serve=self._stages["agg"].route(ask, load)))
+        if prefill and decode and self._decode_only:
+            ways.append(Path(prefill=(), serve=decode, instead_of=prefill))
+        return tuple(ways)
+
+
+# ---- which endpoint -------------------------------------------------------------------------------------------------
+
+
+class Candidate(Protocol):
+    """What a picker reads of an endpoint."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def in_flight(self) -> int: ...
+
+    @property
+    def outstanding_tokens(self) -> float: ...
+
+
+C = TypeVar("C", bound=Candidate)
+
+
+def usable(ready: Sequence[C], *, max_in_flight: int | None, without: Collection[str]) -> Sequence[C]:
+    """The filter: ready endpoints that are below their limit and not excluded (those that failed this request)."""
+    if max_in_flight is None and not without:
+        return ready
+    limit = float("inf") if max_in_flight is None else max_in_flight
+    return [endpoint for endpoint in ready if endpoint.in_flight < limit and endpoint.id not in without]
+
+
+class Picker(Protocol):
+    """Takes one of at least one usable endpoint."""
+
+    def pick(self, endpoints: Sequence[C], ask: Ask) -> C: ...
+
+
+class RoundRobin:
+    """Each in turn. The turn is a position, not an endpoint, so a changing membership stays fair on average."""
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def pick(self, endpoints: Sequence[C], ask: Ask) -> C:
+        self._turn += 1
+        return endpoints[self._turn % len(endpoints)]
+
+
+class LeastTokens:
+    """The least outstanding tokens, then the fewest requests; equals take turns. With equal endpoints the difference between
+    any two stays within the tokens of one request of the largest size."""
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def pick(self, endpoints: Sequence[C], ask: Ask) -> C:
+        count = len(endpoints)
+        self._turn = start = (self._turn + 1) % count
+        best = endpoints[start]
+        tokens, requests = best.outstanding_tokens, best.in_flight
+        for offset in range(1, count):
+            other = endpoints[(start + offset) % count]
+            load = other.outstanding_tokens
+            if load < tokens or (load == tokens and other.in_flight < requests):
+                best, tokens, requests = other, load, other.in_flight
+        return best
+
+
+class PowerOfTwo:
+    """The less loaded of two at random: nearly as even as the least loaded, at a cost that does not grow with the pool."""
+
+    def __init__(self, below: Callable[[int], int]) -> None:
+        self._below = below
+
+    def pick(self, endpoints: Sequence[C], ask: Ask) -> C:
+        count = len(endpoints)
+        first = endpoints[self._below(count)]
+        second = endpoints[self._below(count)]
+        return second if second.outstanding_tokens < first.outstanding_tokens else first
+
+
+class PrefixAffinity:
+    """Prompts with the same beginning go to the same endpoint, while its load allows: consistent hashing with bounded loads
+    (Mirrokni, Thorup and Zadimoghaddam, 2018). An endpoint is passed over while it holds more than `bound` times the mean
+    outstanding tokens; then the next one on the ring takes the request."""
+
+    POINTS = 64
+
+    def __init__(self, bound: float = 1.25) -> None:
+        self._bound = bound
+        self._members: tuple[str, ...] = ()
+        self._ring: list[int] = []
+        self._owners: list[str] = []
+
+    def pick(self, endpoints: Sequence[C], ask: Ask) -> C:
+        by_id: Mapping[str, C] = {endpoint.id: endpoint for endpoint in endpoints}
+        members = tuple(sorted(by_id))
+        if members != self._members:
+            self._build(members)
+        allowed = self._bound * sum(endpoint.outstanding_tokens for endpoint in endpoints) / len(endpoints)
+        start = bisect_left(self._ring, _spread(ask.prefix))
+        for step in range(len(self._ring)):
+            endpoint = by_id[self._owners[(start + step) % len(self._owners)]]
+            if endpoint.outstanding_tokens <= allowed:
+                return endpoint
+        return min(endpoints, key=lambda endpoint: endpoint.outstanding_tokens)
+
+    def _build(self, members: tuple[str, ...]) -> None:
+        points = sorted((_point(f"{member}#{i}".encode()), member) for member in members for i in range(self.POINTS))
+        self._members = members
+        self._ring = [point for point, _ in points]
+        self._owners = [owner for _, owner in points]
+
+
+def _point(name: bytes) -> int:
+    return int.from_bytes(blake2b(name, digest_size=8).digest(), "big")
+
+
+def _spread(prefix: int) -> int:
+    return _point(prefix.to_bytes(8, "big", signed=False))
+
+
+def picker(kind: Pick, *, below: Callable[[int], int]) -> Picker:
+    """The picker of that name; `below(n)` is a seeded source of integers in [0, n)."""
+    if kind == "round_robin":
+        return RoundRobin()
+    if kind == "power_of_two":
+        return PowerOfTwo(below)
+    if kind == "prefix_affinity":
+        return PrefixAffinity()
+    return LeastTokens()
