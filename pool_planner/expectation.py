@@ -1,0 +1,91 @@
+"""What load a pool plans for: forecast up to its horizon, arrivals already above it, and what waits. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pool_planner.config import PlannerConfig
+from pool_planner.performance.lengths import LengthMix
+from pool_planner.performance.work import Shape
+from pool_planner.setup import PoolSetup
+from pool_planner.state import PoolState
+from pool_planner.types import Forecast, Grant, Observation
+
+DEFAULT_QUANTILE = 0.9  # what a forecast is asked for when planning reads its mean only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """`load_rps` is planned for; `forecast` is the one at the horizon; `reasons` say what else made the load."""
+
+    load_rps: float
+    forecast: Forecast
+    shape: Shape
+    reasons: tuple[str, ...]
+
+
+def horizon_s(pool: PoolSetup, grant: Grant | None, config: PlannerConfig) -> float:
+    """How far ahead to look (s): replicas ordered now serve after a cold start, and the next decision is a tick away."""
+    interval_s = float(config.throughput_adjustment_interval)
+    if not config.extensions.cover_cold_start:
+        return interval_s
+    measured = grant.cold_start_s if grant is not None else None
+    return max(interval_s, (measured if measured is not None else pool.cold_start_s) + config.tick_s)
+
+
+def expect(
+    state: PoolState, observation: Observation, grant: Grant | None, pool: PoolSetup, config: PlannerConfig, now: float
+) -> Expectation | None:
+    """None while nothing is known that could be expected to go on."""
+    extensions = config.extensions
+    interval_s = float(config.throughput_adjustment_interval)
+    reach_s = horizon_s(pool, grant, config)
+    quantile = extensions.forecast_quantile
+    horizons = sorted({interval_s, reach_s})
+    forecasts = [
+        state.forecaster.forecast(at_s=now, horizon_s=each, quantile=quantile or DEFAULT_QUANTILE) for each in horizons
+    ]
+    far = forecasts[-1] or _observed(state, observation, pool, config, now, reach_s)
+    if far is None:
+        return None
+    # Capacity that is given up now is gone now, so what is needed on the way to the horizon counts too.
+    loads = [f.requests_per_s_high if quantile is not None else f.requests_per_s for f in (*forecasts, far) if f is not None]
+    load = max(loads)
+    reasons: list[str] = []
+    if extensions.react_early:
+        already = state.arrivals.at_least_rps()
+        if already > load:
+            reasons.append(f"{already:.2f} requests/s arrive already, {load:.2f} were forecast")
+            load = already
+    if extensions.offered_load and observation.queued_requests:
+        # What an arrival within its SLA may find waiting is no backlog; the rest is to be worked off in one interval.
+        backlog = observation.queued_requests - load * pool.ttft_ms / 1e3
+        if backlog > 1.0:
+            reasons.append(f"{backlog:.0f} requests wait")
+            load += backlog / interval_s
+    isl, osl = LengthMix.of_mean(far.isl_tokens), LengthMix.of_mean(far.osl_tokens)
+    if extensions.length_distribution:
+        isl, osl = state.isl.mix(max(1.0, far.isl_tokens)), state.osl.mix(max(1.0, far.osl_tokens))
+    shape = Shape(isl=isl, osl=osl, arrival_cv2=state.arrivals.cv2)
+    return Expectation(load_rps=load, forecast=far, shape=shape, reasons=tuple(reasons))
+
+
+def _observed(
+    state: PoolState, observation: Observation, pool: PoolSetup, config: PlannerConfig, now: float, reach_s: float
+) -> Forecast | None:
+    """Before the first forecast interval is complete: what was observed of it goes on."""
+    seconds = sum(interval for interval, _ in state.arrivals.recent)
+    if seconds <= 0.0:
+        return None
+    rate = sum(count for _, count in state.arrivals.recent) / seconds
+    isl, osl = observation.isl_tokens, observation.osl_tokens if pool.role != "prefill" else 1.0
+    return Forecast(
+        at_s=now,
+        horizon_s=reach_s,
+        requests_per_s=rate,
+        requests_per_s_high=rate,
+        quantile=config.extensions.forecast_quantile or DEFAULT_QUANTILE,
+        isl_tokens=isl or config.extensions.isl_until_known,
+        osl_tokens=osl or config.extensions.osl_until_known,
+        predictor="observed",
+    )

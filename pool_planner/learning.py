@@ -1,0 +1,128 @@
+"""What one observation teaches: traffic, lengths, arrivals, the load regression, the correction. Pure.
+
+Also what makes an observation unusable: unknown is a value, and the reason for it a sentence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from pool_planner.config import PlannerConfig
+from pool_planner.performance.correction import Correction
+from pool_planner.performance.expected import expected
+from pool_planner.performance.work import Engine, Shape
+from pool_planner.scaling.load import load_points
+from pool_planner.setup import PoolSetup
+from pool_planner.state import PoolState
+from pool_planner.types import Grant, Observation
+
+STALE_TICKS = 2.5  # an observation older than this many ticks says nothing about now
+CALM = 0.85  # utilisation above which latencies tell about the queue, not about the engine
+
+
+def why_unknown(observation: Observation | None, *, now: float, tick_s: float) -> str | None:
+    """Why nothing can be decided on `observation`, or None when it is fresh and complete enough."""
+    if observation is None:
+        return "no observation"
+    age_s = now - observation.at_s
+    if age_s > STALE_TICKS * tick_s:
+        return f"the last observation is {age_s:.0f} s old"
+    if observation.requests is None or not math.isfinite(observation.requests) or observation.requests < 0.0:
+        return "the number of requests is unknown"
+    if observation.front_door_up is not True and observation.requests <= 0.0:
+        return "no request was seen, and the front door is not known to be up: silence is not idleness"
+    if not observation.interval_s > 0.0 or not math.isfinite(observation.interval_s):
+        return f"the observed interval is {observation.interval_s} s"
+    return None
+
+
+def offered(observation: Observation, *, arrivals: bool) -> float | None:
+    """Requests that count as demand: arrivals, or completions as the guide has it."""
+    return observation.requests if arrivals else observation.completed
+
+
+def learn(state: PoolState, observation: Observation, pool: PoolSetup, config: PlannerConfig) -> PoolState:
+    """The state after `observation`; the same one twice teaches nothing new."""
+    if state.observation is not None and observation.at_s <= state.observation.at_s:
+        return state
+    requests = offered(observation, arrivals=config.extensions.offered_load)
+    known = requests if requests is not None and math.isfinite(requests) and requests >= 0.0 else None
+    partial = observation.front_door_up is not True
+    state.forecaster.learn(
+        None if partial else known,
+        observation.isl_tokens,
+        observation.osl_tokens if pool.role != "prefill" else None,
+        at_s=observation.at_s,
+        interval_s=observation.interval_s,
+    )
+    arrivals = state.arrivals
+    if partial or known is None or (state.observation is not None and state.observation.front_door_up is not True):
+        arrivals = arrivals.gap()  # a part of the traffic does not compare with all of it
+    state = replace(
+        state,
+        observation=observation,
+        arrivals=arrivals if known is None else arrivals.after(observation.interval_s, known),
+        isl=state.isl.learn(observation.isl_histogram, observation.at_s),
+        osl=state.osl.learn(observation.osl_histogram, observation.at_s),
+    )
+    if config.enable_load_scaling:
+        state = _regress(state, observation, pool)
+    return state
+
+
+def _regress(state: PoolState, observation: Observation, pool: PoolSetup) -> PoolState:
+    """One point for each worker whose gauges moved since the last one."""
+    last = dict(state.last_points)
+    windows = {"ttft": state.ttft, "itl": state.itl}
+    for kind, roles in (("ttft", ("prefill", "agg")), ("itl", ("decode", "agg"))):
+        if pool.role not in roles:
+            continue
+        points = load_points(observation.workers or (), "ttft" if kind == "ttft" else "itl")
+        for worker, point in points.items():
+            if last.get(f"{kind}:{worker}") != point:
+                windows[kind] = windows[kind].with_point(*point)
+        last.update({f"{kind}:{worker}": point for worker, point in points.items()})
+    alive = {f"{kind}:{worker.worker_id}" for worker in observation.workers or () for kind in windows}
+    return replace(
+        state, ttft=windows["ttft"], itl=windows["itl"], last_points={key: last[key] for key in last if key in alive}
+    )
+
+
+def correct(
+    state: PoolState, observation: Observation, grant: Grant | None, engine: Engine, shape: Shape, config: PlannerConfig
+) -> PoolState:
+    """The state with what the observed latencies correct in the model (nothing with `no_correction`)."""
+    ready = grant.replicas_ready if grant is not None else None
+    if config.no_correction or not ready or not observation.requests:
+        return state
+    if not config.extensions.bounded_correction:
+        return replace(state, correction=_ratios(state, observation, ready, engine))
+    if observation.shed or (observation.queued_requests or 0.0) > observation.requests:
+        return state
+    model = expected(engine, shape, state.correction, rate_rps=observation.requests / observation.interval_s, ready=ready)
+    if model.utilisation > CALM:
+        return state
+    correction = state.correction
+    if engine.role != "decode":
+        correction = correction.with_ttft(observed_ms=observation.ttft_ms, expected_ms=model.ttft_ms, sla_ms=engine.ttft_ms)
+    if engine.role != "prefill":
+        correction = correction.with_itl(observed_ms=observation.itl_ms, expected_ms=model.itl_ms)
+    return replace(state, correction=correction)
+
+
+def _ratios(state: PoolState, observation: Observation, ready: int, engine: Engine) -> Correction:
+    """The guide's factors: TTFT over the profile's at this ISL; ITL over the profile's at the concurrency of a replica
+    (requests in flight by Little's law) and the mean context."""
+    isl, osl = observation.isl_tokens, observation.osl_tokens
+    ttft_ms = itl_ms = None
+    if engine.prefill is not None and isl is not None:
+        ttft_ms = engine.prefill.ttft_ms(isl)
+    if engine.decode is not None and isl is not None and osl is not None and observation.duration_s is not None:
+        assert observation.requests is not None
+        running = observation.requests / ready * observation.duration_s / observation.interval_s
+        context = isl + osl / 2.0
+        itl_ms = engine.decode.itl_ms(min(1.0, running * context / engine.decode.max_kv_tokens), context)
+    return state.correction.with_ratios(
+        ttft_ms=observation.ttft_ms, profiled_ttft_ms=ttft_ms, itl_ms=observation.itl_ms, profiled_itl_ms=itl_ms
+    )

@@ -1,0 +1,54 @@
+"""How irregularly requests arrive, and whether more arrive right now than was expected. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+DECAY = 0.97  # half of the estimate comes from the last 23 intervals
+PRIOR_REQUESTS = 30.0  # weight of the assumption that arrivals are Poisson, in requests
+CV2_LIMITS = (0.7, 4.0)  # beyond, the rate itself varies, and that is the forecast's quantile to cover
+RECENT = 6
+SURGE_SIGMAS = 2.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrivals:
+    """Counts of the newest intervals, (seconds, requests) newest last, and sums for the index of dispersion.
+
+    The dispersion is taken from differences of neighbouring intervals, so that a trend does not count as irregularity.
+    """
+
+    recent: tuple[tuple[float, float], ...] = ()
+    squares: float = 0.0
+    counts: float = 0.0
+
+    def after(self, interval_s: float, requests: float) -> Arrivals:
+        squares, counts = self.squares, self.counts
+        if self.recent:
+            before_s, before = self.recent[-1]
+            if abs(interval_s - before_s) <= 0.25 * before_s:
+                scaled = before * interval_s / before_s
+                squares = DECAY * squares + (requests - scaled) ** 2 / 2.0
+                counts = DECAY * counts + (requests + scaled) / 2.0
+        recent = (*self.recent, (interval_s, requests))[-RECENT:]
+        return replace(self, recent=recent, squares=squares, counts=counts)
+
+    def gap(self) -> Arrivals:
+        """After an interval that nothing is known of: neighbours before and after it do not compare."""
+        return replace(self, recent=())
+
+    @property
+    def cv2(self) -> float:
+        """Squared coefficient of variation of the times between arrivals, estimated; 1 for Poisson arrivals."""
+        low, high = CV2_LIMITS
+        return min(high, max(low, (self.squares + PRIOR_REQUESTS) / (self.counts + PRIOR_REQUESTS)))
+
+    def at_least_rps(self) -> float:
+        """The rate (requests/s) that arrivals of the newest intervals certainly have, whatever chance did: the largest lower
+        bound over the newest one, two, three... intervals."""
+        best = seconds = requests = 0.0
+        for interval_s, count in reversed(self.recent):
+            seconds, requests = seconds + interval_s, requests + count
+            best = max(best, (requests - SURGE_SIGMAS * math.sqrt(self.cv2 * requests)) / seconds)
+        return best

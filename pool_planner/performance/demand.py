@@ -1,0 +1,131 @@
+"""Capacity and demand curve of a pool: the rate that n replicas carry within their SLA, for every n. Pure.
+
+Two models of the same thing. `queueing_capacity` lets requests wait and crowd (see `queueing`); `plain_capacity` divides by
+profiled throughput as the planner guide does. An SLA that an engine cannot meet even for one request alone is planned at the
+nearest thing that it can (`notes` says so): a pool must keep up with its load also where its SLA is a wish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pool_planner.performance import queueing
+from pool_planner.performance.correction import Correction
+from pool_planner.performance.queueing import Array
+from pool_planner.performance.work import DecodeWork, Engine, PrefillWork, Shape, decode_curve, prefill_curve, unreachable
+from pool_planner.types import DemandCurve
+
+HEADROOM = 1.1  # a lower number of replicas is safe only where it carries this many times the load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """`rps[n]`: the highest rate at which n replicas meet the target, n = 0..max; `share_met(rate)[n]` what share of the
+    requests meets the SLA when all of `rate` is admitted. `binding` names the constraint, `notes` what people must know."""
+
+    rps: tuple[float, ...]
+    share_met: Callable[[float], Sequence[float]]
+    binding: Literal["ttft", "itl", "kv", "both"]
+    notes: tuple[str, ...] = ()
+
+    def curve(self, load_rps: float) -> DemandCurve:
+        return DemandCurve(
+            attainment=attainment(self.rps, load_rps),
+            attainment_open=_rising(self.share_met(load_rps)),
+            capacity_rps=self.rps,
+        )
+
+    def needed(self, load_rps: float) -> int | None:
+        """The fewest replicas that carry `load_rps`, None when all of them do not."""
+        for n, rps in enumerate(self.rps):
+            if rps >= load_rps * (1.0 - 1e-9):
+                return n
+        return None
+
+
+def attainment(capacity_rps: Sequence[float], load_rps: float) -> tuple[float, ...]:
+    """Share of the load that can be admitted with its SLA met, by replicas; without load there is nothing to miss."""
+    if load_rps <= 0.0:
+        return (1.0,) * len(capacity_rps)
+    return tuple(min(1.0, rps / load_rps) for rps in capacity_rps)
+
+
+def queueing_capacity(engine: Engine, shape: Shape, correction: Correction, *, target: float, max_replicas: int) -> Capacity:
+    """Capacity with waiting and crowding. Raises ValueError when the engine lacks a curve that its role needs."""
+    n = np.arange(1, max_replicas + 1, dtype=np.float64)
+    notes: list[str] = []
+    decode = DecodeWork(engine, shape, correction, notes) if engine.role != "prefill" else None
+    joined_s = decode.alone_s if decode is not None else 0.0
+    prefill = PrefillWork(engine, shape, correction, notes, joined_s) if engine.role != "decode" else None
+
+    def share(rate: Array, *, planned: bool) -> Array:
+        met = np.ones_like(n)
+        busy = np.zeros_like(n)
+        if prefill is not None:
+            busy = np.minimum(rate / n * prefill.mix.mean, 1.0 - 1e-6)
+        later: Array | float = 0.0
+        if decode is not None:
+            crowd = decode.crowd(rate, n, shape, busy)
+            met = decode.met(crowd, n, shape, busy)
+            later = decode.step_s(crowd) - decode.alone_s if prefill is not None else 0.0
+        if prefill is not None:
+            met = met * (prefill.planned if planned else prefill.met)(rate, n, shape, later)
+        return met
+
+    ceiling = np.minimum(
+        n / prefill.mix.mean if prefill is not None else np.inf,
+        n * decode.batching.pace[-1] / shape.osl.mean if decode is not None else np.inf,
+    )
+    rps = _highest(lambda rate: share(rate, planned=True) >= target, ceiling)
+    binding: Literal["ttft", "itl", "kv", "both"] = "both"
+    if decode is None:
+        binding = "ttft"
+    elif prefill is None:
+        binding = "kv" if decode.limited_by_kv else "itl"
+
+    def share_met(rate: float) -> tuple[float, ...]:
+        return (0.0 if rate > 0.0 else 1.0, *share(np.full_like(n, rate), planned=False).tolist())
+
+    return Capacity(rps=(0.0, *_rising(rps.tolist())), share_met=share_met, binding=binding, notes=tuple(notes))
+
+
+def plain_capacity(
+    engine: Engine, isl: float, osl: float, *, ttft_ratio: float, itl_ratio: float, max_replicas: int
+) -> Capacity:
+    """The guide's formulas: load over profiled throughput, the ratios its correction factors (1: none)."""
+    notes: list[str] = []
+    limits: list[float] = []
+    if engine.role != "decode":
+        curve = prefill_curve(engine)
+        limits.append(curve.thpt_per_gpu(isl) * engine.gpus / (isl * min(1.0, ttft_ratio)))
+    if engine.role != "prefill":
+        decode, context = decode_curve(engine), isl + osl / 2.0
+        usage = decode.max_kv_usage(engine.itl_ms / itl_ratio, context)
+        one = min(1.0, context / decode.max_kv_tokens)
+        if usage < one:
+            notes.append(unreachable("ITL", engine.itl_ms, decode.itl_ms(one, context) * itl_ratio))
+        limits.append(decode.thpt_per_gpu(max(usage, one), context) * engine.gpus / osl)
+    per_replica = min(limits)
+    rps = tuple(per_replica * count for count in range(max_replicas + 1))
+    binding: Literal["ttft", "itl", "both"] = "both" if len(limits) == 2 else "ttft" if engine.role == "prefill" else "itl"
+    return Capacity(rps=rps, share_met=lambda rate: tuple(float(r >= rate) for r in rps), binding=binding, notes=tuple(notes))
+
+
+def _highest(meets: Callable[[Array], NDArray[np.bool_]], ceiling: Array) -> Array:
+    """The highest rates up to `ceiling` at which `meets` holds (it holds at rate 0 and fails upward), for all n at once."""
+    low, high = np.zeros_like(ceiling), ceiling.copy()
+    for _ in range(queueing.BISECTIONS):
+        middle = (low + high) / 2.0
+        good = meets(middle)
+        low, high = np.where(good, middle, low), np.where(good, high, middle)
+    return low
+
+
+def _rising(values: Sequence[float]) -> tuple[float, ...]:
+    """Non-decreasing, and clean of rounding: more replicas never carry less."""
+    return tuple(np.maximum.accumulate(np.asarray(values, dtype=np.float64)).tolist())

@@ -1,0 +1,123 @@
+"""Waiting and crowding in a pool of n replicas: what share of requests meets its SLA at a given rate. Pure.
+
+Prefill is a queue with n servers (M/G/n with the arrival variability of the data). P(wait) and the mean wait are
+Sakasegawa's closed form with Allen and Cunneen's variability factor; the wait of those who wait is taken as exponential,
+which is exact for exponential service and the heavy-traffic limit otherwise (Kingman 1962; Whitt, "Approximations for the
+GI/G/m queue", 1993). The router sends each request to the replica with the least outstanding work, which is the same
+queue (least work left = one central queue) as far as it knows the work: DISPATCH_LOSS is what it loses for not knowing it.
+
+Decode is a station that serves everybody at once: the number in service around its mean is Poisson-like, and the share of
+time (so of tokens) with more than the SLA allows is what misses it.
+
+All functions are vectorised over n: arrays of shape (N,) for n = 1..N, rates in requests/s for the whole pool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+# Mean wait under least-outstanding-tokens dispatch over that of one central queue. Simulated with measured H200 service
+# times, 2..8 replicas, load .6-.9: 1.05-1.2 (tests/planner/test_queueing.py repeats it).
+DISPATCH_LOSS = 1.15
+# A request's mean ITL averages the crowd over its own stay T. Arrivals are independent and stays last T, so the crowd's
+# autocovariance falls linearly to 0 at T, and the variance of its mean over T is 2/3 of the variance at one moment.
+STAY_AVERAGING = 2.0 / 3.0
+BISECTIONS = 26
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceMix:
+    """Service times of the classes of requests: `seconds[i]` with share `share[i]` (shares sum to 1)."""
+
+    seconds: Array
+    share: Array
+
+    @property
+    def mean(self) -> float:
+        return float(self.seconds @ self.share)
+
+    @property
+    def cv2(self) -> float:
+        """Squared coefficient of variation."""
+        mean = self.mean
+        return float(self.seconds**2 @ self.share) / mean**2 - 1.0 if mean > 0.0 else 0.0
+
+
+def wait_probability(rho: Array, servers: Array) -> Array:
+    """P(an arrival has to wait), 0..1, at utilisation `rho` < 1 (Sakasegawa 1977; exact for one server)."""
+    return np.power(rho, np.sqrt(2.0 * (servers + 1.0)) - 1.0)
+
+
+def conditional_wait_s(rho: Array, servers: Array, mix: ServiceMix, arrival_cv2: float) -> Array:
+    """Mean wait (s) of those who have to wait."""
+    variability = (arrival_cv2 + mix.cv2) / 2.0
+    return DISPATCH_LOSS * mix.mean * variability / (servers * (1.0 - rho))
+
+
+def mean_wait_s(rate: Array, servers: Array, mix: ServiceMix, arrival_cv2: float) -> Array:
+    """Mean wait (s) of all requests; infinite where the pool cannot keep up."""
+    rho = rate * mix.mean / servers
+    safe = np.minimum(rho, 1.0 - 1e-9)
+    wait = wait_probability(safe, servers) * conditional_wait_s(safe, servers, mix, arrival_cv2)
+    return np.where(rho < 1.0, wait, np.inf)
+
+
+def share_in_time(
+    rate: Array,
+    servers: Array,
+    mix: ServiceMix,
+    slack_s: Array,
+    arrival_cv2: float,
+    weight: Array,
+    later_s: Array | float = 0.0,
+) -> Array:
+    """Share of requests (classes counted by `weight`, which sums to 1) whose wait is within their slack; 0 where the pool
+    cannot keep up. `slack_s[i]`: what the SLA leaves class i for waiting; below 0 it misses always. `later_s`: a number or
+    one for every n, taken from all slacks."""
+    rho = rate * mix.mean / servers
+    safe = np.minimum(rho, 1.0 - 1e-9)
+    waits = wait_probability(safe, servers)[:, None]
+    scale = np.maximum(conditional_wait_s(safe, servers, mix, arrival_cv2), 1e-12)[:, None]
+    left = slack_s[None, :] - np.reshape(later_s, (-1, 1))
+    late = np.where(left >= 0.0, waits * np.exp(-np.maximum(left, 0.0) / scale), 1.0)
+    share: Array = 1.0 - late @ weight
+    return np.where(rho < 1.0, share, 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """Decode of one replica as its batch grows: `sequences` increasing, `itl_s` at each, `pace` = sequences / itl_s
+    (tokens/s) made non-decreasing."""
+
+    sequences: Array
+    itl_s: Array
+    pace: Array
+
+    def crowd(self, tokens_per_s: Array) -> Array:
+        """Sequences that run in the mean when a replica is asked for this pace; infinite above what it can do."""
+        crowd: Array = np.interp(tokens_per_s, self.pace, self.sequences)
+        return np.where(tokens_per_s <= self.pace[-1], crowd, np.inf)
+
+    def itl_at(self, sequences: Array) -> Array:
+        itl: Array = np.interp(sequences, self.sequences, self.itl_s)
+        return itl
+
+
+def share_within(crowd: Array, servers: Array, limit: Array, arrival_cv2: float) -> Array:
+    """Share of time in which the crowd of a replica is at most `limit` sequences, when `crowd` run there in the mean and
+    the router balances `servers` replicas: the total fluctuates like Poisson, each replica carries an equal part."""
+    finite = np.where(np.isfinite(crowd), crowd, 1.0)
+    spread = np.sqrt(np.maximum(STAY_AVERAGING * arrival_cv2 * finite / servers, 1e-12))
+    return np.where(np.isfinite(crowd), normal_cdf((limit - finite) / spread), 0.0)
+
+
+def normal_cdf(z: Array) -> Array:
+    """Standard normal distribution function, to 3e-4 (Page 1977), without scipy: the planner calls it in each bisection."""
+    z = np.clip(z, -8.0, 8.0)
+    cdf: Array = 0.5 * (1.0 + np.tanh(0.7978845608 * (z + 0.044715 * z**3)))
+    return cdf

@@ -1,0 +1,155 @@
+"""What one replica has to do for one shape of requests: its prefill work and its decode work, as the model sees them. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from pool_planner.performance import queueing
+from pool_planner.performance.correction import Correction
+from pool_planner.performance.lengths import LengthMix
+from pool_planner.performance.queueing import Array, Batching, ServiceMix
+from pool_planner.types import Role
+
+KV_CEILING = 0.92  # KV usage that is planned for at most: above it engines preempt, and lose what they computed
+UNREACHABLE_ITL = 1.25  # ITL planned for where the SLA is below that of one sequence: this many times the latter
+GRID = 48
+SLACK = 0.15
+
+
+class PrefillTimes(Protocol):
+    """TTFT over prompt length (`interpolation.PrefillCurve`)."""
+
+    def ttft_ms(self, isl: float) -> float: ...
+
+    def thpt_per_gpu(self, isl: float) -> float: ...
+
+
+class DecodeTimes(Protocol):
+    """ITL over KV usage (0..1) and mean context (`interpolation.DecodeCurve`)."""
+
+    max_kv_tokens: int
+
+    def itl_ms(self, kv_usage: float, context: float) -> float: ...
+
+    def thpt_per_gpu(self, kv_usage: float, context: float) -> float: ...
+
+    def max_kv_usage(self, itl_ms: float, context: float) -> float: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What one replica of a pool can do, and what is asked of it. A role needs the curves of its work."""
+
+    role: Role
+    gpus: int
+    ttft_ms: float
+    itl_ms: float
+    prefill: PrefillTimes | None = None
+    decode: DecodeTimes | None = None
+    max_num_seqs: int = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What requests are like: the lengths, and how irregularly they arrive (`arrival_cv2` 1: Poisson)."""
+
+    isl: LengthMix
+    osl: LengthMix
+    arrival_cv2: float = 1.0
+
+    @property
+    def context_tokens(self) -> float:
+        """Tokens in the KV cache of a sequence at a random moment of its decoding."""
+        return self.isl.mean + self.osl.resident_half
+
+
+class PrefillWork:
+    """The prefill work of an engine for one shape of requests. `joined_s`: what a prompt waits for besides prefill work
+    even on an empty replica (an aggregated one finishes a decode step first).
+
+    Capacity is judged on the classes of prompts whose SLA leaves something to plan with: a class that needs nearly all of
+    it for its own computation would ask for idle replicas, and one that needs more cannot be helped. `judged` weighs the
+    classes so, without a jump (full weight from SLACK of the SLA on).
+    """
+
+    def __init__(self, engine: Engine, shape: Shape, correction: Correction, notes: list[str], joined_s: float = 0.0) -> None:
+        curve = prefill_curve(engine)
+        seconds = np.array([curve.ttft_ms(tokens) for tokens in shape.isl.tokens]) / 1e3
+        self.mix = ServiceMix(seconds=seconds, share=np.array(shape.isl.share))
+        self.offset_s = correction.ttft_offset_ms / 1e3
+        sla_s = engine.ttft_ms / 1e3
+        self.slack_s = sla_s - self.offset_s - joined_s - seconds
+        weight = self.mix.share * np.clip(self.slack_s / (SLACK * sla_s), 0.0, 1.0)
+        beyond = float(self.mix.share[self.slack_s < 0.0].sum())
+        if weight.sum() <= 1e-6:
+            notes.append(unreachable("TTFT", engine.ttft_ms, 1e3 * (float(seconds.min()) + self.offset_s + joined_s)))
+            self.planned_slack_s, weight = seconds, self.mix.share
+        else:
+            self.planned_slack_s = self.slack_s
+            if beyond > 0.005:
+                notes.append(f"{beyond:.0%} of the prompts are too long for a TTFT of {engine.ttft_ms:.0f} ms")
+        self.judged = weight / weight.sum()
+
+    def met(self, rate: Array, n: Array, shape: Shape, later_s: Array | float = 0.0) -> Array:
+        """Share of all prompts that meet the SLA; `later_s` is taken from everybody's slack."""
+        return queueing.share_in_time(rate, n, self.mix, self.slack_s, shape.arrival_cv2, self.mix.share, later_s)
+
+    def planned(self, rate: Array, n: Array, shape: Shape, later_s: Array | float = 0.0) -> Array:
+        """Share that capacity is judged on."""
+        return queueing.share_in_time(rate, n, self.mix, self.planned_slack_s, shape.arrival_cv2, self.judged, later_s)
+
+
+class DecodeWork:
+    """The decode work of an engine for one shape of requests."""
+
+    def __init__(self, engine: Engine, shape: Shape, correction: Correction, notes: list[str]) -> None:
+        curve, context = decode_curve(engine), shape.context_tokens
+        usage_of_one = context / curve.max_kv_tokens
+        room = max(1.0, min(float(engine.max_num_seqs), KV_CEILING / usage_of_one))
+        grid = np.unique(np.concatenate([np.linspace(0.0, min(room, 8.0), 9), np.geomspace(1.0, room, GRID)]))
+        itl = correction.itl_factor * np.array([curve.itl_ms(b * usage_of_one, context) for b in grid]) / 1e3
+        self.batching = Batching(sequences=grid, itl_s=itl, pace=np.maximum.accumulate(grid / itl))
+        self.sla_s = engine.itl_ms / 1e3
+        self.alone_s = float(self.batching.itl_at(np.array([1.0]))[0])
+        if self.alone_s > self.sla_s:
+            notes.append(unreachable("ITL", engine.itl_ms, self.alone_s * 1e3))
+            self.sla_s = UNREACHABLE_ITL * self.alone_s
+        within = float(self._fitting(np.array([self.sla_s]))[0])
+        self.limit = min(room, within)
+        self.limited_by_kv = within >= room
+
+    def crowd(self, rate: Array, n: Array, shape: Shape, busy: Array) -> Array:
+        """Sequences that run on each of n replicas in the mean; `busy`: the share of time that prefill work takes there."""
+        return self.batching.crowd(rate / n * shape.osl.mean / (1.0 - busy))
+
+    def step_s(self, crowd: Array) -> Array:
+        """Seconds of one decode step; of the largest batch where the crowd grows without end."""
+        return self.batching.itl_at(np.where(np.isfinite(crowd), crowd, self.batching.sequences[-1]))
+
+    def met(self, crowd: Array, n: Array, shape: Shape, busy: Array) -> Array:
+        """Share of time in which the crowd is small enough for the SLA: prefill work stretches ITL by 1 / (1 - busy)."""
+        limit = self.limit if not busy.any() else np.minimum(self.limit, self._fitting(self.sla_s * (1.0 - busy)))
+        return queueing.share_within(crowd, n, limit * np.ones_like(n), shape.arrival_cv2)
+
+    def _fitting(self, itl_s: Array) -> Array:
+        fitting: Array = np.interp(itl_s, self.batching.itl_s, self.batching.sequences)
+        return fitting
+
+
+def unreachable(what: str, sla_ms: float, best_ms: float) -> str:
+    return f"a {what} of {sla_ms:.0f} ms is out of reach of this engine (alone: {best_ms:.0f} ms); planning to keep up"
+
+
+def prefill_curve(engine: Engine) -> PrefillTimes:
+    if engine.prefill is None:
+        raise ValueError(f"profile: a {engine.role} pool needs a prefill curve")
+    return engine.prefill
+
+
+def decode_curve(engine: Engine) -> DecodeTimes:
+    if engine.decode is None:
+        raise ValueError(f"profile: a {engine.role} pool needs a decode curve")
+    return engine.decode
