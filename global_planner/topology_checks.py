@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 
 from global_planner.config import GpuBudget
+from global_planner.planner_settings import check_planners
 from global_planner.topology_draft import Draft, DraftGroup, DraftPool, Problem
 from pool_planner.performance.profile import Profile
 from pool_planner.types import Role
@@ -29,6 +30,7 @@ def check(draft: Draft, profiles: Mapping[str, Profile]) -> list[Problem]:
             _placement(draft),
             _profiles(draft, profiles),
             _router(draft),
+            check_planners(draft),
         )
     )
 

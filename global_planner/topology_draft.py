@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from global_planner.config import GpuBudget, GroupConfig, PoolConfig, RouterConfig, Section, Sla, Topology
+from global_planner.config import ClusterConfig, GpuBudget, GroupConfig, PoolConfig, RouterConfig, Section, Sla, Topology
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -55,9 +55,11 @@ class DraftGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """`gpus` None: the budget cannot be read; a type whose budget cannot be read is None in it. `router` None: broken."""
+    """`gpus` None: the budget cannot be read; a type whose budget cannot be read is None in it. `cluster`, `router` None:
+    broken."""
 
     gpus: Mapping[str, GpuBudget | None] | None
+    cluster: ClusterConfig | None
     router: RouterConfig | None
     groups: tuple[DraftGroup, ...]
     planner: Mapping[str, Any]
@@ -81,7 +83,9 @@ def draft_of(topology: Topology) -> Draft:
         )
         for g, group in enumerate(topology.groups)
     )
-    return Draft(gpus=topology.budget.gpus, router=topology.router, groups=groups, planner=topology.planner)
+    return Draft(
+        gpus=topology.budget.gpus, cluster=topology.cluster, router=topology.router, groups=groups, planner=topology.planner
+    )
 
 
 def read_draft(raw: Mapping[str, Any]) -> tuple[Topology | None, Draft, list[Problem]]:
@@ -109,9 +113,11 @@ def _lenient(raw: Mapping[str, Any]) -> Draft:
             broken |= {"pools"}
         groups.append(DraftGroup(path=path, config=group, pools=tuple(pools), broken=broken))
     router, broken_router = _patched(RouterConfig, raw.get("router", {}), {})
+    cluster, broken_cluster = _patched(ClusterConfig, raw.get("cluster", {}), {})
     planner = raw.get("planner", {})
     return Draft(
         gpus=_lenient_gpus(raw.get("budget")),
+        cluster=None if broken_cluster else cluster,
         router=None if broken_router else router,
         groups=tuple(groups),
         planner=planner if isinstance(planner, Mapping) else {},

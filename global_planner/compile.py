@@ -1,0 +1,192 @@
+"""What a topology means to each part: the arbiter's records, the cluster's pools, engines, router configuration. Pure.
+
+The topology is the one place where these are written down; nothing here adds a value of its own except where the reason is
+given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from global_planner.config import GroupConfig, PoolConfig, Topology
+from global_planner.mocker.cluster_state import VirtualPool
+from global_planner.planner_settings import dgds_of, planner_config_of
+from global_planner.replay.engine_spec import EngineSpec
+from global_planner.topology_draft import draft_of
+from global_planner.types import Budget, GroupSpec, PoolSpec
+from pool_planner.performance.profile import Profile
+from pool_planner.setup import PlannerSetup, PoolSetup
+from router import config as router
+
+# A plan that was not renewed for this many rounds is no longer in force at the router (interfaces: admission).
+PLAN_VALID_ROUNDS = 3
+MOST_REPLICAS = 64  # how far a demand curve goes where neither the pool nor the budget has a limit
+
+
+def budget_of(topology: Topology) -> Budget:
+    gpus = topology.budget.gpus
+    return Budget(
+        max_gpus={name: budget.max for name, budget in gpus.items() if budget.max is not None},
+        min_total_gpus={name: budget.min_total for name, budget in gpus.items() if budget.min_total},
+    )
+
+
+def group_specs(topology: Topology) -> tuple[GroupSpec, ...]:
+    return tuple(
+        GroupSpec(
+            name=group.name,
+            model=group.model,
+            priority_class=group.priority,
+            weight=group.weight,
+            ttft_ms=group.sla.ttft_ms,
+            itl_ms=group.sla.itl_ms,
+            pools=tuple(pool.name for pool in group.pools),
+        )
+        for group in topology.groups
+    )
+
+
+def pool_specs(topology: Topology) -> tuple[PoolSpec, ...]:
+    return tuple(
+        PoolSpec(
+            name=pool.name,
+            group=group.name,
+            role=pool.role,
+            gpu_type=pool.gpu_type,
+            gpus_per_replica=pool.gpus_per_replica,
+            dgd=pool.dgd_name,
+            component=pool.component_name,
+            namespace=topology.cluster.namespace,
+            min_replicas=pool.min_replicas,
+            max_replicas=pool.max_replicas,
+            guarantee_replicas=pool.guarantee_replicas,
+            mode=pool.mode,
+            start_limit_s=topology.arbiter.start_limit_s,
+        )
+        for group, pool in topology.placed_pools()
+    )
+
+
+def dynamo_namespace(topology: Topology, dgd: str) -> str:
+    """What the operator puts into the pods of a DGD as DYN_NAMESPACE; metrics carry it with "-" turned into "_"."""
+    return f"{topology.cluster.namespace}-{dgd}"
+
+
+def virtual_pools(topology: Topology) -> tuple[VirtualPool, ...]:
+    """The pools of the virtual cluster; their minima stand from the start."""
+    return tuple(
+        VirtualPool(
+            name=pool.name,
+            gpu_type=pool.gpu_type,
+            gpus_per_replica=pool.gpus_per_replica,
+            replicas=pool.min_replicas,
+        )
+        for _, pool in topology.placed_pools()
+    )
+
+
+def engine_spec_of(group: GroupConfig, pool: PoolConfig, profile: Profile) -> EngineSpec:
+    """The engine that each replica of a pool runs. Raises EngineSpecError when the profile lacks a curve."""
+    engine = group.engine
+    return EngineSpec(
+        role=pool.role,
+        profile=profile,
+        model=group.model,
+        max_model_len=engine.max_model_len,
+        prefill_chunk_tokens=engine.prefill_chunk_tokens,
+        max_num_seqs=engine.max_num_seqs,
+        max_kv_tokens=engine.max_kv_tokens,
+        tokens_per_chunk=engine.tokens_per_chunk,
+        kv_transfer_ms=engine.kv_transfer_ms,
+        kv_hold_s=engine.kv_hold_s,
+    )
+
+
+def engine_specs(topology: Topology, profiles: Mapping[str, Profile]) -> Mapping[str, EngineSpec]:
+    """By pool name; `profiles` likewise."""
+    return {pool.name: engine_spec_of(group, pool, profiles[pool.name]) for group, pool in topology.placed_pools()}
+
+
+def planner_setups_of(topology: Topology, profiles: Mapping[str, Profile]) -> Mapping[str, PlannerSetup]:
+    """What each planner plans, by DGD; `profiles` by pool name. The budget is shared, so it bounds single pools here and
+    their sum nowhere: that is the arbiter's."""
+    draft = draft_of(topology)
+    return {
+        dgd: PlannerSetup(
+            config=planner_config_of(draft, group, pools),
+            pools=tuple(_pool_setup(topology, group.config, pool.config, profiles[pool.config.name]) for pool in pools),
+        )
+        for group in draft.groups
+        for dgd, pools in dgds_of(group).items()
+    }
+
+
+def _pool_setup(topology: Topology, group: GroupConfig, pool: PoolConfig, profile: Profile) -> PoolSetup:
+    budget = topology.budget.gpus[pool.gpu_type].max
+    most = MOST_REPLICAS if budget is None else budget // pool.gpus_per_replica
+    # After its prefill a request waits for the transfer of its KV blocks, then half a decode step on average for the running
+    # one to end, then one step for the token that the client sees first; decode runs at its SLA at most.
+    offset_ms = group.engine.kv_transfer_ms + 1.5 * group.sla.itl_ms if pool.role == "prefill" else 0.0
+    return PoolSetup(
+        name=pool.name,
+        role=pool.role,
+        ttft_ms=group.sla.ttft_ms,
+        itl_ms=group.sla.itl_ms,
+        gpus_per_replica=pool.gpus_per_replica,
+        min_replicas=pool.min_replicas,
+        max_replicas=min(most, pool.max_replicas or most),
+        profile=profile,
+        cold_start_s=topology.cluster.cold_start_s,
+        ttft_offset_ms=offset_ms,
+        max_num_seqs=group.engine.max_num_seqs,
+    )
+
+
+def router_config_of(
+    topology: Topology, *, admin_token_file: str | None = None, planner_url: str | None = None
+) -> router.RouterConfig:
+    """The router's whole configuration; `model_dump_json()` of it is what `python -m router --config FILE` reads.
+
+    The prefill pool of a request follows from the pools' `isl_max_tokens`. `planner_url`: where the router asks for a pool
+    that is at zero.
+    """
+    total_s = topology.router.request_timeout_s
+    timeouts = router.TimeoutConfig()
+    return router.RouterConfig(
+        listen=router.ListenConfig(host=topology.router.host, port=topology.router.port),
+        admin=router.AdminConfig(port=topology.router.admin_port, token_file=admin_token_file),
+        models=tuple(
+            router.ModelConfig(
+                model=group.model,
+                group=group.name,
+                priority_class=group.priority,
+                pools=tuple(
+                    router.PoolConfig(
+                        name=pool.name,
+                        role=pool.role,
+                        dynamo_namespace=dynamo_namespace(topology, pool.dgd_name),
+                        isl_max_tokens=pool.isl_max_tokens,
+                        max_in_flight=pool.max_in_flight,
+                    )
+                    for pool in group.pools
+                ),
+            )
+            for group in topology.groups
+        ),
+        timeouts=timeouts.model_copy(
+            update={
+                "total_s": total_s,
+                "prefill_s": min(timeouts.prefill_s, total_s),
+                "first_byte_s": min(timeouts.first_byte_s, total_s),
+                "idle_s": min(timeouts.idle_s, total_s),
+            }
+        ),
+        queue=router.QueueConfig(
+            limit=topology.router.queue_limit,
+            deadline_s=topology.router.queue_deadline_s,
+            # A client that meets a pool at zero is told to come back when a replica can have started.
+            starting_retry_after_s=max(1.0, topology.cluster.cold_start_s),
+            plan_valid_s=PLAN_VALID_ROUNDS * topology.arbiter.round_interval_s,
+        ),
+        planner_url=planner_url,
+    )
