@@ -34,7 +34,7 @@ class TokenBucket:
 
     def __init__(self, rate: float, burst: float | None, now: float) -> None:
         self._rate = rate
-        self._burst = max(1.0, rate if burst is None else burst)
+        self._burst = _burst(rate, burst)
         self._level = self._burst
         self._at = now
 
@@ -42,7 +42,7 @@ class TokenBucket:
         """Another rate from now on; what was saved is kept, up to the new burst."""
         self._fill(now)
         self._rate = rate
-        self._burst = max(1.0, rate if burst is None else burst)
+        self._burst = _burst(rate, burst)
         self._level = min(self._level, self._burst)
 
     def _fill(self, now: float) -> None:
@@ -59,6 +59,11 @@ class TokenBucket:
 
     def take(self) -> None:
         self._level = max(0.0, self._level - 1.0)
+
+
+def _burst(rate: float, burst: float | None) -> float:
+    """At least one request can come at once, unless none may come at all."""
+    return 0.0 if rate <= 0.0 else max(1.0, rate if burst is None else burst)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -57,7 +57,8 @@ async def test_decode_prefills_itself_when_nothing_was_handed_over(
 
 
 async def test_bytes_pass_through_both_ways(start_router: StartRouter, start_engine: StartEngine) -> None:
-    """Unknown fields, odd spacing and unicode reach the engine as they are; the stream reaches the client as it was framed."""
+    """Unknown fields, odd spacing and unicode reach the engine as they are; the stream reaches the client as it was
+    framed."""
     events = [chat_chunk("a", unknown={"x": [1, None]}), b": comment\n\n", chat_chunk("\u00e9\n"), DONE]
     engine = await start_engine(script=sending(SSE_HEAD, *(chunk(event) for event in events), b"0\r\n\r\n"))
     router = await start_router([{"name": "a", "role": "agg", "endpoints": [engine.url]}])
