@@ -31,7 +31,11 @@ class Cluster(Protocol):
 
     async def apply(self, step: Shrink | Grow | Cancel) -> None:
         """Order `step.after` replicas of `step.pool`, naming the victims. Raises Conflict when the object is no longer at
-        `step.version` (nothing was written), ClusterUnavailable when the outcome is unknown or refused."""
+        `step.version` (nothing was written), ClusterUnavailable when the outcome is unknown or refused.
+
+        A write that succeeds always moves the version on, also when the count stays what it was (a Shrink whose `before`
+        and `after` are equal does nothing else: no earlier write on that version can take effect any more). Replicas that
+        must go beyond the victims are those that never were ready, the youngest first."""
         ...
 
 

@@ -109,6 +109,16 @@ def release(
     return Release(drains=drains, undrain=undrain, order=order, drained=drained)
 
 
+def take_back(memory: PoolMemory, holding: Holding, spec: PoolSpec) -> Shrink | None:
+    """An order upwards whose outcome is not known, and that is not wanted any more, would stay charged for ever. Ordering
+    what is in force anyway settles it: either of the two finds its version gone."""
+    ordered = ordered_replicas(holding)
+    if memory.write is None or ordered is None or memory.write.highest <= ordered:
+        return None
+    reason = f"takes back the order of {memory.write.highest}, of which it is not known whether it will take effect"
+    return Shrink(pool=spec.name, before=ordered, after=ordered, victims=(), version=holding.version, reason=reason)
+
+
 def keep_serving(memory: PoolMemory, holding: Holding, spec: PoolSpec, reason: str) -> Undrain | None:
     """A pool that is held keeps what it has: what still drains serves again, unless its release is already ordered."""
     draining = [

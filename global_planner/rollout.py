@@ -11,8 +11,9 @@ from dataclasses import replace
 
 from global_planner.charge import account, charge, ordered_replicas
 from global_planner.growth import Climb, climb
-from global_planner.release import keep_serving, release
+from global_planner.release import keep_serving, release, take_back
 from global_planner.rollout_state import (
+    Order,
     PoolMemory,
     RolloutPolicy,
     RolloutState,
@@ -30,6 +31,7 @@ from global_planner.types import (
     PoolGrant,
     PoolSpec,
     RoundInputs,
+    Shrink,
     Step,
     Undrain,
 )
@@ -83,12 +85,22 @@ def next_steps(
             memories[spec.name] = memory
 
     grows = _grow(inputs, allocation, memories, {step.pool for step in releases})
+    moved = {step.pool for step in releases} | {step.pool for step in grows}
+    backs: list[Shrink] = []
+    for spec in inputs.pools:
+        grant, holding = grants.get(spec.name), holdings.get(spec.name)
+        if spec.name not in moved and grant is not None and not grant.held and holding is not None and _readable(holding):
+            back = take_back(memories[spec.name], holding, spec)
+            if back is not None:
+                backs.append(back)
+
     specs = {spec.name: spec for spec in inputs.pools}
-    for step in grows:
+    orders: tuple[Order, ...] = (*backs, *grows)
+    for step in orders:
         spec = specs[step.pool]
         if spec.mode == "act":
             memories[step.pool] = ordering(memories[step.pool], holdings[step.pool], spec, step, inputs.at_s)
-    return RolloutState(pools=memories), (*endpoint_steps, *releases, *grows)
+    return RolloutState(pools=memories), (*endpoint_steps, *releases, *backs, *grows)
 
 
 def acting(steps: tuple[Step, ...], pools: tuple[PoolSpec, ...]) -> tuple[Step, ...]:

@@ -1,0 +1,100 @@
+"""Whatever cluster, routers, people and crashes do: never over budget because of us, never below a minimum, no work lost, and
+everything that was decided can be decided again from the record. Once the faults stop, the allocation is reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from global_planner import memory as memory_module
+from global_planner.types import Budget, Grow
+from tests.rollout.play import Play, grant_in_order, proposal
+from tests.rollout.world import Crash, World, specs
+
+POOLS = tuple(spec.name for spec in specs())
+FAULTS = ("ok", "lost", "late", "accepted", "twice", "conflict")
+
+
+@dataclass(frozen=True)
+class Bad:
+    """What goes wrong in one round."""
+
+    wanted: tuple[int | None, ...]
+    faults: tuple[str, ...] = ()
+    crash_at: int | None = None
+    edit_at: int | None = None
+    edit: tuple[str, int] = ("chat-prefill", 1)
+    routers_up: tuple[bool, bool] = (True, True)
+    cluster_up: bool = True
+    broken_starts: bool = False
+    lazy: bool = False
+    absurd: bool = False
+
+
+wanted = st.one_of(st.none(), st.integers(0, 9))
+bad_rounds = st.builds(
+    Bad,
+    wanted=st.tuples(*([wanted] * len(POOLS))),
+    faults=st.lists(st.sampled_from(FAULTS), max_size=4).map(tuple),
+    crash_at=st.one_of(st.none(), st.integers(1, 16)),
+    edit_at=st.one_of(st.none(), st.none(), st.integers(1, 14)),
+    edit=st.tuples(st.sampled_from(POOLS), st.integers(0, 5)),
+    routers_up=st.sampled_from([(True, True)] * 4 + [(True, False), (False, True), (False, False)]),
+    cluster_up=st.sampled_from([True] * 6 + [False]),
+    broken_starts=st.sampled_from([False] * 4 + [True]),
+    lazy=st.booleans(),
+    absurd=st.sampled_from([False] * 5 + [True]),
+)
+
+
+def crash() -> None:
+    raise Crash
+
+
+def suffer(play: Play, bad: Bad) -> None:
+    world = play.world
+    play.want(**{name.replace("-", "_"): number for name, number in zip(POOLS, bad.wanted, strict=True)})
+    if bad.absurd:
+        world.reports_now["chat-decode"] = proposal("chat-decode", float("nan"), 10**9)
+    world.faults = list(bad.faults)
+    world.cluster_up, world.broken_starts, world.lazy = bad.cluster_up, bad.broken_starts, bad.lazy
+    for router, up in zip(world.routers, bad.routers_up, strict=True):
+        router.up = up
+    if bad.edit_at is not None:
+        world.at_operation[bad.edit_at] = lambda: world.people_set(*bad.edit)
+    if bad.crash_at is not None:
+        world.at_operation[bad.crash_at] = crash
+    done = play.round()
+    assert world.violations == []
+    if done is not None and done.charged_gpus["h100"] > 14:
+        assert not any(isinstance(step, Grow) for step in done.steps), "over budget we only release"
+
+
+@pytest.fixture(autouse=True)
+def dumb_arbiter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "arbitrate", grant_in_order)
+
+
+@settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(st.lists(bad_rounds, min_size=1, max_size=14), st.tuples(*([st.integers(0, 6)] * len(POOLS))))
+def test_nothing_is_broken_whatever_happens_and_the_allocation_is_reached_afterwards(
+    bad_times: list[Bad], finally_wanted: tuple[int, ...]
+) -> None:
+    play = Play(World(specs=specs(), budget=Budget(max_gpus={"h100": 14})))
+    for bad in bad_times:
+        suffer(play, bad)
+
+    suffer(play, Bad(wanted=finally_wanted))
+    for pod in [pod for pool in play.world.pools.values() for pod in pool.pods]:
+        pod.stuck = False
+    play.until_quiet()
+    granted = {grant.pool: grant.granted for grant in play.rounds[-1].allocation.pools}
+    for name in POOLS:
+        assert play.world.settled_at(name, granted[name]), (name, granted[name], play.world.pools[name])
+    assert play.world.violations == []
