@@ -6,7 +6,7 @@ Each check is a generator of problems over a draft, and looks only at fields tha
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 
 from global_planner.config import GpuBudget
@@ -42,17 +42,17 @@ def _names(draft: Draft) -> Iterator[Problem]:
         if group.knows("name"):
             yield from _once(groups, group.config.name, f"{group.path}.name", "a group")
         if group.knows("model"):  # metrics carry the model in lower case: two that differ in case only would be mixed up
-            yield from _once(models, group.config.model.lower(), f"{group.path}.model", "a model")
+            yield from _once(models, group.config.model, f"{group.path}.model", "a model", key=str.lower)
     pools: dict[str, str] = {}
     for _, pool in draft.pools():
         if pool.knows("name"):
             yield from _once(pools, pool.config.name, f"{pool.path}.name", "a pool")
 
 
-def _once(seen: dict[str, str], name: str, path: str, what: str) -> Iterator[Problem]:
-    if name in seen:
-        yield Problem(path=path, text=f"{name!r} is {what} already, at {seen[name]}")
-    seen.setdefault(name, path)
+def _once(seen: dict[str, str], name: str, path: str, what: str, *, key: Callable[[str], str] = str) -> Iterator[Problem]:
+    if key(name) in seen:
+        yield Problem(path=path, text=f"{name!r} is {what} already, at {seen[key(name)]}")
+    seen.setdefault(key(name), path)
 
 
 def _gpu_types(draft: Draft) -> Iterator[Problem]:

@@ -192,6 +192,8 @@ def _text(problem: Any) -> str:
         return unknown_key(str(location[-1]), list(section.model_fields) if section else [])
     if kind == "missing":
         return "is missing"
+    if kind == "too_short":
+        return "must not be empty"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if kind == "string_pattern_mismatch" and location and location[-1] in ("name", "dgd", "namespace"):
         message = "must be lower-case letters, digits and inner hyphens"

@@ -1,0 +1,232 @@
+"""What a topology is refused for: one change of the example, and the line that tells of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "two-models" / "topology.yaml"
+PROFILE = EXAMPLE.parent / "profile"
+RAW: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())
+
+
+def changed(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    raw = copy.deepcopy(RAW)
+    change(raw)
+    return raw
+
+
+def put(path: str, value: object) -> Callable[[dict[str, Any]], None]:
+    """`put("groups.0.pools.1.role", "x")`; value None removes."""
+    *way, last = path.split(".")
+
+    def change(raw: dict[str, Any]) -> None:
+        at: Any = raw
+        for part in way:
+            at = at[int(part)] if isinstance(at, list) else at.setdefault(part, {})
+        key: Any = int(last) if isinstance(at, list) else last
+        if value is None:
+            del at[key]
+        else:
+            at[key] = value
+
+    return change
+
+
+def both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    def change(raw: dict[str, Any]) -> None:
+        for one in changes:
+            one(raw)
+
+    return change
+
+
+# ---- what is refused, one thing at a time ----------------------------------------------------------------------------
+
+P0, P1, P2 = "groups.0.pools.0", "groups.0.pools.1", "groups.0.pools.2"
+NO_AGG = "a group needs prefill and decode pools, or agg pools"
+REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    # single fields
+    "unknown key": (put("cluster.cold_start", 3), "cluster.cold_start: unknown key; did you mean 'cold_start_s'?"),
+    "unknown section": (put("budgets", {}), "budgets: unknown key; did you mean 'budget'?"),
+    "nothing near": (
+        put("groups.0.sla.xyz", 1),
+        "groups[0].sla.xyz: unknown key (known: itl_ms, ttft_ms)",
+    ),
+    "missing": (put(f"{P0}.gpu_type", None), "groups[0].pools[0].gpu_type: is missing"),
+    "wrong type": (
+        put(f"{P0}.min_replicas", "two"),
+        "groups[0].pools[0].min_replicas: 'two': must be a valid integer",
+    ),
+    "a number in quotes": (put("budget.gpus.h100.max", "8"), "budget.gpus.h100.max: '8': must be a valid integer"),
+    "a flag as a number": (
+        put(f"{P0}.gpus_per_replica", True),
+        "groups[0].pools[0].gpus_per_replica: True: must be a valid integer",
+    ),
+    "out of range": (put("groups.0.weight", 0), "groups[0].weight: 0: must be greater than 0"),
+    "not a mapping": (put("router", 3), "router: 3: must be a mapping"),
+    "unknown role": (
+        put(f"{P0}.role", "prefil"),
+        "groups[0].pools[0].role: 'prefil': must be 'prefill', 'decode' or 'agg'",
+    ),
+    "a name that no cluster takes": (
+        put("name", "Two Models"),
+        "name: 'Two Models': must be lower-case letters, digits and inner hyphens",
+    ),
+    "no groups": (put("groups", []), "groups: must not be empty"),
+    # names
+    "two pools of one name": (
+        put("groups.1.pools.0.name", "chat-decode"),
+        "groups[1].pools[0].name: 'chat-decode' is a pool already, at groups[0].pools[1].name",
+    ),
+    "two groups of one name": (put("groups.1.name", "chat"), "groups[1].name: 'chat' is a group already, at groups[0].name"),
+    "two groups of one model": (
+        put("groups.1.model", "Demo/Chat"),
+        "groups[1].model: 'Demo/Chat' is a model already, at groups[0].model",
+    ),
+    # GPUs
+    "unknown GPU type": (
+        both(put(f"{P1}.gpu_type", "h20"), put("budget.gpus.h200", {"max": 8})),
+        "groups[0].pools[1].gpu_type: 'h20' is not in budget.gpus (has: h100, h200)",
+    ),
+    "minima over the budget": (
+        both(put("budget.gpus.h100.max", 7), put(f"{P1}.min_replicas", 2), put(f"{P1}.gpus_per_replica", 2)),
+        "budget.gpus.h100.max: 7 is less than the 9 GPUs of the minima together (chat-prefill-short 1 x 1, chat-decode 2 x 2, "
+        "chat-prefill-long 1 x 1, code-prefill-short 1 x 1, code-decode 1 x 1, code-prefill-long 1 x 1)",
+    ),
+    "guarantees over the budget": (
+        both(put("budget.gpus.h100.max", 8), put(f"{P1}.guarantee_replicas", 4)),
+        "budget.gpus.h100.max: 8 is less than the 9 GPUs of the minima and guarantees together (chat-prefill-short 1 x 1, "
+        "chat-decode 4 x 1, chat-prefill-long 1 x 1, code-prefill-short 1 x 1, code-decode 1 x 1, code-prefill-long 1 x 1)",
+    ),
+    "a replica over the budget": (
+        both(put(f"{P2}.gpus_per_replica", 16), put(f"{P2}.min_replicas", 0)),
+        "groups[0].pools[2].gpus_per_replica: 16 is more than budget.gpus.h100.max (14): no replica could ever start",
+    ),
+    "min over max": (
+        put(f"{P1}.min_replicas", 9),
+        "groups[0].pools[1].min_replicas: 9 is more than max_replicas (8)",
+    ),
+    "guarantee over max": (
+        put(f"{P0}.guarantee_replicas", 7),
+        "groups[0].pools[0].guarantee_replicas: 7 is more than max_replicas (6)",
+    ),
+    "a floor over the budget": (put("budget.gpus.h100.min_total", 15), "budget.gpus.h100.min_total: 15 is more than max (14)"),
+    "a floor of nothing": (
+        put("budget.gpus.h200", {"min_total": 2}),
+        "budget.gpus.h200.min_total: 2: no pool has GPUs of type 'h200' to keep",
+    ),
+    # stages
+    "no decode": (put(P1, None), f"groups[0].pools: no decode pool (has: prefill); {NO_AGG}"),
+    "no prefill": (both(put(P2, None), put(P0, None)), f"groups[0].pools: no prefill pool (has: decode); {NO_AGG}"),
+    "agg and half a path": (
+        both(put(f"{P1}.role", "agg"), put(f"{P1}.dgd", "other")),
+        f"groups[0].pools: no decode pool (has: agg, prefill); {NO_AGG}",
+    ),
+    "long prompts without a pool": (
+        put(f"{P2}.isl_max_tokens", 9000),
+        "groups[0].pools: prompts over 9000 tokens have no prefill pool: exactly one prefill pool must be without "
+        "isl_max_tokens",
+    ),
+    "two pools for any prompt": (
+        put(f"{P0}.isl_max_tokens", None),
+        "groups[0].pools: chat-prefill-short, chat-prefill-long all take prompts of any length: exactly one prefill pool may "
+        "be without isl_max_tokens",
+    ),
+    "two pools of one limit": (
+        lambda raw: raw["groups"][0]["pools"].append({**raw["groups"][0]["pools"][0], "name": "twin", "dgd": "twin"}),
+        "groups[0].pools[3].isl_max_tokens: 2048 is the limit of 'chat-prefill-short' too: one of the two would get no prompts",
+    ),
+    "a limit beyond every prompt": (
+        put(f"{P0}.isl_max_tokens", 131072),
+        "groups[0].pools[0].isl_max_tokens: 131072 is not below engine.max_model_len (131072): leave it out",
+    ),
+    # DGDs
+    "a DGD of two groups": (
+        put("groups.1.pools.2.dgd", "chat-long"),
+        "groups[1].pools[2].dgd: DGD 'chat-long' holds pool 'chat-prefill-long' of groups[0] already; the pools of a DGD are "
+        "of one group",
+    ),
+    "two components of one name": (
+        put(f"{P1}.component", "prefill"),
+        "groups[0].pools[1].dgd: DGD 'chat-main' has component 'prefill' already (chat-prefill-short); set component, or "
+        "another dgd",
+    ),
+    "two prefill pools in a DGD": (
+        both(put(f"{P2}.dgd", "chat-main"), put(f"{P2}.component", "long")),
+        "groups[0].pools[2].dgd: DGD 'chat-main' holds prefill pool 'chat-prefill-short', decode pool 'chat-decode' already; "
+        "a DGD has one pool, or one prefill and one decode pool",
+    ),
+    # profiles and engines
+    "no such profile": (
+        put(f"{P0}.profile", "nowhere"),
+        f"groups[0].pools[0].profile: 'nowhere' is not a directory ({EXAMPLE.parent / 'nowhere'})",
+    ),
+    "a KV cache too small for the longest request": (
+        put("groups.0.engine.max_model_len", 300000),
+        "groups[0].engine.max_model_len: 300000: the KV cache of 'chat-decode' holds 262144 tokens, less than the longest "
+        "request (max_model_len 300000), which could never run",
+    ),
+    "a KV cache set too small": (
+        put("groups.0.engine.max_kv_tokens", 1000),
+        "groups[0].engine.max_kv_tokens: 1000: the KV cache of 'chat-decode' holds 1000 tokens, less than the longest "
+        "request (max_model_len 131072), which could never run",
+    ),
+    # router
+    "two listeners, one port": (
+        both(put("router.port", 8000), put("router.admin_port", 8000)),
+        "router.admin_port: 8000 is router.port too; the two listeners need two ports",
+    ),
+    "a host that others can reach": (
+        put("router.host", "0.0.0.0"),
+        "router.host: '0.0.0.0' can be reached from other machines; if that is meant, set router.allow_remote: true",
+    ),
+    # planner settings
+    "an SLA said twice": (
+        put(f"{P1}.planner", {"ttft": 500}),
+        "groups[0].pools[1].planner.ttft: 500 contradicts groups[0].sla.ttft_ms, which says 6000.0: leave it out here",
+    ),
+    "an SLA said twice, with its unit": (
+        put("groups.1.planner", {"itl_ms": 50}),
+        "groups[1].planner.itl_ms: 50 contradicts groups[1].sla.itl_ms, which says 500.0: leave it out here",
+    ),
+    "a minimum said twice": (
+        put(f"{P0}.planner", {"min_endpoint": 2}),
+        "groups[0].pools[0].planner.min_endpoint: 2 contradicts groups[0].pools[0].min_replicas, which says 1: leave it "
+        "out here",
+    ),
+    "a GPU budget said twice": (
+        put("groups.0.planner", {"max_gpu_budget": -1}),
+        "groups[0].planner.max_gpu_budget: -1 contradicts budget.gpus.h100.max, which says 14: leave it out here",
+    ),
+    "a mode that the roles contradict": (
+        put(f"{P2}.planner", {"mode": "decode"}),
+        "groups[0].pools[2].planner.mode: 'decode' contradicts the roles of the pools of DGD chat-long, which says 'prefill': "
+        "leave it out here",
+    ),
+    "a cold start said twice": (
+        put("planner.extensions", {"cold_start_s": 60}),
+        "planner.extensions.cold_start_s: 60 contradicts cluster.cold_start_s, which says 30.0: leave it out here",
+    ),
+    "an unknown planner field": (
+        put("planner.load_predicter", "kalman"),
+        "planner.load_predicter: unknown field; did you mean load_predictor?",
+    ),
+    "an unknown extension": (
+        put("groups.1.planner", {"extensions": {"holds": 3}}),
+        "groups[1].planner.extensions.holds: unknown field; did you mean hold_s?",
+    ),
+    "a rule between planner fields": (
+        put("planner.enable_throughput_scaling", False),
+        "planner.enable_throughput_scaling: enable_throughput_scaling, enable_load_scaling: both are false; at least one "
+        "scaling mode must be enabled",
+    ),
+    "one planner, two opinions": (
+        both(put(f"{P0}.planner", {"kalman_r": 3}), put(f"{P1}.planner", {"kalman_r": 4})),
+        "groups[0].pools[1].planner.kalman_r: 4, but 3 for 'chat-prefill-short', which has the same planner (DGD)",
+    ),
+}
