@@ -1,0 +1,1 @@
+"""Observations of pools, made of what routers, frontends and Prometheus expose."""

@@ -1,0 +1,141 @@
+"""From two snapshots of counters to what happened between them, and to the observation of a pool. Pure.
+
+Increases are summed over instances before anything is divided: a mean is sum over count, never a mean of means. A counter
+that fell was reset, and counts from zero. An instance that is seen for the first time only gives a baseline; one that was
+silent for a while gives the share of its increase that falls into this interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from pool_planner.metrics import names
+from pool_planner.metrics.exposition import Families
+from pool_planner.metrics.names import PoolSeries
+from pool_planner.types import Histogram, Observation, WorkerLoad
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What one instance exposed at `at_s`."""
+
+    at_s: float
+    families: Families
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One instance at the begin and the end of an interval. `share`: how much of the time between lies in the interval."""
+
+    before: Snapshot
+    after: Snapshot
+    share: float = 1.0
+
+    @property
+    def restarted(self) -> bool:
+        starts = [_single(snapshot.families.get(names.START_TIME)) for snapshot in (self.before, self.after)]
+        return None not in starts and starts[0] != starts[1]
+
+
+def _single(series: Mapping[str, object] | None) -> float | None:
+    values = [value.value for value in (series or {}).values() if hasattr(value, "value")]
+    return values[0] if len(values) == 1 else None
+
+
+def increase(pairs: Iterable[Pair], name: str, pool: PoolSeries) -> float | None:
+    """How much the pool's counter `name` grew over all instances; None where no instance has it."""
+    total: float | None = None
+    for pair in pairs:
+        old = {} if pair.restarted else pair.before.families.get(name, {})
+        for key, series in pair.after.families.get(name, {}).items():
+            if not pool.mine(series.labels) or not math.isfinite(series.value):
+                continue
+            before = old[key].value if key in old else 0.0
+            grown = series.value - before if math.isfinite(before) and series.value >= before else series.value
+            total = (total or 0.0) + pair.share * grown
+    return total
+
+
+def mean(pairs: Sequence[Pair], name: str, pool: PoolSeries) -> float | None:
+    """The mean of what the histogram `name` was given in the interval; None without any."""
+    total, count = increase(pairs, name + "_sum", pool), increase(pairs, name + "_count", pool)
+    return total / count if total is not None and count else None
+
+
+def buckets(pairs: Sequence[Pair], name: str, pool: PoolSeries) -> Histogram | None:
+    """The histogram's counts in the interval, by bucket; None without any, or where instances have different buckets."""
+    grown: dict[float, float] = {}
+    edges: set[frozenset[float]] = set()
+    for pair in pairs:
+        mine: dict[float, float] = {}
+        old = {} if pair.restarted else pair.before.families.get(name + "_bucket", {})
+        for key, series in pair.after.families.get(name + "_bucket", {}).items():
+            if not pool.mine(series.labels) or "le" not in series.labels:
+                continue
+            edge = float(series.labels["le"])
+            before = old[key].value if key in old else 0.0
+            mine[edge] = mine.get(edge, 0.0) + pair.share * (series.value - before if series.value >= before else series.value)
+        if mine:
+            edges.add(frozenset(mine))
+        for edge, count in mine.items():
+            grown[edge] = grown.get(edge, 0.0) + count
+    if len(edges) != 1 or math.inf not in grown or grown[math.inf] <= 0.0:
+        return None
+    ordered = sorted(grown)
+    counts = [grown[ordered[0]]] + [max(0.0, grown[b] - grown[a]) for a, b in pairwise(ordered)]
+    return Histogram(edges=tuple(ordered[:-1]), counts=tuple(counts))
+
+
+def gauge(snapshots: Iterable[Snapshot], name: str, pool: PoolSeries) -> float | None:
+    """The pool's gauge summed over instances; None where no instance has it."""
+    found = [
+        series.value
+        for snapshot in snapshots
+        for series in snapshot.families.get(name, {}).values()
+        if pool.mine(series.labels) and math.isfinite(series.value)
+    ]
+    return sum(found) if found else None
+
+
+def observation(
+    pool: PoolSeries,
+    pairs: Sequence[Pair],
+    *,
+    at_s: float,
+    interval_s: float,
+    complete: bool,
+    workers: tuple[WorkerLoad, ...] | None,
+) -> Observation:
+    """What was observed of a pool over (at_s - interval_s, at_s]. `complete`: every instance answered. Without pairs nothing
+    is known of the traffic."""
+    source = pool.source
+
+    def mean_of(what: str, scale: float = 1.0) -> float | None:
+        value = mean(pairs, names.histogram(source, what), pool)
+        return None if value is None else value * scale
+
+    completed = increase(pairs, names.completed(source), pool)
+    arrived = increase(pairs, names.started(source), pool)
+    now = [pair.after for pair in pairs]
+    return Observation(
+        pool=pool.pool,
+        at_s=at_s,
+        interval_s=interval_s,
+        front_door_up=complete,
+        requests=completed if arrived is None else arrived,
+        completed=completed,
+        shed=increase(pairs, names.SHED, pool),
+        queued_requests=gauge(now, names.QUEUED_REQUESTS, pool),
+        queued_tokens=gauge(now, names.QUEUED_TOKENS, pool),
+        isl_tokens=mean_of("isl"),
+        osl_tokens=mean_of("osl"),
+        ttft_ms=mean_of("ttft", 1e3),
+        itl_ms=mean_of("itl", 1e3),
+        duration_s=mean_of("duration"),
+        isl_histogram=buckets(pairs, names.histogram(source, "isl"), pool),
+        osl_histogram=buckets(pairs, names.histogram(source, "osl"), pool),
+        workers=workers,
+    )

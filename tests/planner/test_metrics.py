@@ -1,0 +1,289 @@
+"""Exposition text, increases over instances and resets, worker gauges, and the scrape over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pool_planner.metrics import names, workers
+from pool_planner.metrics.exposition import MalformedExposition, parse
+from pool_planner.metrics.names import PoolSeries
+from pool_planner.metrics.observe import Pair, Snapshot, buckets, increase, observation
+from pool_planner.metrics.scrape import RouterScrape
+from pool_planner.types import MetricsUnavailable
+
+POOL = PoolSeries(pool="chat-decode", role="decode", match={"pool": "chat-decode"})
+LABELS = ["dynamo_namespace", "model", "pool", "role"]
+
+
+class Router:
+    """The series of one router process, as a real client library writes them."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.started = Counter(names.started("router"), "x", LABELS, registry=r)
+        self.done = Counter(names.completed("router"), "x", LABELS, registry=r)
+        self.shed = Counter(names.SHED, "x", LABELS, registry=r)
+        self.queued = Gauge(names.QUEUED_REQUESTS, "x", LABELS, registry=r)
+        self.isl = Histogram(names.histogram("router", "isl"), "x", LABELS, buckets=(128, 1024, 8192), registry=r)
+        self.itl = Histogram(names.histogram("router", "itl"), "x", LABELS, buckets=(0.1, 1.0), registry=r)
+        self.blocks = Gauge(names.WORKER_GAUGES["active_decode_blocks"], "x", ["worker_id", "pool"], registry=r)
+        self.last_itl = Gauge(names.WORKER_GAUGES["last_itl_s"], "x", ["worker_id", "pool"], registry=r)
+
+    def serve(self, requests: int, *, pool: str = "chat-decode", isl: float = 1000.0, itl: float = 0.4) -> Router:
+        labels = {"dynamo_namespace": "demo_chat_main", "model": "demo/chat", "pool": pool, "role": "decode"}
+        self.started.labels(**labels).inc(requests)
+        self.done.labels(**labels).inc(requests)
+        self.shed.labels(**labels)
+        self.queued.labels(**labels).set(2)
+        for _ in range(requests):
+            self.isl.labels(**labels).observe(isl)
+            self.itl.labels(**labels).observe(itl)
+        return self
+
+    def text(self) -> str:
+        return generate_latest(self.registry).decode()
+
+    def snapshot(self, at_s: float) -> Snapshot:
+        return Snapshot(at_s=at_s, families=parse(self.text(), names.wanted))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(st.text(max_size=12), st.floats(allow_nan=True), min_size=1, max_size=8),
+)
+def test_reads_what_the_reference_parser_reads(values: dict[str, float]) -> None:
+    registry = CollectorRegistry()
+    gauge = Gauge("global_planner_router_thing", "help with\nnewline", ["label", "other"], registry=registry)
+    for label, value in values.items():
+        gauge.labels(label=label, other='a"b,c}{').set(value)
+    text = generate_latest(registry).decode()
+    ours = {s.labels["label"]: s.value for s in parse(text, names.wanted)["global_planner_router_thing"].values()}
+    theirs = {
+        sample.labels["label"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "global_planner_router_thing"
+    }
+    assert ours.keys() == theirs.keys()
+    for label, value in theirs.items():
+        assert ours[label] == value or (math.isnan(ours[label]) and math.isnan(value))
+
+
+@pytest.mark.parametrize("text", ["x{a=1} 2", 'x{a="1" 2', "x", "x nope", 'x{="1"} 3', 'x{a="1"b="2"} 3'])
+def test_malformed_lines_are_refused_with_their_number(text: str) -> None:
+    with pytest.raises(MalformedExposition, match="line 2"):
+        parse("# fine\n" + text, lambda name: True)
+
+
+def test_timestamps_spaces_and_special_values() -> None:
+    text = 'a{x="1",} 3 1700000000\na{x="2"} +Inf\nb 1e3\n'
+    found = parse(text, lambda name: True)
+    assert [s.value for s in found["a"].values()] == [3.0, math.inf]
+    assert found["b"][""].value == 1000.0
+
+
+def test_increases_add_up_over_instances_before_anything_is_divided() -> None:
+    one, two = Router().serve(10, isl=100.0), Router().serve(10, isl=100.0)
+    before = [one.snapshot(0.0), two.snapshot(0.0)]
+    one.serve(90, isl=100.0)
+    two.serve(10, isl=2000.0)
+    pairs = [Pair(before=b, after=r.snapshot(10.0)) for b, r in zip(before, (one, two), strict=True)]
+    seen = observation(POOL, pairs, at_s=10.0, interval_s=10.0, complete=True, workers=None)
+    assert seen.requests == 100.0
+    assert seen.isl_tokens == pytest.approx((90 * 100 + 10 * 2000) / 100)
+    assert seen.itl_ms == pytest.approx(400.0)
+    assert seen.shed == 0.0
+    assert seen.queued_requests == 4.0
+    assert seen.isl_histogram is not None
+    assert seen.isl_histogram.edges == (128.0, 1024.0, 8192.0)
+    assert seen.isl_histogram.counts == (90.0, 0.0, 10.0, 0.0)
+
+
+def test_a_restarted_router_counts_from_zero() -> None:
+    before = Router().serve(500).snapshot(0.0)
+    pair = Pair(before=before, after=Router().serve(7).snapshot(10.0))
+    assert increase([pair], names.started("router"), POOL) == 7.0
+    assert observation(POOL, [pair], at_s=10, interval_s=10, complete=True, workers=None).isl_tokens == 1000.0
+
+
+def test_another_pools_traffic_and_missing_series_are_not_zero() -> None:
+    before = Router().serve(5, pool="chat-prefill")
+    pair = Pair(before=before.snapshot(0.0), after=before.serve(5, pool="chat-prefill").snapshot(10.0))
+    seen = observation(POOL, [pair], at_s=10.0, interval_s=10.0, complete=True, workers=None)
+    assert seen.requests is None
+    assert seen.isl_tokens is None
+    assert seen.isl_histogram is None
+
+
+def test_instances_with_other_buckets_give_a_mean_but_no_histogram() -> None:
+    one = Router().serve(10)
+    text = one.text().replace('le="128.0"', 'le="64.0"')
+    other = Snapshot(at_s=10.0, families=parse(text, names.wanted))
+    empty = Snapshot(at_s=0.0, families={})
+    pairs = [Pair(before=empty, after=one.snapshot(10.0)), Pair(before=empty, after=other)]
+    assert buckets(pairs, names.histogram("router", "isl"), POOL) is None
+    assert observation(POOL, pairs, at_s=10, interval_s=10, complete=True, workers=None).isl_tokens == 1000.0
+
+
+def test_namespaces_and_models_are_compared_in_one_spelling() -> None:
+    series = PoolSeries(pool="p", role="prefill", match={"dynamo_namespace": "demo-chat-main", "model": "Demo/Chat"})
+    assert series.mine({"dynamo_namespace": "demo_chat_main", "model": "demo/chat"})
+    assert not series.mine({"dynamo_namespace": "demo_code_main", "model": "demo/chat"})
+
+
+def test_worker_load_adds_over_routers_and_averages_over_samples() -> None:
+    def gauges(blocks: float, itl: float) -> Router:
+        router = Router()
+        router.blocks.labels(worker_id="w1", pool="chat-decode").set(blocks)
+        router.last_itl.labels(worker_id="w1", pool="chat-decode").set(itl)
+        router.blocks.labels(worker_id="other", pool="code-decode").set(99)
+        return router
+
+    samples = [
+        workers.sample([gauges(a, 0.4).snapshot(0).families, gauges(b, 0.6).snapshot(0).families], POOL)
+        for a, b in ((10, 20), (30, 40))
+    ]
+    (worker,) = workers.average(samples)
+    assert worker.worker_id == "w1"
+    assert worker.active_decode_blocks == 50.0
+    assert worker.last_itl_ms == pytest.approx(500.0)
+    assert worker.active_prefill_tokens is None
+
+
+class Served:
+    """Two router instances behind one real server; each answers with whatever the test sets."""
+
+    def __init__(self) -> None:
+        self.routers = [Router(), Router()]
+        self.broken: dict[int, object] = {}
+        self.base = ""
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        index = int(request.match_info["index"])
+        wrong = self.broken.get(index)
+        if wrong == "slow":
+            await asyncio.sleep(5.0)
+        if isinstance(wrong, int):
+            return web.Response(status=wrong)
+        if isinstance(wrong, bytes):
+            return web.Response(body=wrong)
+        return web.Response(text=self.routers[index].text())
+
+    def urls(self) -> list[str]:
+        return [f"{self.base}/{index}/metrics" for index in range(len(self.routers))]
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    state = Served()
+    app = web.Application()
+    app.router.add_get("/{index}/metrics", state.answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    state.base = f"http://{host}:{port}"
+    yield state
+    await runner.cleanup()
+
+
+async def test_scrapes_two_routers_and_sums(served: Served) -> None:
+    scrape = RouterScrape(served.urls(), [POOL])
+    try:
+        for router in served.routers:
+            router.serve(100)
+        first = (await scrape.observe(0.0))["chat-decode"]
+        assert first.requests is None, "counters without a begin say nothing"
+        served.routers[0].serve(30)
+        served.routers[1].serve(12)
+        seen = (await scrape.observe(10.0))["chat-decode"]
+        assert (seen.requests, seen.interval_s, seen.front_door_up) == (42.0, 10.0, True)
+        idle = (await scrape.observe(20.0))["chat-decode"]
+        assert idle.requests == 0.0
+        assert idle.isl_tokens is None
+    finally:
+        await scrape.close()
+
+
+async def test_one_router_away_and_back(served: Served) -> None:
+    scrape = RouterScrape(served.urls(), [POOL], timeout_s=0.3)
+    try:
+        for router in served.routers:
+            router.serve(1)
+        await scrape.observe(0.0)
+        served.broken[1] = "slow"
+        served.routers[0].serve(10)
+        served.routers[1].serve(10)
+        part = (await scrape.observe(10.0))["chat-decode"]
+        assert (part.requests, part.front_door_up, part.workers) == (10.0, False, None)
+        with pytest.raises(MetricsUnavailable, match=r"/1/metrics: no answer within 0.3 s"):
+            await scrape.sample()
+        served.broken.clear()
+        served.routers[0].serve(10)
+        served.routers[1].serve(10)
+        back = (await scrape.observe(20.0))["chat-decode"]
+        assert back.front_door_up is True
+        assert back.requests == 10.0 + 20.0 / 2, "its arrivals of the outage are not this interval's"
+    finally:
+        await scrape.close()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (500, "HTTP 500"),
+        (404, "HTTP 404"),
+        (b"", "none of the series"),
+        (b"dynamo_frontend_requests_total{ 3", "malformed metrics: line 1"),
+        (b"\xff\xfe", "not UTF-8"),
+        ("slow", "no answer within"),
+    ],
+)
+async def test_every_failure_is_unavailable_and_says_where(served: Served, wrong: object, text: str) -> None:
+    served.broken = {0: wrong, 1: wrong}
+    scrape = RouterScrape(served.urls(), [POOL], timeout_s=0.2)
+    try:
+        with pytest.raises(MetricsUnavailable) as caught:
+            await scrape.observe(0.0)
+        assert text in str(caught.value)
+        assert "/0/metrics" in str(caught.value)
+        assert "/1/metrics" in str(caught.value)
+    finally:
+        await scrape.close()
+
+
+async def test_an_outage_loses_no_arrivals(served: Served) -> None:
+    scrape = RouterScrape(served.urls(), [POOL], timeout_s=0.2)
+    try:
+        for router in served.routers:
+            router.serve(1)
+        await scrape.observe(0.0)
+        served.broken = {0: 503, 1: 503}
+        served.routers[0].serve(20)
+        with pytest.raises(MetricsUnavailable):
+            await scrape.observe(10.0)
+        served.broken = {}
+        seen = (await scrape.observe(30.0))["chat-decode"]
+        assert (seen.requests, seen.interval_s) == (20.0, 30.0)
+    finally:
+        await scrape.close()
+
+
+async def test_nobody_listens() -> None:
+    scrape = RouterScrape(["http://127.0.0.1:9/metrics"], [POOL])
+    try:
+        with pytest.raises(MetricsUnavailable, match=r"127.0.0.1:9"):
+            await scrape.observe(0.0)
+    finally:
+        await scrape.close()
