@@ -123,7 +123,7 @@ def planner_setups_of(topology: Topology, profiles: Mapping[str, Profile]) -> Ma
 
 def _pool_setup(topology: Topology, group: GroupConfig, pool: PoolConfig, profile: Profile) -> PoolSetup:
     budget = topology.budget.gpus[pool.gpu_type].max
-    most = MOST_REPLICAS if budget is None else budget // pool.gpus_per_replica
+    limits = [pool.max_replicas, None if budget is None else budget // pool.gpus_per_replica]
     # After its prefill a request waits for the transfer of its KV blocks, then half a decode step on average for the running
     # one to end, then one step for the token that the client sees first; decode runs at its SLA at most.
     offset_ms = group.engine.kv_transfer_ms + 1.5 * group.sla.itl_ms if pool.role == "prefill" else 0.0
@@ -134,7 +134,7 @@ def _pool_setup(topology: Topology, group: GroupConfig, pool: PoolConfig, profil
         itl_ms=group.sla.itl_ms,
         gpus_per_replica=pool.gpus_per_replica,
         min_replicas=pool.min_replicas,
-        max_replicas=min(most, pool.max_replicas or most),
+        max_replicas=min((limit for limit in limits if limit is not None), default=MOST_REPLICAS),
         profile=profile,
         cold_start_s=topology.cluster.cold_start_s,
         ttft_offset_ms=offset_ms,
