@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from pool_planner.performance.profile import Profile, ProfileError, profile_from_raw, raw_profile
 from pool_planner.types import Role
 
-Refusal = Literal["starting", "draining", "too_long", "kv_too_small"]
+Refusal = Literal["starting", "draining", "too_long", "kv_too_small", "cannot_decode"]
 EventKind = Literal["first_token", "tokens", "finished", "kv_expired"]
 
 
@@ -65,13 +65,15 @@ class EngineSpec:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
     """One request as an engine sees it: `isl` prompt tokens, exactly `osl` output tokens. The first `cached_tokens` of the
-    prompt are in the prefix cache. `kv_transferred`: a prefill engine holds the prompt's blocks, and they are fetched."""
+    prompt are in the prefix cache. `kv_transferred`: a prefill engine holds the prompt's blocks, and they are fetched.
+    `hold_kv`: keep the prompt's blocks after the last token, for a decode engine to fetch."""
 
     id: str
     isl: int
     osl: int
     cached_tokens: int = 0
     kv_transferred: bool = False
+    hold_kv: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

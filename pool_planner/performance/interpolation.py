@@ -42,13 +42,14 @@ def _end_slope(h0: float, h1: float, d0: float, d1: float) -> float:
 class Pchip:
     """Shape-preserving piecewise cubic: monotone wherever its points are, never outside the range of two neighbours.
 
-    Left of the first point it stays at the first value. Right of the last point it goes on in a straight line with the
-    slope of the last two points when `extend`, else it stays at the last value.
+    Outside its points it stays at the value of the nearest; with `before` (or `beyond`), it goes on to the left (right) in a
+    straight line with the slope of the two nearest points, never falling to the right, and to the left not below half of the
+    first value, because noise in two points must not make anything free.
     """
 
-    __slots__ = ("_cubics", "_last_x", "_last_y", "_tail", "_xs", "_ys")
+    __slots__ = ("_cubics", "_head", "_last_x", "_last_y", "_tail", "_xs", "_ys")
 
-    def __init__(self, xs: Sequence[float], ys: Sequence[float], *, extend: bool = False) -> None:
+    def __init__(self, xs: Sequence[float], ys: Sequence[float], *, before: bool = False, beyond: bool = False) -> None:
         """`xs` strictly increasing, same length as `ys`, at least one point."""
         n = len(xs)
         self._xs = tuple(float(x) for x in xs)
@@ -56,7 +57,7 @@ class Pchip:
         self._last_x, self._last_y = self._xs[-1], self._ys[-1]
         if n == 1:
             self._cubics: tuple[tuple[float, float, float], ...] = ()
-            self._tail = 0.0
+            self._head = self._tail = 0.0
             return
         h = [self._xs[i + 1] - self._xs[i] for i in range(n - 1)]
         d = [(self._ys[i + 1] - self._ys[i]) / h[i] for i in range(n - 1)]
@@ -66,20 +67,21 @@ class Pchip:
             slopes[-1] = _end_slope(h[-1], h[-2], d[-1], d[-2])
             for i in range(1, n - 1):
                 if d[i - 1] * d[i] > 0:
-                    before, after = 2 * h[i] + h[i - 1], h[i] + 2 * h[i - 1]
-                    slopes[i] = (before + after) / (before / d[i - 1] + after / d[i])
+                    left, right = 2 * h[i] + h[i - 1], h[i] + 2 * h[i - 1]
+                    slopes[i] = (left + right) / (left / d[i - 1] + right / d[i])
         self._cubics = tuple(
             (slopes[i], (3 * d[i] - 2 * slopes[i] - slopes[i + 1]) / h[i], (slopes[i] + slopes[i + 1] - 2 * d[i]) / h[i] ** 2)
             for i in range(n - 1)
         )
-        self._tail = max(0.0, d[-1]) if extend else 0.0
+        self._head = max(0.0, d[0]) if before else 0.0
+        self._tail = max(0.0, d[-1]) if beyond else 0.0
 
     def __call__(self, x: float) -> float:
         if x >= self._last_x:
             return self._last_y + (x - self._last_x) * self._tail
         i = bisect_right(self._xs, x) - 1
         if i < 0:
-            return self._ys[0]
+            return max(self._ys[0] - (self._xs[0] - x) * self._head, self._ys[0] / 2) if self._head else self._ys[0]
         a, b, c = self._cubics[i]
         u = x - self._xs[i]
         return self._ys[i] + u * (a + u * (b + u * c))
@@ -100,7 +102,10 @@ class PrefillCurve:
         self.isl_tokens = tuple(float(v) for v in isl_tokens)
         self.raw_ttft_ms = tuple(float(v) for v in ttft_ms)
         self.raw_thpt_per_gpu = tuple(float(v) for v in thpt_per_gpu)
-        self._ttft = Pchip(self.isl_tokens, isotonic(self.raw_ttft_ms), extend=True)
+        lengths, times = self.isl_tokens, isotonic(self.raw_ttft_ms)
+        if len(lengths) == 1:  # one measurement: in proportion from there on
+            lengths, times = (lengths[0], 2 * lengths[0]), (times[0], 2 * times[0])
+        self._ttft = Pchip(lengths, times, beyond=True)
         self._thpt = Pchip(self.isl_tokens, self.raw_thpt_per_gpu)
 
     def ttft_ms(self, isl: float) -> float:
@@ -122,8 +127,8 @@ class DecodeCurve:
     Points are grouped by context into curves that do not decrease in KV usage. Between two contexts, values are interpolated
     linearly in 1/context: a decode step costs a + b*sequences + c*tokens in KV, and at one KV usage the number of sequences
     is proportional to 1/context. For the same reason a context below the shortest measured one is read at equal batch size
-    (KV usage x shortest / context); above the longest one, the longest holds. Below the lowest KV usage of a curve ITL stays,
-    above its highest ITL goes on at the last slope.
+    (KV usage x shortest / context); above the longest one, the longest holds. Outside the KV usages of a curve ITL goes on at
+    its slope there, and less than one sequence has the ITL of one.
 
     Throughput follows from ITL by Little's law, sequences / ITL, times what was measured of that ideal (the share that is
     lost between steps, over the GPUs of an engine), which varies little between contexts where throughput varies 100-fold.
@@ -155,7 +160,7 @@ class DecodeCurve:
             points = _merged(members)
             xs = [point[0] for point in points]
             contexts.append(sum(member[1] for member in members) / len(members))
-            curve = Pchip(xs, isotonic([point[1] for point in points]), extend=True)
+            curve = Pchip(xs, isotonic([point[1] for point in points]), before=True, beyond=True)
             itl.append(curve)
             ideal = [1e3 * x * max_kv_tokens / contexts[-1] / curve(x) for x in xs]
             ratios = [(x, point[2] / rate) for x, point, rate in zip(xs, points, ideal, strict=True) if rate > 0]
@@ -169,23 +174,24 @@ class DecodeCurve:
 
     def itl_ms(self, kv_usage: float, context: float) -> float:
         """Milliseconds between two tokens of a sequence; non-decreasing in `kv_usage`."""
-        return self._read(self._itl, kv_usage, context)
+        one = context / self.max_kv_tokens
+        return self._read(self._itl, kv_usage if kv_usage > one else one, context)
 
     def thpt_per_gpu(self, kv_usage: float, context: float) -> float:
         """Output tokens/s/GPU of all running sequences together."""
         sequences = kv_usage * self.max_kv_tokens / max(context, 1.0)
-        return 1e3 * sequences / self._read(self._itl, kv_usage, context) * self._read(self._yields, kv_usage, context)
+        return 1e3 * sequences / self.itl_ms(kv_usage, context) * self._read(self._yields, kv_usage, context)
 
     def max_kv_usage(self, itl_ms: float, context: float) -> float:
         """The highest KV usage (0..1) at which ITL is at most `itl_ms`; 0 when not even one sequence is that fast."""
-        if self._read(self._itl, 1.0, context) <= itl_ms:
+        if self.itl_ms(1.0, context) <= itl_ms:
             return 1.0
         low, high = 0.0, 1.0
-        if self._read(self._itl, low, context) > itl_ms:
+        if self.itl_ms(low, context) > itl_ms:
             return 0.0
         while high - low > 1e-9:
             middle = (low + high) / 2
-            if self._read(self._itl, middle, context) <= itl_ms:
+            if self.itl_ms(middle, context) <= itl_ms:
                 low = middle
             else:
                 high = middle

@@ -42,17 +42,20 @@ def test_pchip_agrees_with_scipy(data: st.DataObject, n: int) -> None:
 
 
 def test_beyond_the_ends() -> None:
-    clamped, extended = Pchip([1, 2], [10, 30]), Pchip([1, 2], [10, 30], extend=True)
-    assert (clamped(0), clamped(5)) == (10, 30)
-    assert (extended(0), extended(5)) == (10, 90)
-    assert Pchip([3], [7], extend=True)(100) == 7
-    assert Pchip([1, 2], [30, 10], extend=True)(5) == 10, "a falling end is never followed below what was measured"
+    clamped, extended = Pchip([1, 2], [10, 12]), Pchip([1, 2], [10, 12], before=True, beyond=True)
+    assert (clamped(0), clamped(5)) == (10, 12)
+    assert (extended(0), extended(5)) == (8, 18)
+    assert extended(-100) == 5
+    assert Pchip([3], [7], before=True, beyond=True)(100) == 7
+    assert Pchip([1, 2], [30, 10], beyond=True)(5) == 10, "a falling end is never followed below what was measured"
 
 
 def test_a_long_prompt_is_not_free_and_says_that_it_is_extrapolated() -> None:
     curve = PrefillCurve(isl_tokens=[100, 200], ttft_ms=[10, 20], thpt_per_gpu=[1e4, 1e4])
     assert curve.ttft_ms(1000) == pytest.approx(100)
     assert curve.ttft_ms(1) == 10
+    one = PrefillCurve(isl_tokens=[100], ttft_ms=[10], thpt_per_gpu=[1e4])
+    assert (one.ttft_ms(100), one.ttft_ms(1000)) == (10, 100)
     assert [curve.covers(isl) for isl in (99, 100, 200, 201)] == [False, True, True, False]
 
 
@@ -80,7 +83,7 @@ def test_a_linear_engine_is_read_exactly_between_and_below_the_contexts(batch: i
 
 def test_half_a_sequence_has_half_the_throughput_and_the_itl_of_one() -> None:
     curve = linear_engine()
-    assert curve.itl_ms(0.01, 2000) == pytest.approx(curve.itl_ms(0.02, 2000))
+    assert curve.itl_ms(0.0, 2000) == curve.itl_ms(0.01, 2000) == curve.itl_ms(0.02, 2000)
     assert curve.thpt_per_gpu(0.01, 2000) == pytest.approx(curve.thpt_per_gpu(0.02, 2000) / 2)
     assert curve.thpt_per_gpu(0.0, 2000) == 0
 
@@ -96,7 +99,7 @@ def test_measurements_that_dip_are_pooled_and_repeated_ones_averaged() -> None:
 
 def test_max_kv_usage_is_the_inverse() -> None:
     curve = linear_engine()
-    assert curve.max_kv_usage(5.0, 2000) == 0
+    assert curve.max_kv_usage(10.4, 2000) == 0, "one sequence alone takes 10.5 ms"
     assert curve.max_kv_usage(1000.0, 2000) == 1
     for context in (300, 500, 1200, 10_000, 20_000):
         usage = curve.max_kv_usage(20.0, context)
