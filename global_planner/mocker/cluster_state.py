@@ -236,7 +236,7 @@ class ClusterState:
                 continue
             replica.unschedulable = faults.unschedulable
             if faults.unschedulable is not None:
-                replica.launch_at_s, replica.measured = None, False
+                replica.launch_at_s = None
             elif replica.launch_at_s is None:
                 replica.launch_at_s = now
         return self.tick(now)

@@ -125,6 +125,20 @@ def test_a_replica_that_cannot_start_is_tried_again_later_and_later() -> None:
     state.tick(now + COLD_S)
     state.exited("p-9", "signal SIGKILL", now + 40)
     assert state.next_due_s() is None  # launched at once: it had been ready
+    state.exited("p-10", "exit status 3", now + 41)
+    assert state.next_due_s() == now + 42  # and the waits begin anew
+
+
+def test_late_news_of_a_replica_that_ends_is_ignored() -> None:
+    state = cluster(1)
+    state.start(0)
+    state.scale("p", 0, [], None, 1)
+    assert state.healthy("p-1", "http://127.0.0.1:9001", 2) == []
+    (ending,) = state.replicas("p")
+    assert (ending.state, ending.url) == ("terminating", None)
+    state.exited("p-1", "exit status 0", 3)
+    assert state.healthy("p-1", "http://127.0.0.1:9001", 4) == state.exited("p-1", "again", 4) == []
+    assert state.replicas("p") == ()
 
 
 def test_a_starting_replica_that_is_unscheduled_takes_no_process_and_says_why() -> None:
