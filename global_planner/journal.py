@@ -15,24 +15,22 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 
-from global_planner.journal_format import (
-    MAGIC,
-    Frame,
-    JournalCorrupt,
-    SegmentHeader,
-    Torn,
-    frame_bytes,
-    frames,
-    header_bytes,
-    read_header,
+from global_planner.journal_format import JournalCorrupt, SegmentHeader, Torn, frame_bytes, header_bytes
+from global_planner.journal_reader import (
+    JournalTail,
+    Recovery,
+    last_memory,
+    read,
+    read_segment,
+    recover,
+    segment_number,
+    segments,
 )
-from global_planner.memory import Orders, PlannerMemory, Policies, Snapshot, after_round, memories
+from global_planner.memory import Orders, PlannerMemory, Policies, Snapshot, after_round
 from global_planner.types import Round
 from pool_planner import wire
 from pool_planner.types import ClusterUnavailable
@@ -68,23 +66,11 @@ def code_version() -> str:
     return f"{version}+{digest.hexdigest()[:12]}"
 
 
-def segments(directory: Path) -> list[Path]:
-    """The segment files of a journal, oldest first."""
-    return sorted(directory.glob("segment-*.gpj"))
-
-
 class Journal:
     """The writer. Implements the `Journal` port; raises ClusterUnavailable when the disk refuses."""
 
     def __init__(
-        self,
-        directory: Path,
-        memory: PlannerMemory,
-        policies: Policies,
-        at_s: float,
-        *,
-        max_bytes: int,
-        max_age_s: float | None,
+        self, directory: Path, memory: PlannerMemory, policies: Policies, at_s: float, max_bytes: int, max_age_s: float | None
     ) -> None:
         self._directory = directory
         self._memory = memory
@@ -97,9 +83,14 @@ class Journal:
         self._at_s = at_s
         self._started: dict[Path, float] = {}
         self._size = 0
-        self._lock = _lock(directory)
         self._fd = -1
-        self._start_segment(at_s)
+        self.warning: str | None = None
+        self._lock = _lock(directory)
+        try:
+            self._start_segment(at_s)
+        except ClusterUnavailable:
+            self.close()
+            raise
 
     @classmethod
     def open(
@@ -107,27 +98,30 @@ class Journal:
         directory: Path,
         *,
         at_s: float,
-        memory: PlannerMemory | None = None,
         policies: Policies | None = None,
-        max_bytes: int = 64 * 2**20,
+        memory: PlannerMemory | None = None,
+        max_mb: float = 64.0,
         max_age_s: float | None = None,
     ) -> Journal:
-        """Start a new segment in `directory` (made when absent), beginning with a snapshot of `memory` (default: what
-        `last_memory` finds there). `max_age_s` (model seconds; None: unlimited) and `max_bytes` bound what is kept.
+        """Start a new segment in `directory` (made when absent), beginning with a snapshot of `memory` and of the `policies`
+        that decide from now on. Without a `memory` it goes on with the one that the folder holds: see `memory`, and `warning`
+        where part of the journal could not be read. `at_s` is the time now; `max_mb` and `max_age_s` (model seconds; None:
+        unlimited) bound what is kept.
 
-        Raises ClusterUnavailable when another process writes there or the disk refuses, JournalCorrupt.
+        Raises ClusterUnavailable when another process writes there or the disk refuses.
         """
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _refused(directory, error) from error
-        if memory is None:
-            memory = last_memory(directory) or PlannerMemory()
-        return cls(directory, memory, policies or Policies(), at_s, max_bytes=max_bytes, max_age_s=max_age_s)
+        found = recover(directory) if memory is None else Recovery(memory=memory)
+        journal = cls(directory, found.memory, policies or Policies(), at_s, int(max_mb * 2**20), max_age_s)
+        journal.warning = found.warning
+        return journal
 
     @property
     def memory(self) -> PlannerMemory:
-        """The memory after the last appended round: where a restart would go on."""
+        """The memory after the last appended round (`round_no` 0: there was none): where a restart goes on."""
         return self._memory
 
     def append(self, record: object) -> None:
@@ -173,7 +167,7 @@ class Journal:
     def _start_segment(self, at_s: float) -> None:
         """Go on in a new segment; the one before stays in use when the disk refuses."""
         existing = segments(self._directory)
-        number = _number(existing[-1]) + 1 if existing else 1
+        number = segment_number(existing[-1]) + 1 if existing else 1
         path = self._directory / f"segment-{number:08d}.gpj"
         snapshot = Snapshot(at_s=at_s, memory=self._memory, policies=self._policies)
         header = SegmentHeader(segment=number, code_version=self._code_version)
@@ -210,124 +204,9 @@ class Journal:
 
     def _start_of(self, path: Path) -> float:
         if path not in self._started:
-            first = next(_read_segment(path), None)
+            first = next(read_segment(path), None)
             self._started[path] = first.at_s if isinstance(first, Snapshot) else 0.0
         return self._started[path]
-
-
-# ---- reading -----------------------------------------------------------------------------------------------------------
-
-
-def read(directory: Path) -> Iterator[object]:
-    """Every record, oldest first, also while another process appends; a torn end of a segment comes as `Torn`, in its place.
-
-    Raises JournalCorrupt for anything else that is not what was written, with file and offset.
-    """
-    for path in segments(directory):
-        try:
-            yield from _read_segment(path)
-        except FileNotFoundError:  # dropped by the writer since it was listed
-            continue
-
-
-def last_memory(directory: Path) -> PlannerMemory | None:
-    """The memory to go on with after a restart; None when the folder holds no journal. Raises JournalCorrupt."""
-    for path in reversed(segments(directory)):
-        newest: PlannerMemory | None = None
-        for memory in memories(_read_segment(path)):
-            newest = memory
-        if newest is not None:
-            return newest
-    return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recovery:
-    """What a start goes on with. `warning` says what of the journal could not be read, and what that costs."""
-
-    memory: PlannerMemory
-    warning: str | None = None
-
-
-def recover(directory: Path) -> Recovery:
-    """The memory to start with, whatever state the journal is in: where `last_memory` refuses, the newest memory before the
-    damage. It is older, so holds and debts have gaps; what it counts too much is put right by the first observation."""
-    newest: PlannerMemory | None = None
-    try:
-        return Recovery(memory=last_memory(directory) or PlannerMemory())
-    except JournalCorrupt as error:
-        for path in reversed(segments(directory)):
-            try:
-                for memory in memories(_read_segment(path)):
-                    newest = memory
-            except JournalCorrupt:
-                pass
-            if newest is not None:
-                break
-        lost = "everything remembered is" if newest is None else f"what was remembered after round {newest.round_no} is"
-        return Recovery(memory=newest or PlannerMemory(), warning=f"{error}; {lost} lost: holds, debts and back-offs since")
-
-
-def segment_header(path: Path) -> SegmentHeader | None:
-    """The header of a segment; None when it was torn within it."""
-    found = read_header(path.read_bytes(), str(path))
-    return None if found is None else found[0]
-
-
-class JournalTail:
-    """A reader that follows the writer: every `poll` gives the complete records since the one before."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._segment = 0
-        self._offset = 0
-
-    def poll(self) -> list[object]:
-        """New records, oldest first; one that is still being written comes with a later poll. Raises JournalCorrupt."""
-        records: list[object] = []
-        for path in segments(self._directory):
-            number = _number(path)
-            if number < self._segment:
-                continue
-            if number > self._segment:
-                self._segment, self._offset = number, 0
-            try:
-                with path.open("rb") as file:
-                    file.seek(self._offset)
-                    content = file.read()
-            except FileNotFoundError:
-                continue
-            start = 0
-            if self._offset == 0:
-                found = read_header(content, str(path))
-                if found is None:
-                    continue
-                start = found[1]
-            end = start
-            for frame in frames(content, start, str(path), self._offset):
-                if isinstance(frame, Frame):
-                    records.append(_decode(frame, path))
-                    end = frame.end
-            self._offset += end
-        return records
-
-
-def _read_segment(path: Path) -> Iterator[object]:
-    content = path.read_bytes()
-    found = read_header(content, str(path))
-    if found is None:
-        yield Torn(file=str(path), offset=min(len(content), len(MAGIC)), dropped_bytes=max(0, len(content) - len(MAGIC)))
-        return
-    for frame in frames(content, found[1], str(path)):
-        yield frame if isinstance(frame, Torn) else _decode(frame, path)
-
-
-def _decode(frame: Frame, path: Path) -> object:
-    try:
-        record: object = wire.decode(frame.payload)
-    except wire.WireError as error:
-        raise JournalCorrupt(str(path), frame.offset, f"not a record that this build knows: {error}") from error
-    return record
 
 
 def _write_all(fd: int, content: bytes, *, durable: bool) -> None:
@@ -345,10 +224,6 @@ def _sync_folder(directory: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _number(path: Path) -> int:
-    return int(path.stem.removeprefix("segment-"))
 
 
 def _lock(directory: Path) -> int:

@@ -16,11 +16,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from global_planner.charge import account
+from global_planner.compile import budget_of, group_specs, pool_specs
 from global_planner.conditions import conditions
+from global_planner.config import ArbiterConfig, Topology
 from global_planner.memory import Orders, PlannerMemory, Policies, decide
 from global_planner.ports import Clock, Cluster, GroupAdmission, Journal, Pools, Router, RouterState
 from global_planner.reports import believable
-from global_planner.rollout import acting, after_apply, effective_pools, with_memory
+from global_planner.rollout import RolloutPolicy, acting, after_apply, effective_pools, with_memory
 from global_planner.rollout_state import RolloutState, endpoints
 from global_planner.types import (
     Allocation,
@@ -37,18 +39,18 @@ from global_planner.types import (
 )
 from pool_planner.types import Conflict, WorldError
 
+__all__ = ["PlannerMemory", "Ports", "RoundConfig", "admission", "policies_of", "run_round"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """The world as a round sees it. `timer` gives seconds of some monotonic clock: it measures how long deciding took and
-    decides nothing."""
+    """The world as a round sees it."""
 
     cluster: Cluster
     router: Router
     pools: Pools
     journal: Journal
     clock: Clock
-    timer: Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +62,28 @@ class RoundConfig:
     pools: tuple[PoolSpec, ...]
     policies: Policies = field(default_factory=Policies)
 
+    @classmethod
+    def of(cls, topology: Topology) -> RoundConfig:
+        """What a topology says about rounds."""
+        return cls(
+            budget=budget_of(topology),
+            groups=group_specs(topology),
+            pools=pool_specs(topology),
+            policies=policies_of(topology.arbiter),
+        )
 
-async def run_round(ports: Ports, memory: PlannerMemory, config: RoundConfig) -> tuple[PlannerMemory, Round]:
-    """One round from `memory`; the memory after it, and its record. Raises nothing of the world."""
+
+def policies_of(config: ArbiterConfig) -> Policies:
+    return Policies(rollout=RolloutPolicy(drain_deadline_s=config.drain_deadline_s))
+
+
+async def run_round(
+    ports: Ports, memory: PlannerMemory, config: RoundConfig, *, timer: Callable[[], float]
+) -> tuple[PlannerMemory, Round]:
+    """One round from `memory`; the memory after it, and its record. Raises nothing of the world.
+
+    `timer` gives seconds of some monotonic clock: it measures how long deciding took and decides nothing.
+    """
     troubles: list[str] = []
     at_s = ports.clock.now()
     observed, missing = await _observe(ports.cluster, troubles)
@@ -78,9 +99,9 @@ async def run_round(ports: Ports, memory: PlannerMemory, config: RoundConfig) ->
         reports=believable(ports.pools.reports(), config.pools, at_s),
     )
 
-    started = ports.timer()
+    started = timer()
     decided, allocation, steps = decide(memory, inputs, config.policies)
-    decide_ms = (ports.timer() - started) * 1000.0
+    decide_ms = (timer() - started) * 1000.0
 
     acted = acting(steps, config.pools)
     written = _written_down(ports.journal, decided, inputs, acted, troubles)

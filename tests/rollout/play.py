@@ -125,10 +125,10 @@ class Play:
         """One round and the time until the next; None when it crashed."""
         world = self.world
         world.operation = 0
-        ports = Ports(cluster=world, router=world, pools=world, journal=self.journal, clock=world, timer=lambda: 0.0)
+        ports = Ports(cluster=world, router=world, pools=world, journal=self.journal, clock=world)
         done: Round | None = None
         try:
-            self.memory, done = finish(run_round(ports, self.memory, self.config))
+            self.memory, done = finish(run_round(ports, self.memory, self.config, timer=lambda: 0.0))
             self.rounds.append(done)
         except Crash:
             self.crashes += 1
