@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from pool_planner.config import PlannerConfig
 from pool_planner.performance.correction import Correction
@@ -18,17 +19,31 @@ from pool_planner.state import PoolState
 from pool_planner.types import Grant, Observation
 
 STALE_TICKS = 2.5  # an observation older than this many ticks says nothing about now
+_NUMBERS = (
+    *("requests", "completed", "shed", "queued_requests", "queued_tokens"),
+    *("isl_tokens", "osl_tokens", "ttft_ms", "itl_ms", "duration_s"),
+)
 CALM = 0.85  # utilisation above which latencies tell about the queue, not about the engine
 
 
+def clean(observation: Observation) -> Observation:
+    """`observation` with every number that is not finite or below 0 made unknown, so that none of them goes further."""
+    wrong: dict[str, Any] = {
+        name: None
+        for name in _NUMBERS
+        if (value := getattr(observation, name)) is not None and not (math.isfinite(value) and value >= 0.0)
+    }
+    return replace(observation, **wrong) if wrong else observation
+
+
 def why_unknown(observation: Observation | None, *, now: float, tick_s: float) -> str | None:
-    """Why nothing can be decided on `observation`, or None when it is fresh and complete enough."""
+    """Why nothing can be decided on `observation` (a clean one), or None when it is fresh and complete enough."""
     if observation is None:
         return "no observation"
     age_s = now - observation.at_s
     if age_s > STALE_TICKS * tick_s:
         return f"the last observation is {age_s:.0f} s old"
-    if observation.requests is None or not math.isfinite(observation.requests) or observation.requests < 0.0:
+    if observation.requests is None:
         return "the number of requests is unknown"
     if observation.front_door_up is not True and observation.requests <= 0.0:
         return "no request was seen, and the front door is not known to be up: silence is not idleness"
@@ -47,22 +62,21 @@ def learn(state: PoolState, observation: Observation, pool: PoolSetup, config: P
     if state.observation is not None and observation.at_s <= state.observation.at_s:
         return state
     requests = offered(observation, arrivals=config.extensions.offered_load)
-    known = requests if requests is not None and math.isfinite(requests) and requests >= 0.0 else None
     partial = observation.front_door_up is not True
     state.forecaster.learn(
-        None if partial else known,
+        None if partial else requests,
         observation.isl_tokens,
         observation.osl_tokens if pool.role != "prefill" else None,
         at_s=observation.at_s,
         interval_s=observation.interval_s,
     )
     arrivals = state.arrivals
-    if partial or known is None or (state.observation is not None and state.observation.front_door_up is not True):
+    if partial or requests is None or (state.observation is not None and state.observation.front_door_up is not True):
         arrivals = arrivals.gap()  # a part of the traffic does not compare with all of it
     state = replace(
         state,
         observation=observation,
-        arrivals=arrivals if known is None else arrivals.after(observation.interval_s, known),
+        arrivals=arrivals if requests is None else arrivals.after(observation.interval_s, requests),
         isl=state.isl.learn(observation.isl_histogram, observation.at_s),
         osl=state.osl.learn(observation.osl_histogram, observation.at_s),
     )

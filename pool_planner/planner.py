@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from pool_planner.config import PlannerConfig
 from pool_planner.expectation import Expectation, expect
-from pool_planner.learning import correct, learn, why_unknown
+from pool_planner.learning import clean, correct, learn, why_unknown
 from pool_planner.performance.demand import Capacity, plain_capacity, queueing_capacity
 from pool_planner.performance.work import Engine
 from pool_planner.report import advice, hold, numbers, proposal, within_gpus
@@ -59,6 +59,7 @@ def plan_pool(
     state: PoolState, observation: Observation | None, grant: Grant | None, now: float, pool: PoolSetup, config: PlannerConfig
 ) -> tuple[PoolState, Report]:
     """What one pool needs."""
+    observation = clean(observation) if observation is not None else None
     unknown = why_unknown(observation, now=now, tick_s=config.tick_s)
     if unknown is not None or observation is None:
         return replace(state, arrivals=state.arrivals.gap()), hold(pool, config, now, unknown or "no observation")

@@ -112,6 +112,8 @@ class DecodeWork:
         grid = np.unique(np.concatenate([np.linspace(0.0, min(room, 8.0), 9), np.geomspace(1.0, room, GRID)]))
         itl = correction.itl_factor * np.array([curve.itl_ms(b * usage_of_one, context) for b in grid]) / 1e3
         self.batching = Batching(sequences=grid, itl_s=itl, pace=np.maximum.accumulate(grid / itl))
+        self.stays = np.array(shape.osl.tokens) * shape.osl.mean / shape.osl.second_moment
+        self.share = np.array(shape.osl.share)
         self.sla_s = engine.itl_ms / 1e3
         self.alone_s = float(self.batching.itl_at(np.array([1.0]))[0])
         if self.alone_s > self.sla_s:
@@ -130,9 +132,12 @@ class DecodeWork:
         return self.batching.itl_at(np.where(np.isfinite(crowd), crowd, self.batching.sequences[-1]))
 
     def met(self, crowd: Array, n: Array, shape: Shape, busy: Array) -> Array:
-        """Share of time in which the crowd is small enough for the SLA: prefill work stretches ITL by 1 / (1 - busy)."""
-        limit = self.limit if not busy.any() else np.minimum(self.limit, self._fitting(self.sla_s * (1.0 - busy)))
-        return queueing.share_within(crowd, n, limit * np.ones_like(n), shape.arrival_cv2)
+        """Share of requests that see a crowd small enough for the SLA: prefill work stretches ITL by 1 / (1 - busy)."""
+        limit = self.limit * np.ones_like(n)
+        if busy.any():
+            limit = np.minimum(limit, self._fitting(self.sla_s * (1.0 - busy)))
+        elasticity = self.batching.elasticity(crowd)
+        return queueing.share_within(crowd, elasticity, n, limit, shape.arrival_cv2, self.stays, self.share)
 
     def _fitting(self, itl_s: Array) -> Array:
         fitting: Array = np.interp(itl_s, self.batching.itl_s, self.batching.sequences)

@@ -1,0 +1,215 @@
+"""Every field of the guide: type, default, rule; what existing files carry beside them; all problems at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pool_planner.compatibility import CARRIED, ConfigError, explain, read_config
+from pool_planner.config import PLAIN, Extensions, PlannerConfig
+from pool_planner.config_source import load_config
+
+
+def read(environ: dict[str, str] | None = None, **given: Any) -> Any:
+    return read_config(given, origin="test", environ=environ)
+
+
+def problems(**given: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read(**given)
+    return list(caught.value.problems)
+
+
+# name, default, another good value, values that are refused
+GUIDE = [
+    ("enable_throughput_scaling", True, False, ["maybe", 2]),
+    ("enable_load_scaling", False, True, ["maybe"]),
+    ("pre_deployment_sweeping_mode", "rapid", "thorough", ["slow", 1]),
+    ("throughput_adjustment_interval", 180, 60, [0, -5, 1.5, "soon"]),
+    ("min_endpoint", 1, 0, [-1, 0.5]),
+    ("max_gpu_budget", 8, 16, [0, -2, 1.5]),
+    ("ttft", 500.0, 250.0, [0, -1, "fast", float("nan"), float("inf")]),
+    ("itl", 50.0, 25.0, [0, -1, float("nan")]),
+    ("no_correction", True, False, ["perhaps"]),
+    ("load_adjustment_interval", 5, 10, [0, -1, 2.5]),
+    ("load_learning_window", 50, 20, [0, -1]),
+    ("load_scaling_down_sensitivity", 80, 0, [-1, 101]),
+    ("load_metric_samples", 10, 3, [0, -1]),
+    ("load_min_observations", 5, 2, [0]),
+    ("load_router_metrics_url", None, "http://127.0.0.1:9/metrics", [5]),
+    ("mode", "disagg", "agg", ["both", 1]),
+    ("backend", "vllm", "sglang", ["llama.cpp"]),
+    ("environment", "kubernetes", "virtual", ["docker"]),
+    ("namespace", "dynamo", "prod", [5]),
+    ("load_predictor", "arima", "kalman", ["crystal-ball"]),
+    ("load_predictor_log1p", False, True, ["perhaps"]),
+    ("prophet_window_size", 50, 20, [0]),
+    ("load_predictor_warmup_trace", None, "trace.jsonl", [5]),
+    ("kalman_q_level", 1.0, 2.0, [0, -1]),
+    ("kalman_q_trend", 0.1, 0.5, [0, -1]),
+    ("kalman_r", 10.0, 5.0, [0, -1]),
+    ("kalman_min_points", 5, 3, [0]),
+]
+
+
+@pytest.mark.parametrize(("name", "default", "other", "refused"), GUIDE, ids=[row[0] for row in GUIDE])
+def test_fields_of_the_guide(name: str, default: object, other: object, refused: list[object]) -> None:
+    assert getattr(read().config, name) == default
+    others = {"enable_load_scaling": True} if name == "enable_throughput_scaling" else {}
+    reading = read(**{name: other}, **others)
+    assert getattr(reading.config, name) == other
+    assert reading.origins[name] == "test"
+    for value in refused:
+        assert any(problem.startswith(f"{name}: ") for problem in problems(**{name: value})), value
+
+
+RULES = [
+    ({"enable_throughput_scaling": False}, "at least one scaling mode"),
+    ({"pre_deployment_sweeping_mode": "none"}, "leaves no profile data"),
+    ({"enable_load_scaling": True, "load_adjustment_interval": 180}, "must be shorter than throughput_adjustment_interval"),
+    ({"enable_load_scaling": True, "load_min_observations": 60}, "can never be reached"),
+    ({"min_gpu_budget": 9}, "above max_gpu_budget"),
+]
+
+
+@pytest.mark.parametrize(("given", "text"), RULES, ids=[row[1] for row in RULES])
+def test_rules_between_fields(given: dict[str, Any], text: str) -> None:
+    assert any(text in problem for problem in problems(**given))
+    with pytest.raises(ValueError, match=text):
+        PlannerConfig(**given)
+
+
+def test_load_only_needs_no_profile_and_no_order_of_intervals() -> None:
+    config = read(
+        enable_throughput_scaling=False,
+        enable_load_scaling=True,
+        pre_deployment_sweeping_mode="none",
+        load_adjustment_interval=200,
+    ).config
+    assert config.tick_s == 200.0
+
+
+def test_all_problems_at_once_with_the_nearest_known_name() -> None:
+    found = problems(
+        ttfft=3,
+        min_endpoint=-2,
+        ttft=3,
+        ttft_ms=4,
+        enable_throughput_scaling=False,
+        extensions={"hold": 1, "attainment_target": 2},
+    )
+    text = "\n".join(found)
+    for expected in (
+        "ttfft: unknown field; did you mean ttft?",
+        "min_endpoint: -2",
+        "ttft_ms: 4 contradicts ttft, which is 3",
+        "at least one scaling mode",
+        "extensions.hold: unknown field; did you mean hold_s?",
+        "extensions.attainment_target: 2",
+    ):
+        assert expected in text
+    assert len(found) == 6
+
+
+def test_no_correction_is_forced_by_load_based_scaling_and_says_so() -> None:
+    reading = read(enable_load_scaling=True, no_correction=False)
+    assert reading.config.no_correction is True
+    assert "forced" in reading.origins["no_correction"]
+    assert any("no_correction" in warning for warning in reading.warnings)
+    assert PlannerConfig(enable_load_scaling=True, no_correction=False).no_correction is True
+
+
+EXAMPLES: dict[str, Any] = {
+    "profile_results_dir": "profiles",
+    "model_name": "demo/chat",
+    "prefill_engine_num_gpu": 2,
+    "decode_engine_num_gpu": 4,
+    "throughput_metrics_source": "router",
+    "metric_pulling_prometheus_endpoint": "http://127.0.0.1:9090",
+    "metric_reporting_prometheus_port": 9085,
+    "no_operation": True,
+    "min_gpu_budget": 2,
+    "ttft_ms": 200.0,
+    "itl_ms": 20.0,
+    "throughput_adjustment_interval_seconds": 60,
+    "load_adjustment_interval_seconds": 7,
+    "advisory": True,
+    "global_planner_namespace": "global",
+    "optimization_target": "throughput",
+    "log_dir": "/var/log",
+    "report_interval_hours": 24.0,
+    "report_output_dir": "reports",
+    "live_dashboard_port": 8080,
+    "max_num_fpm_samples": 64,
+    "fpm_sample_bucket_size": 16,
+}
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_what_existing_configurations_carry(name: str) -> None:
+    row = CARRIED[name]
+    reading = read(**{name: EXAMPLES[name]})
+    if row.treatment == "warned":
+        assert any(warning.startswith(f"{name}: ") and row.why in warning for warning in reading.warnings)
+    else:
+        assert getattr(reading.config, row.target or name) == EXAMPLES[name]
+        assert reading.warnings == ()
+
+
+def test_minus_one_and_zero_become_none_only_in_reading() -> None:
+    config = read(max_gpu_budget=-1, min_gpu_budget=-1, metric_reporting_prometheus_port=0).config
+    assert (config.max_gpu_budget, config.min_gpu_budget, config.metric_reporting_prometheus_port) == (None, None, None)
+    with pytest.raises(ValueError):
+        PlannerConfig(max_gpu_budget=-1)
+
+
+def test_the_environment_fills_what_is_not_given() -> None:
+    environ = {"DYN_NAMESPACE": "prod-chat", "PROMETHEUS_ENDPOINT": "http://127.0.0.1:1", "PLANNER_PROMETHEUS_PORT": "9085"}
+    reading = read(environ)
+    assert reading.config.namespace == "prod-chat"
+    assert reading.config.metric_pulling_prometheus_endpoint == "http://127.0.0.1:1"
+    assert reading.config.metric_reporting_prometheus_port == 9085
+    assert reading.origins["namespace"] == "environment DYN_NAMESPACE"
+    assert read(environ, namespace="given").config.namespace == "given"
+    assert read({"PLANNER_PROMETHEUS_PORT": "0"}).config.metric_reporting_prometheus_port is None
+
+
+def test_sla_target_needs_no_warning_and_advice_settings_are_told() -> None:
+    assert read(optimization_target="sla").warnings == ()
+    assert any("advisory_interval" in warning for warning in read(advisory_interval=5).warnings)
+
+
+def test_plain_turns_every_addition_off_unless_given() -> None:
+    extensions = read(extensions={"plain": True, "hold_s": 5.0}).config.extensions
+    for name, off in PLAIN.items():
+        assert getattr(extensions, name) == (5.0 if name == "hold_s" else off)
+        assert getattr(Extensions(), name) != off
+
+
+def test_explain_has_every_field_with_its_origin_and_meaning() -> None:
+    lines = {line.path: line for line in explain(read(ttft_ms=200.0, extensions={"plain": True}))}
+    assert set(PlannerConfig.model_fields) - {"extensions"} <= set(lines)
+    assert {f"extensions.{name}" for name in Extensions.model_fields} <= set(lines)
+    assert all(line.meaning for line in lines.values())
+    assert lines["ttft"].origin == "test (ttft_ms)"
+    assert lines["itl"].origin == "default"
+    assert lines["extensions.queueing"].origin == "extensions.plain"
+
+
+def test_sources(tmp_path: Path) -> None:
+    as_json, as_yaml = tmp_path / "a.json", tmp_path / "b.yaml"
+    as_json.write_text(json.dumps({"ttft": 100}))
+    as_yaml.write_text("ttft: 100\nextensions:\n  hold_s: 5\n")
+    for source in (str(as_json), str(as_yaml), '{"ttft": 100}', "ttft: 100\nitl: 5"):
+        assert load_config(source, environ={}).config.ttft == 100.0
+    for source, text in (
+        (str(tmp_path / "missing.json"), "no such file"),
+        ("just words", "neither a file nor"),
+        ("[1, 2]", "a mapping of field names"),
+        ('{"ttft": [}', "neither JSON"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            load_config(source, environ={})
