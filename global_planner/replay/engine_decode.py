@@ -91,6 +91,7 @@ class DecodeBatch:
     def leave(self, sequence: Sequence) -> None:
         """Decode no longer; `done` is brought up to date, and the blocks stay taken."""
         sequence.done += self.clock - sequence.joined_at
+        sequence.finish_at = sequence.mark_at = -1
         tokens = sequence.held_tokens
         self.kv.leave(tokens, self.clock)
         self.tokens -= tokens
