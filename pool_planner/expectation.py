@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from pool_planner.config import PlannerConfig
 from pool_planner.performance.lengths import LengthMix
@@ -11,6 +13,7 @@ from pool_planner.setup import PoolSetup
 from pool_planner.state import PoolState
 from pool_planner.types import Forecast, Grant, Observation
 
+_DEVIATE = NormalDist()
 DEFAULT_QUANTILE = 0.9  # what a forecast is asked for when planning reads its mean only
 
 
@@ -49,8 +52,7 @@ def expect(
     if far is None:
         return None
     # Capacity that is given up now is gone now, so what is needed on the way to the horizon counts too.
-    loads = [f.requests_per_s_high if quantile is not None else f.requests_per_s for f in (*forecasts, far) if f is not None]
-    load = max(loads)
+    load = max(_planned_rps(each, state, config) for each in (*forecasts, far) if each is not None)
     reasons: list[str] = []
     if extensions.react_early:
         already = state.arrivals.at_least_rps()
@@ -68,6 +70,21 @@ def expect(
         isl, osl = state.isl.mix(max(1.0, far.isl_tokens)), state.osl.mix(max(1.0, far.osl_tokens))
     shape = Shape(isl=isl, osl=osl, arrival_cv2=state.arrivals.cv2)
     return Expectation(load_rps=load, forecast=far, shape=shape, reasons=tuple(reasons))
+
+
+def _planned_rps(forecast: Forecast, state: PoolState, config: PlannerConfig) -> float:
+    """The rate to plan for. The forecast's quantile is of counts in an interval, which vary by chance even at a known rate;
+    the queueing model covers that part already, so here it is taken out (variances add), and what is left is the doubt about
+    the rate itself."""
+    quantile = config.extensions.forecast_quantile
+    if quantile is None:
+        return forecast.requests_per_s
+    excess = forecast.requests_per_s_high - forecast.requests_per_s
+    if not config.extensions.queueing:
+        return forecast.requests_per_s + excess
+    interval_s = float(config.throughput_adjustment_interval)
+    chance = _DEVIATE.inv_cdf(quantile) * math.sqrt(state.arrivals.cv2 * forecast.requests_per_s / interval_s)
+    return forecast.requests_per_s + math.sqrt(max(0.0, excess * excess - chance * chance))
 
 
 def _observed(

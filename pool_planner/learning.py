@@ -24,6 +24,7 @@ _NUMBERS = (
     *("isl_tokens", "osl_tokens", "ttft_ms", "itl_ms", "duration_s"),
 )
 CALM = 0.85  # utilisation above which latencies tell about the queue, not about the engine
+CALM_STAYS = 2.0  # a pool must have been calm, with the same replicas, for this many stays of a request
 
 
 def clean(observation: Observation) -> Observation:
@@ -112,10 +113,15 @@ def correct(
         return state
     if not config.extensions.bounded_correction:
         return replace(state, correction=_ratios(state, observation, ready, engine))
-    if observation.shed or (observation.queued_requests or 0.0) > observation.requests:
-        return state
     model = expected(engine, shape, state.correction, rate_rps=observation.requests / observation.interval_s, ready=ready)
-    if model.utilisation > CALM:
+    queued = (observation.queued_requests or 0.0) > observation.requests
+    calm_since = state.calm_since_s if state.calm_ready == ready else None
+    if observation.shed or queued or model.utilisation > CALM:
+        calm_since = None
+    elif calm_since is None:
+        calm_since = observation.at_s
+    state = replace(state, calm_since_s=calm_since, calm_ready=ready)
+    if calm_since is None or observation.at_s - calm_since < CALM_STAYS * _stay_s(observation):
         return state
     correction = state.correction
     if engine.role != "decode":
@@ -123,6 +129,13 @@ def correct(
     if engine.role != "prefill":
         correction = correction.with_itl(observed_ms=observation.itl_ms, expected_ms=model.itl_ms)
     return replace(state, correction=correction)
+
+
+def _stay_s(observation: Observation) -> float:
+    """How long a request is in the pool (s): its latencies tell of that long ago."""
+    if observation.duration_s is not None:
+        return observation.duration_s
+    return (observation.ttft_ms or 0.0) / 1e3 + (observation.osl_tokens or 0.0) * (observation.itl_ms or 0.0) / 1e3
 
 
 def _ratios(state: PoolState, observation: Observation, ready: int, engine: Engine) -> Correction:

@@ -33,7 +33,7 @@ class WarmBin:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolState:
     """Of one pool. `last_points`: each worker's last (load, latency) pair by kind, because a gauge that did not change says
-    nothing new. `numbers` and `last_reason` are for showing."""
+    nothing new. `calm_since_s`: the pool has been below overload with `calm_ready` ready replicas since. `numbers` and `last_reason` are for showing."""
 
     forecaster: TrafficForecaster
     ttft: Window
@@ -44,6 +44,8 @@ class PoolState:
     osl: LengthHistory = field(default_factory=LengthHistory)
     memory: Memory = field(default_factory=Memory)
     last_points: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    calm_since_s: float | None = None
+    calm_ready: int | None = None
     observation: Observation | None = None
     forecast: Forecast | None = None
     last_reason: str = ""

@@ -1,0 +1,74 @@
+"""The planner in charge of a simulated pool for forty minutes of bursty traffic: what users would see, and what it costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pool_planner.setup import PlannerSetup
+from tests.planner.closed_loop import Outcome, run
+from tests.planner.story import PROFILE, config, pool
+
+SECONDS, COLD_START_S, CONTEXT = 2400.0, 30.0, 700.0
+
+
+def traffic(mean_rps: float, seed: int = 3) -> list[tuple[float, int, int]]:
+    """A day in forty minutes: a swing of 3 : 1, gamma bursts of 30 s, log-normal lengths."""
+    rng = np.random.default_rng(seed)
+    bursts = rng.gamma(16.0, 1 / 16.0, int(SECONDS / 30) + 1)
+    times = np.sort(rng.uniform(0, SECONDS, rng.poisson(4 * mean_rps * SECONDS)))
+    rate = (1 + 0.5 * np.cos(2 * np.pi * (times / SECONDS - 0.25))) * bursts[(times / 30).astype(int)] / 4
+    times = times[rng.uniform(size=times.size) < rate]
+    isl = np.clip(rng.lognormal(6.2, 0.7, times.size), 16, 6000).astype(int)
+    osl = np.clip(rng.lognormal(3.9, 0.6, times.size), 2, 400).astype(int)
+    return list(zip(times.tolist(), isl.tolist(), osl.tolist(), strict=True))
+
+
+def play(role: str, mean_rps: float, *, begin: int, overhead_s: float = 0.0, slower: float = 1.0, **changes: Any) -> Outcome:
+    settings = {"throughput_adjustment_interval": 20, "ttft": 6000.0, "load_predictor": "kalman", **changes}
+    setup = PlannerSetup(
+        config=config(**settings), pools=(pool(role, ttft_ms=6000.0, max_replicas=30, cold_start_s=COLD_START_S),)
+    )
+    prefill, decode = PROFILE.prefill, PROFILE.decode
+    assert prefill is not None and decode is not None
+
+    def itl(batch: int) -> float:
+        return slower * decode.itl_ms(batch * CONTEXT / decode.max_kv_tokens, CONTEXT) / 1e3
+
+    return run(
+        setup,
+        traffic(mean_rps),
+        cold_start_s=COLD_START_S,
+        until_s=SECONDS,
+        begin=begin,
+        overhead_s=overhead_s,
+        service=(lambda isl: prefill.ttft_ms(isl) / 1e3) if role == "prefill" else None,
+        itl=itl if role == "decode" else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("role", "rps", "begin"), [("prefill", 1.0, 2), ("prefill", 4.0, 6), ("decode", 1.0, 5), ("decode", 3.0, 13)]
+)
+def test_the_sla_holds_with_less_than_the_peak_all_day(role: str, rps: float, begin: int) -> None:
+    ours, plain = play(role, rps, begin=begin), play(role, rps, begin=begin, extensions={"plain": True})
+    assert ours.met >= 0.95
+    assert ours.replica_hours < 0.85 * ours.most * SECONDS / 3600
+    assert plain.met < ours.met - 0.1, "the guide's plain behaviour plans for the mean of what was completed"
+
+
+def test_what_requests_pay_on_their_way_is_learned() -> None:
+    """Three seconds of every TTFT are spent outside the engine: without correction they are planned as if they were free."""
+    learned = play("prefill", 4.0, begin=6, overhead_s=3.0, no_correction=False)
+    ignored = play("prefill", 4.0, begin=6, overhead_s=3.0)
+    assert learned.met >= 0.95
+    assert learned.met > ignored.met or learned.replica_hours > ignored.replica_hours
+
+
+def test_engines_slower_than_their_profile_are_noticed() -> None:
+    learned = play("decode", 2.0, begin=9, slower=1.25, no_correction=False)
+    ignored = play("decode", 2.0, begin=9, slower=1.25)
+    assert learned.met >= 0.95
+    assert learned.met > ignored.met
