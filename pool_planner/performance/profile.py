@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from zipfile import BadZipFile
 
 from pool_planner.performance.interpolation import SAME_CONTEXT, DecodeCurve, PrefillCurve
 
@@ -202,6 +201,8 @@ def _read_json(path: Path) -> Mapping[str, object]:
 
 
 def _read_npz(path: Path) -> Mapping[str, object]:
+    from zipfile import BadZipFile
+
     import numpy as np
 
     try:

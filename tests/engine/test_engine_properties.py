@@ -159,7 +159,8 @@ def test_the_twin_agrees_on_every_decode(seed: int, rps: float) -> None:
     shape = spec(role="decode", profile=profile(sequence_ms=2.0, kv_ms=0.002, max_kv=400_000), max_model_len=10_000)
     ttft, twin_ttft, itl, twin_itl = both(shape, poisson(seed, 40, rps, 300, 60, transferred=True))
     assert ttft == pytest.approx(twin_ttft, abs=max(twin_itl) * 1.2)
-    assert itl == pytest.approx(twin_itl, rel=0.02)
+    assert itl == pytest.approx(twin_itl, rel=0.05)
+    assert mean(itl) == pytest.approx(mean(twin_itl), rel=0.02)
 
 
 def test_the_twin_agrees_in_the_mean_where_kv_runs_out() -> None:
