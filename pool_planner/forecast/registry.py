@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pool_planner.forecast.auto import RecentBest
 from pool_planner.forecast.base import PointModel, Predictor
 from pool_planner.forecast.constant import Naive
 from pool_planner.forecast.kalman import LocalTrend
@@ -43,11 +44,15 @@ def _kalman(options: PredictorOptions) -> PointModel:
     )
 
 
+def _auto(options: PredictorOptions) -> PointModel:
+    return RecentBest(step_s=options.step_s, horizons=options.horizons)
+
+
 _MODELS: dict[str, Callable[[PredictorOptions], PointModel]] = {
     "constant": _constant,
     "kalman": _kalman,
     "arima": _kalman,
-    "auto": _kalman,
+    "auto": _auto,
     "prophet": _kalman,
 }
 

@@ -1,0 +1,186 @@
+"""Forecasts by recursive least squares: autoregression, and a direct correction of the naive forecast. Pure.
+
+Recursive least squares with forgetting (Ljung and Soderstrom, "Theory and Practice of Recursive Identification", 1983, section
+2.6), made safe for traffic: values are centred and scaled by running means, errors are clipped, and the covariance is bounded,
+so that neither a burst nor a long calm blows it up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pool_planner.forecast.daily import LaggedHistory
+from pool_planner.forecast.smoothing import UNKNOWN, Ewma
+
+Vector = NDArray[np.float64]
+SLOWEST = 0.02  # running means forget no slower than this
+LARGEST_EXPONENT = 50.0
+CLIP = 4.0  # errors, in mean absolute deviations
+
+
+class RecursiveLeastSquares:
+    """Weights w that minimise the discounted sum of (target - w.x)^2, drawn towards `weights` with strength `ridge`."""
+
+    __slots__ = ("covariance", "forgetting", "limit", "weights")
+
+    def __init__(self, weights: Vector, *, ridge: float, forgetting: float) -> None:
+        self.weights = weights
+        self.covariance: Vector = np.eye(len(weights)) / ridge
+        self.forgetting = forgetting
+        self.limit = max(1e2, 10.0 / ridge) * len(weights)
+
+    def learn(self, x: Vector, target: float) -> None:
+        error = min(CLIP, max(-CLIP, target - float(self.weights @ x)))
+        reach = self.covariance @ x
+        gain = reach / (self.forgetting + float(x @ reach))
+        self.weights = self.weights + gain * error
+        self.covariance = (self.covariance - gain[:, None] * reach) / self.forgetting
+        size = float(self.covariance.trace())
+        if size > self.limit:
+            self.covariance *= self.limit / size
+
+
+@dataclass(slots=True)
+class Autoregression:
+    """AR(order), of values or of log(1 + value), iterated to the horizon. An unknown value is replaced by its forecast."""
+
+    order: int
+    log: bool
+    forgetting: float = 0.995
+    seen: int = 0
+    centre: float = 0.0
+    scale: float = 0.0
+    newest_first: deque[float] = field(default_factory=deque)
+    fit: RecursiveLeastSquares = field(init=False)
+
+    def __post_init__(self) -> None:
+        weights = np.zeros(self.order + 1)
+        weights[0] = 0.5
+        self.fit = RecursiveLeastSquares(weights, ridge=1.0, forgetting=self.forgetting)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (f"ar{self.order}{'_log' if self.log else ''}",)
+
+    def learn(self, value: float | None) -> None:
+        if value is None:
+            if len(self.newest_first) == self.order:
+                self._push(self._iterate(1))
+            return
+        value = math.log1p(value) if self.log else value
+        self.seen += 1
+        rate = max(SLOWEST, 1.0 / self.seen)
+        self.centre += rate * (value - self.centre)
+        self.scale += rate * (abs(value - self.centre) - self.scale)
+        if len(self.newest_first) == self.order and self.scale > 0.0:
+            x = np.array([*self.newest_first, 0.0])
+            x -= self.centre
+            x /= self.scale
+            x[-1] = 1.0
+            self.fit.learn(x, (value - self.centre) / self.scale)
+        self._push(value)
+
+    def _push(self, value: float) -> None:
+        self.newest_first.appendleft(value)
+        if len(self.newest_first) > self.order:
+            self.newest_first.pop()
+
+    def _iterate(self, steps: int) -> float:
+        weights: list[float] = self.fit.weights.tolist()
+        offset = weights.pop() * self.scale + self.centre * (1.0 - sum(weights))
+        lags = list(self.newest_first)
+        for _ in range(steps):
+            value = offset
+            for weight, lag in zip(weights, lags, strict=True):
+                value += weight * lag
+            lags.insert(0, value)
+            lags.pop()
+        return lags[0]
+
+    def points(self, steps: int) -> Sequence[float]:
+        if len(self.newest_first) < self.order:
+            return (UNKNOWN,)
+        value = self._iterate(steps)
+        return (math.expm1(min(value, LARGEST_EXPONENT)) if self.log else value,)
+
+
+@dataclass(slots=True)
+class _Correction:
+    """The regression of one horizon, and the features of the forecasts that are still under way."""
+
+    fit: RecursiveLeastSquares
+    issued: deque[tuple[Vector, float]]
+    scale: float = 0.0
+    seen: int = 0
+
+
+class DirectCorrection:
+    """For each of `horizons` its own regression of the change to come on what pulls the series back.
+
+    Features: the distance of the last value to averages at four rates and, where `day_bins` is given, what the series did at
+    this time yesterday, and the distance to where it was then. Other horizons are unknown.
+    """
+
+    RATES = (0.7, 0.4, 0.15, 0.04)
+
+    def __init__(self, *, horizons: Sequence[int], day_bins: float | None, log: bool) -> None:
+        self._log = log
+        self._averages = Ewma(self.RATES)
+        self._history = LaggedHistory(day_bins, horizons[-1]) if day_bins is not None else None
+        self._last: float | None = None
+        size = len(self.RATES) + (2 if day_bins is not None else 0)
+        self._by_steps = {
+            steps: _Correction(RecursiveLeastSquares(np.zeros(size), ridge=20.0, forgetting=0.997), deque())
+            for steps in horizons
+        }
+        self._points: dict[int, float] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("direct_log" if self._log else "direct",)
+
+    def learn(self, value: float | None) -> None:
+        if value is not None and self._log:
+            value = math.log1p(value)
+        for steps, correction in self._by_steps.items():
+            if len(correction.issued) == steps:
+                x, start = correction.issued.popleft()
+                if value is not None:
+                    self._fit(correction, x, value - start)
+        if value is not None:
+            self._averages.learn(value)
+            self._last = value
+        if self._last is None:
+            return
+        if self._history is not None:
+            self._history.add(self._last)
+        pull = [average - self._last for average in self._averages.levels]
+        for steps, correction in self._by_steps.items():
+            x = np.array(pull + self._yesterday(steps))
+            correction.issued.append((x, self._last))
+            scale = correction.scale
+            change = float(correction.fit.weights @ x) if scale > 0.0 else 0.0
+            self._points[steps] = self._last + change
+
+    @staticmethod
+    def _fit(correction: _Correction, x: Vector, change: float) -> None:
+        correction.seen += 1
+        correction.scale += max(SLOWEST, 1.0 / correction.seen) * (abs(change) - correction.scale)
+        if correction.scale > 0.0:
+            correction.fit.learn(x / correction.scale, change / correction.scale)
+
+    def _yesterday(self, steps: int) -> list[float]:
+        if self._history is None or self._last is None:
+            return []
+        then, after = self._history.day_ago(0), self._history.day_ago(steps)
+        return [0.0, 0.0] if then is None or after is None else [after - then, after - self._last]
+
+    def points(self, steps: int) -> Sequence[float]:
+        value = self._points.get(steps, UNKNOWN)
+        return (math.expm1(min(value, LARGEST_EXPONENT)) if self._log and value == value else value,)
