@@ -97,6 +97,7 @@ The JSON of an existing global router (mode, num_prefill_pools, ...) is taken as
 @click.option(
     "--port-file", type=click.Path(dir_okay=False, path_type=Path), help="When listening, write {port, admin_port, pid}."
 )
+@click.option("--access-log", help="One JSON line a request to this file (-: standard output), instead of access_log.")
 @click.option("--die-with-parent", "with_parent", is_flag=True, help="End when the process that started this one ends.")
 @click.option("--check", is_flag=True, help="Read the configuration, say what is wrong with it, and stop.")
 def main(
@@ -107,6 +108,7 @@ def main(
     default_ttft_target: float | None,
     default_itl_target: float | None,
     port_file: Path | None,
+    access_log: str | None,
     with_parent: bool,
     check: bool,
 ) -> None:
@@ -124,6 +126,8 @@ def main(
             config = config.model_copy(update={"listen": config.listen.model_copy(update={"port": port})})
         if admin_port is not None:
             config = config.model_copy(update={"admin": config.admin.model_copy(update={"port": admin_port})})
+        if access_log is not None:
+            config = config.model_copy(update={"access_log": access_log})
         if check:
             click.echo(f"{config_path.name}: {len(config.models)} models, {sum(len(m.pools) for m in config.models)} pools")
             return

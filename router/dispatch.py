@@ -247,6 +247,7 @@ class Dispatch:
             idle_s=timeouts.idle_s,
             total_s=progress.arrived_s + timeouts.total_s,
             on_first=on_first,
+            old_client=progress.request.version == "1.0",
         )
         payload = self._payload(progress.request, endpoint, body)
         tokens = progress.ask.isl_tokens + progress.model.lengths.osl(progress.call)

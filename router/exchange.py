@@ -94,7 +94,8 @@ class Collected(Exchange):
 
 
 class Relayed(Exchange):
-    """Passes the answer on to a client. `on_first` is called at the first body byte. `events` counts server-sent events;
+    """Passes the answer on to a client. `on_first` is called at the first body byte. An `old_client` speaks
+    HTTP/1.0 and is sent the body without chunks. `events` counts server-sent events;
     `tail` is the end of the body, for its usage.
 
     Statuses in `RETRIABLE` are kept back (`kept`), so that another replica can be tried; `pass_on` sends the kept answer
@@ -106,9 +107,12 @@ class Relayed(Exchange):
         "_chunked",
         "_held",
         "_idle_s",
+        "_old_client",
         "_piece",
         "_raw",
         "_total_s",
+        "_unchunk",
+        "_unchunked",
         "client",
         "events",
         "is_stream",
@@ -129,6 +133,7 @@ class Relayed(Exchange):
         idle_s: float,
         total_s: float,
         on_first: Callable[[], None] | None = None,
+        old_client: bool = False,
     ) -> None:
         super().__init__(loop, now, deadline_s)
         self.client = client
@@ -143,6 +148,9 @@ class Relayed(Exchange):
         self._total_s = total_s
         self._held: list[bytes] = []
         self._raw = b""
+        self._old_client = old_client
+        self._unchunk = False
+        self._unchunked: list[bytes] = []
         self._piece = b""
         self._before = b""
 
@@ -160,6 +168,7 @@ class Relayed(Exchange):
                 self.is_stream = value.startswith(b"text/event-stream")
             elif name == b"transfer-encoding":
                 self._chunked = True
+                self._unchunk = self._old_client
 
     def on_piece(self, piece: bytes) -> None:
         if self.kept is not None:
@@ -174,10 +183,15 @@ class Relayed(Exchange):
             self.events += piece.count(b"data:")
         self._before = self._piece
         self._piece = piece
+        if self._unchunk:
+            self._unchunked.append(piece)
 
     def on_raw(self, data: bytes, complete: bool) -> None:
         if self.kept is not None:
             return
+        if self._unchunk:
+            data = b"".join(self._unchunked)
+            self._unchunked.clear()
         if self.started:
             self.client.write(data)
         elif self.first_s is None and not complete:
@@ -197,7 +211,9 @@ class Relayed(Exchange):
     def _start(self, data: bytes) -> None:
         self.started = True
         client = self.client
-        if not self.framed:
+        if self._unchunk:
+            self.headers = [header for header in self.headers if header[0] != b"transfer-encoding"]
+        if self._unchunk or not self.framed:
             client.close_after()
         lines = [status_line(self.status)]
         lines += [b"%b: %b\r\n" % header for header in self.headers if header[0] not in _NOT_RETURNED]
@@ -221,5 +237,5 @@ class Relayed(Exchange):
     def break_off(self, event: bytes) -> None:
         """The engine died after bytes were passed on. A streaming client is told by a last event where one can stand (between
         two whole events); the answer is then cut without its end, so that nobody takes it for complete."""
-        if self.is_stream and self._chunked and self._raw.endswith(b"\n\n\r\n"):
+        if self.is_stream and self._chunked and not self._unchunk and self._raw.endswith(b"\n\n\r\n"):
             self.client.write(b"%x\r\n%b\r\n" % (len(event), event))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import httptools
 
@@ -18,6 +18,7 @@ from router.config import LimitsConfig
 from router.openai import error_body
 
 MAX_PIPELINED = 16
+LINGER_S = 2.0
 _REASONS = {
     100: "Continue",
     200: "OK",
@@ -100,6 +101,9 @@ class ClientConnection(asyncio.Protocol):
         self._parser: Any = None
         self._transport: asyncio.Transport | None = None
         self._request: Request | None = None
+        self._offered: Request | None = None
+        self._offered_length = 0
+        self._carried: Request | None = None
         self._url = b""
         self._parts: list[bytes] = []
         self._body_bytes = 0
@@ -118,10 +122,10 @@ class ClientConnection(asyncio.Protocol):
     # -- the socket ----------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are not asyncio.Transport by inheritance, only by what they can do.
+        self._transport = cast(asyncio.Transport, transport)
         if len(self._server.connections) >= self._limits.max_connections:
-            transport.abort()
+            self._transport.abort()
             self._transport = None
             return
         self._parser = httptools.HttpRequestParser(self)
@@ -142,13 +146,23 @@ class ClientConnection(asyncio.Protocol):
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # No protocol to change to: the request was read as HTTP/1.1, what follows it is not ours.
-            self._stop_reading_requests()
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._refuse(400, "The request is not valid HTTP.")
         if self._in_head and self._head_bytes > self._limits.max_header_bytes:
             self._refuse(431, f"The request's headers are longer than {self._limits.max_header_bytes} bytes.")
+
+    def _decline(self, rest: bytes) -> None:
+        """A request that offers another protocol is read as plain HTTP/1.1. The parser stops after its head then: a body is
+        read by a new one, from a head that offers nothing."""
+        request, self._offered = self._offered, None
+        if request is None or request.method == b"CONNECT":
+            self._refuse(405, "There is no tunnel here.")
+            return
+        self._carried = request
+        self._parser = httptools.HttpRequestParser(self)
+        self.data_received(b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % self._offered_length + rest)
 
     def pause_writing(self) -> None:
         self._blocked = True
@@ -163,8 +177,11 @@ class ClientConnection(asyncio.Protocol):
     # -- the parser's calls ---------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        if self._carried is not None:
+            return
         self._request = Request()
         self._url = b""
+        self._offered_length = 0
         self._parts = []
         self._body_bytes = 0
         self._in_head = True
@@ -173,11 +190,12 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = self._server.loop_time() + self._limits.header_timeout_s
 
     def on_url(self, url: bytes) -> None:
-        self._url += url
+        if self._carried is None:
+            self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         request = self._request
-        if request is None:
+        if request is None or self._carried is not None:
             return
         lower = name.lower()
         if lower not in _NOT_FORWARDED:
@@ -188,12 +206,17 @@ class ClientConnection(asyncio.Protocol):
             request.request_id = value[:128]
         elif lower == b"expect":
             self._expects_continue = value.lower() == b"100-continue"
-        elif lower == b"content-length" and value.isdigit() and int(value) > self._limits.max_body_bytes:
-            self._refuse(413, f"The request body is longer than {self._limits.max_body_bytes} bytes.")
+        elif lower == b"content-length" and value.isdigit():
+            self._offered_length = int(value)
+            if self._offered_length > self._limits.max_body_bytes:
+                self._refuse(413, f"The request body is longer than {self._limits.max_body_bytes} bytes.")
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._head_bytes = 0
+        if self._request is not None and self._carried is None:
+            # To be asked here: at the end of the message the parser has forgotten its headers.
+            self._request.keep_alive = self._parser.should_keep_alive()
         if self._expects_continue and not self._refused and self._task is None and self._transport is not None:
             self._transport.write(STATUS_LINES[100] + b"\r\n")
 
@@ -205,15 +228,20 @@ class ClientConnection(asyncio.Protocol):
             self._parts.append(body)
 
     def on_message_complete(self) -> None:
+        if self._carried is None and self._request is not None:
+            self._request.method = self._parser.get_method()
+            self._request.version = self._parser.get_http_version()
+            if self._parser.should_upgrade():
+                # Its body, if it has one, was not read yet: `data_received` hears of the offer next.
+                self._offered = self._request
+                return
+        self._carried = None
         request, self._request = self._request, None
         self._in_head = True
         self._head_bytes = 0
         if request is None or self._refused:
             return
-        request.method = self._parser.get_method()
         request.path, _, request.query = self._url.partition(b"?")
-        request.version = self._parser.get_http_version()
-        request.keep_alive = self._parser.should_keep_alive()
         request.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = []
         if self._task is None:
@@ -300,11 +328,11 @@ class ClientConnection(asyncio.Protocol):
             return
         self._keep_alive = False
         self.respond(status, error_body(message, kind="invalid_request_error"))
-        self._close()
-
-    def _stop_reading_requests(self) -> None:
-        self._refused = True
-        self._keep_alive = False
+        # Closing now, with bytes of the client unread, would reset the connection and lose the answer: say the end, and
+        # throw away what still comes until the client has closed too, or the sweep does.
+        if self._transport is not None and self._transport.can_write_eof():
+            self._transport.write_eof()
+        self.deadline = self._server.loop_time() + LINGER_S
 
     def _close(self) -> None:
         if self._transport is not None:
@@ -318,14 +346,14 @@ class ClientConnection(asyncio.Protocol):
         """Cut the connection off if it is idle for too long, or takes too long to send a request."""
         if now < self.deadline or self._transport is None:
             return
-        if self._request is not None:
+        if self._transport.is_closing():
+            # A client that does not even take the goodbye is not waited for.
+            self._transport.abort()
+        elif self._request is not None and not self._refused:
             self._refuse(408, "The request took too long to arrive.")
         else:
             self._close()
-        # A client that does not even take the goodbye is not waited for.
-        self.deadline = now + 5.0
-        if self._transport is not None and self._transport.is_closing():
-            self._transport.abort()
+            self.deadline = now + LINGER_S
 
     def shut_down(self) -> None:
         """No further request on this connection: close now if it is idle, else after the answer."""

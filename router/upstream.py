@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -33,11 +33,12 @@ class EngineConnection(asyncio.Protocol):
         self._surplus = False
         self._got_bytes = False
         self._paused = False
+        self._keep = False
         self.used = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are not asyncio.Transport by inheritance, only by what they can do.
+        self._transport = cast(asyncio.Transport, transport)
 
     def send(self, payload: bytes, exchange: Exchange) -> None:
         self._exchange = exchange
@@ -92,6 +93,8 @@ class EngineConnection(asyncio.Protocol):
         if exchange is None:
             return
         exchange.status = self._parser.get_status_code()
+        # To be asked here: at the end of the message the parser has forgotten its headers.
+        self._keep = self._parser.should_keep_alive()
         exchange.framed = exchange.status in (204, 304) or any(
             name in (b"content-length", b"transfer-encoding") for name, _ in exchange.headers
         )
@@ -109,7 +112,7 @@ class EngineConnection(asyncio.Protocol):
         self._exchange = None
         self.used = True
         exchange.on_end()
-        if exchange.framed and self._parser.should_keep_alive() and not self._surplus:
+        if exchange.framed and self._keep and not self._surplus:
             self._link.give_back(self)
         else:
             self.abort()

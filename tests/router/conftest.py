@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 
 from pool_planner.clock import SpeedClock
 from router.app import RouterApp
@@ -79,6 +80,12 @@ class Running:
     async def metrics(self) -> str:
         async with self.session.get(self.admin + "/metrics") as answer:
             return await answer.text()
+
+
+@pytest.fixture(scope="session")
+def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
+    """The loop that runs in production; its sockets behave differently from asyncio's own."""
+    return uvloop.EventLoopPolicy()
 
 
 StartRouter = Callable[..., Awaitable[Running]]

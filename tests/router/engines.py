@@ -75,6 +75,7 @@ class FakeEngine:
     healthy: bool = True
     seen: list[Seen] = field(default_factory=list)
     running: int = 0
+    connections: int = 0
 
     _server: asyncio.Server | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
@@ -103,6 +104,7 @@ class FakeEngine:
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
+        self.connections += 1
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
