@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from global_planner.arbiter.state import ArbiterPolicy
 from global_planner.charge import account
 from global_planner.compile import budget_of, group_specs, pool_specs
 from global_planner.conditions import conditions
@@ -74,7 +75,10 @@ class RoundConfig:
 
 
 def policies_of(config: ArbiterConfig) -> Policies:
-    return Policies(rollout=RolloutPolicy(drain_deadline_s=config.drain_deadline_s))
+    return Policies(
+        arbiter=ArbiterPolicy(objective=config.objective, hold_s=config.hold_s, move_horizon_s=config.move_horizon_s),
+        rollout=RolloutPolicy(drain_deadline_s=config.drain_deadline_s),
+    )
 
 
 async def run_round(

@@ -32,6 +32,8 @@ class Bad:
     broken_starts: bool = False
     lazy: bool = False
     absurd: bool = False
+    traffic: bool = True
+    burst_at: int | None = None
 
 
 wanted = st.one_of(st.none(), st.integers(0, 9))
@@ -47,6 +49,8 @@ bad_rounds = st.builds(
     broken_starts=st.sampled_from([False] * 4 + [True]),
     lazy=st.booleans(),
     absurd=st.sampled_from([False] * 5 + [True]),
+    traffic=st.booleans(),
+    burst_at=st.one_of(st.none(), st.integers(1, 14)),
 )
 
 
@@ -61,8 +65,11 @@ def suffer(play: Play, bad: Bad) -> None:
         world.reports_now["chat-decode"] = proposal("chat-decode", float("nan"), 10**9)
     world.faults = list(bad.faults)
     world.cluster_up, world.broken_starts, world.lazy = bad.cluster_up, bad.broken_starts, bad.lazy
+    world.traffic = bad.traffic
     for router, up in zip(world.routers, bad.routers_up, strict=True):
         router.up = up
+    if bad.burst_at is not None:
+        world.at_operation[bad.burst_at] = world.burst
     if bad.edit_at is not None:
         world.at_operation[bad.edit_at] = lambda: world.people_set(*bad.edit)
     if bad.crash_at is not None:

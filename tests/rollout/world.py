@@ -65,7 +65,8 @@ class RouterProcess:
 @dataclass(slots=True)
 class World:
     """`faults` names what happens to the next orders, one each, then "ok" for ever: ok, lost, late, accepted, twice, conflict.
-    `at_operation[n]` runs before the n-th operation of a round (people's edits, a Crash)."""
+    `at_operation[n]` runs before the n-th operation of a round (people's edits, a Crash). `seen_as` changes what is observed of
+    a pool (None: it is not seen)."""
 
     specs: Sequence[PoolSpec]
     budget: Budget
@@ -80,9 +81,11 @@ class World:
     cluster_up: bool = True
     broken_starts: bool = False
     lazy: bool = False
+    traffic: bool = True
     over_by_people: int = 0
     violations: list[str] = field(default_factory=list)
     admitted: tuple[GroupAdmission, ...] = ()
+    seen_as: Callable[[Holding], Holding | None] = lambda holding: holding
 
     def __post_init__(self) -> None:
         for spec in self.specs:
@@ -107,19 +110,20 @@ class World:
         if not self.cluster_up:
             raise ClusterUnavailable("the API server does not answer")
         self._settle_with_people()
-        return tuple(
-            Holding(
-                pool=name,
-                at_s=self.now_s,
-                spec=pool.ordered,
-                version=str(pool.version),
-                gpus_per_replica=pool.spec_.gpus_per_replica,
-                replicas=tuple(
-                    Replica(id=pod.id, state=pod.state, url=f"http://{pod.id}", since_s=pod.since_s)  # type: ignore[arg-type]
-                    for pod in pool.pods
-                ),
-            )
-            for name, pool in self.pools.items()
+        holdings = (self.seen_as(self._holding(name, pool)) for name, pool in self.pools.items())
+        return tuple(holding for holding in holdings if holding is not None)
+
+    def _holding(self, name: str, pool: PoolInWorld) -> Holding:
+        return Holding(
+            pool=name,
+            at_s=self.now_s,
+            spec=pool.ordered,
+            version=str(pool.version),
+            gpus_per_replica=pool.spec_.gpus_per_replica,
+            replicas=tuple(
+                Replica(id=pod.id, state=pod.state, url=f"http://{pod.id}", since_s=pod.since_s)  # type: ignore[arg-type]
+                for pod in pool.pods
+            ),
         )
 
     async def apply(self, step: Shrink | Grow | Cancel) -> None:
@@ -282,7 +286,7 @@ class World:
         victim.state, victim.since_s = "terminating", self.now_s
 
     def _requests(self) -> None:
-        """Every router process sends to every endpoint that it takes for ready; prefill blocks are pulled a while later."""
+        """Requests end, the blocks of prefills are pulled a while later, and new ones come."""
         alive = {pod.id: pool.spec_.role for pool in self.pools.values() for pod in pool.live() if pod.state == "ready"}
         for router in self.routers:
             for id_, ends in router.in_flight.items():
@@ -292,7 +296,14 @@ class World:
                     router.pulling.setdefault(id_, []).extend(end + KV_PULL_S for end in done)
             for id_, ends in router.pulling.items():
                 router.pulling[id_] = [end for end in ends if end > self.now_s]
-            for id_ in alive:
+        if self.traffic:
+            self.burst()
+
+    def burst(self) -> None:
+        """A request for every endpoint that a router process takes for ready, from every process."""
+        alive = {pod.id for pool in self.pools.values() for pod in pool.live() if pod.state == "ready"}
+        for router in self.routers:
+            for id_ in sorted(alive):
                 if router.states.get(id_) == "ready":
                     router.in_flight.setdefault(id_, []).append(self.now_s + REQUEST_S)
 
