@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pool_planner.forecast.arima import Arima
 from pool_planner.forecast.auto import RecentBest
 from pool_planner.forecast.base import PointModel, Predictor
 from pool_planner.forecast.constant import Naive
+from pool_planner.forecast.fallback import FittedFallback
 from pool_planner.forecast.kalman import LocalTrend
 from pool_planner.forecast.series import SeriesPredictor
 
@@ -44,6 +46,11 @@ def _kalman(options: PredictorOptions) -> PointModel:
     )
 
 
+def _arima(options: PredictorOptions) -> PointModel:
+    model = Arima()
+    return FittedFallback(model, model, options.horizons)
+
+
 def _auto(options: PredictorOptions) -> PointModel:
     return RecentBest(step_s=options.step_s, horizons=options.horizons)
 
@@ -51,7 +58,7 @@ def _auto(options: PredictorOptions) -> PointModel:
 _MODELS: dict[str, Callable[[PredictorOptions], PointModel]] = {
     "constant": _constant,
     "kalman": _kalman,
-    "arima": _kalman,
+    "arima": _arima,
     "auto": _auto,
     "prophet": _kalman,
 }

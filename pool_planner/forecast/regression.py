@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import mul
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,7 @@ class Autoregression:
     centre: float = 0.0
     scale: float = 0.0
     newest_first: deque[float] = field(default_factory=deque)
+    path: list[float] = field(default_factory=list)  # forecasts already made from here, one step and on
     fit: RecursiveLeastSquares = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,7 +73,7 @@ class Autoregression:
     def learn(self, value: float | None) -> None:
         if value is None:
             if len(self.newest_first) == self.order:
-                self._push(self._iterate(1))
+                self._push(self._ahead(1))
             return
         value = math.log1p(value) if self.log else value
         self.seen += 1
@@ -90,23 +92,24 @@ class Autoregression:
         self.newest_first.appendleft(value)
         if len(self.newest_first) > self.order:
             self.newest_first.pop()
+        self.path = []
 
-    def _iterate(self, steps: int) -> float:
-        weights: list[float] = self.fit.weights.tolist()
-        offset = weights.pop() * self.scale + self.centre * (1.0 - sum(weights))
-        lags = list(self.newest_first)
-        for _ in range(steps):
-            value = offset
-            for weight, lag in zip(weights, lags, strict=True):
-                value += weight * lag
-            lags.insert(0, value)
-            lags.pop()
-        return lags[0]
+    def _ahead(self, steps: int) -> float:
+        if len(self.path) < steps:
+            weights: list[float] = self.fit.weights.tolist()
+            offset = weights.pop() * self.scale + self.centre * (1.0 - sum(weights))
+            lags = [*reversed(self.path), *self.newest_first][: self.order]
+            for _ in range(steps - len(self.path)):
+                value = offset + sum(map(mul, weights, lags))
+                lags.insert(0, value)
+                lags.pop()
+                self.path.append(value)
+        return self.path[steps - 1]
 
     def points(self, steps: int) -> Sequence[float]:
         if len(self.newest_first) < self.order:
             return (UNKNOWN,)
-        value = self._iterate(steps)
+        value = self._ahead(steps)
         return (math.expm1(min(value, LARGEST_EXPONENT)) if self.log else value,)
 
 
