@@ -1,8 +1,8 @@
 """Choosing and fitting an ARIMA model: a pure function of a window of values, to be run off the control loop.
 
 Orders are screened by what they are for: each is estimated on the older three quarters of the window (Hannan and Rissanen 1982)
-and judged by its absolute errors one and three steps ahead in the rest. The winner is estimated once more on the whole window by
-exact maximum likelihood. statsmodels does both estimations; it is imported when a job runs.
+and judged by its absolute errors one and three steps ahead in the rest. The winner is estimated once more on the whole window
+by exact maximum likelihood. statsmodels does both estimations; it is imported when a job runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ MARGIN = 0.98  # a richer order must be better than the random walk by this much
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArimaFit:
-    """phi(B) (w - mean) = theta(B) e with w the values differenced `d` times (0 or 1). `learned`: bins seen at the job's making."""
+    """phi(B) (w - mean) = theta(B) e with w the values differenced `d` times (0 or 1).
+
+    `learned` is the number of bins that had been seen when the job was made.
+    """
 
     learned: int
     d: int

@@ -9,8 +9,8 @@ from pool_planner.forecast.arima import Arima
 from pool_planner.forecast.auto import RecentBest
 from pool_planner.forecast.base import PointModel, Predictor
 from pool_planner.forecast.constant import Naive
-from pool_planner.forecast.fallback import FittedFallback
-from pool_planner.forecast.kalman import LocalTrend
+from pool_planner.forecast.fallback import FittedFallback, NaiveFallback
+from pool_planner.forecast.kalman import AdaptiveTrend
 from pool_planner.forecast.series import SeriesPredictor
 
 
@@ -38,12 +38,13 @@ def _constant(options: PredictorOptions) -> PointModel:
 
 
 def _kalman(options: PredictorOptions) -> PointModel:
-    return LocalTrend(
+    filters = AdaptiveTrend.around(
         q_level=options.kalman_q_level,
         q_trend=options.kalman_q_trend,
         r=options.kalman_r,
         min_points=options.kalman_min_points,
     )
+    return NaiveFallback(filters, options.horizons)
 
 
 def _arima(options: PredictorOptions) -> PointModel:
