@@ -231,6 +231,19 @@ class StepOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Override:
+    """What a person set for one pool at run time. `pin`: exactly `replicas`; `cap`: at most `replicas`; `hold`: leave it alone.
+    In force until `expires_at_s` (None: until it is taken back). `by` and `reason` are told wherever it decides."""
+
+    pool: str
+    kind: Literal["pin", "cap", "hold"]
+    replicas: int | None = None
+    expires_at_s: float | None = None
+    by: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundInputs:
     """Everything that a round decided on: with the state before it, enough to reproduce the decision."""
 
@@ -241,6 +254,7 @@ class RoundInputs:
     pools: tuple[PoolSpec, ...]
     holdings: tuple[Holding, ...]
     reports: tuple[Report, ...]
+    overrides: tuple[Override, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,154 +1,204 @@
-"""Which bundle each group gets: a multiple-choice knapsack, class by class. Pure and exact.
+"""One option from every class within one capacity, of the greatest total value: exact, and fast where classes are many. Pure.
 
-`goodput` is solved by dynamic programming over the GPUs spent (Pareto states where several types bind). The others are rules,
-kept for comparison and for people who want them: `max_min` raises the worst-off group first, `proportional` divides what is
-free by what groups need, `first_come` serves groups in the order in which they first asked.
+The multiple-choice knapsack. Three steps: (1) its Lagrangean relaxation, solved exactly by secants between a solution that
+fits and one that does not (the break price of Sinha and Zoltners, 1979); (2) a solution that fits, filled up greedily; (3) what
+could still be better deviates from the relaxed solution only by options whose regret at the break price is below the distance
+of the two, which are few, so that a dynamic programme over their weight offsets ends it exactly (the core idea of Pisinger,
+1995). Where even that core is too large for `WORK_LIMIT` operations, the greedy solution stays, with its distance to the bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from global_planner.arbiter.frontier import EPSILON, Bundle, Vector
-from global_planner.types import Objective
+import numpy as np
+from numpy.typing import NDArray
 
-Limits = tuple[int | None, ...]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+WORK_LIMIT = 40_000_000
+"""Additions and comparisons of the core's dynamic programme: about 0.1 s."""
+_TINY = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """A group's side of the knapsack: its bundles, cheapest first; `bundles[0]` is reserved in any case."""
+class Choice:
+    """`picks[g]`: index of the option chosen in class g. `bound`: no choice that fits is worth more. `exact`: none is."""
 
-    group: str
-    weight: float
-    load_rps: float
-    bundles: tuple[Bundle, ...]
-
-    def value(self, bundle: Bundle) -> float:
-        return self.weight * bundle.served_rps
-
-    def attainment(self, bundle: Bundle) -> float:
-        return min(1.0, bundle.served_rps / self.load_rps) if self.load_rps > 0.0 else 1.0
+    picks: Ints
+    bound: float
+    exact: bool
 
 
-def choose(claims: Sequence[Claim], free: Limits, objective: Objective, turns: Sequence[str]) -> Mapping[str, Bundle]:
-    """The bundle of every group of one class. `free`: GPUs by type for all of them together, floors included (None:
-    unlimited). The floors must fit."""
-    ordered = sorted(claims, key=lambda claim: claim.group)
-    if objective == "goodput":
-        return _goodput(ordered, free)
-    if objective == "max_min":
-        return _max_min(ordered, free)
-    if objective == "proportional":
-        return _proportional(ordered, free)
-    place = {group: index for index, group in enumerate(turns)}
-    return _one_by_one(sorted(ordered, key=lambda claim: place.get(claim.group, len(place))), ordered, free)
+def segment_max(values: Floats, starts: Ints) -> Floats:
+    """Maximum of each class; `starts[g]` is where class g begins."""
+    result: Floats = np.maximum.reduceat(values, starts)
+    return result
 
 
-def fits(gpus: Vector, free: Limits) -> bool:
-    return all(limit is None or spent <= limit for spent, limit in zip(gpus, free, strict=True))
+def first_true(mask: NDArray[np.bool_], starts: Ints) -> Ints:
+    """Index of the first true entry of each class (every class has one)."""
+    places = np.where(mask, np.arange(len(mask)), len(mask))
+    result: Ints = np.minimum.reduceat(places, starts)
+    return result
 
 
-def plus(first: Vector, second: Vector) -> Vector:
-    return tuple(a + b for a, b in zip(first, second, strict=True))
+def last_true(mask: NDArray[np.bool_], starts: Ints) -> Ints:
+    """Index of the last true entry of each class (every class has one)."""
+    places = np.where(mask, np.arange(len(mask)), -1)
+    result: Ints = np.maximum.reduceat(places, starts)
+    return result
 
 
-def minus(free: Limits, gpus: Vector) -> Limits:
-    return tuple(None if limit is None else limit - spent for limit, spent in zip(free, gpus, strict=True))
+def knapsack(values: Floats, weights: Ints, starts: Ints, sizes: Ints, capacity: int) -> Choice:
+    """The best choice. Classes are consecutive: class g has `sizes[g]` options from `starts[g]`, in rising value and weight.
+
+    The lightest options together must fit into `capacity` (whole units >= 0). Among choices of one value, a lighter one.
+    """
+    owner = np.repeat(np.arange(len(starts)), sizes)
+    scale = max(1.0, float(np.abs(values).max(initial=0.0)))
+    tie = _TINY * scale
+    top = first_true(values >= segment_max(values, starts)[owner] - tie, starts)
+    if int(weights[top].sum()) <= capacity:
+        return Choice(picks=top, bound=float(values[top].sum()), exact=True)
+
+    price, light, heavy, best = _break_price(values, weights, starts, owner, capacity, tie)
+    bound = float(best.sum()) + price * capacity
+    picks = _fill(values, weights, starts, owner, light, heavy, capacity)
+    slack = bound - float(values[picks].sum())
+    if slack <= tie * len(starts):
+        return Choice(picks=picks, bound=bound, exact=True)
+    regret = best[owner] - (values - price * weights)
+    better = _core(weights, starts, owner, regret, light, capacity, price, slack)
+    if better is None:
+        return Choice(picks=picks, bound=bound, exact=False)
+    picks = better if float(values[better].sum()) >= float(values[picks].sum()) - tie else picks
+    return Choice(picks=picks, bound=float(values[picks].sum()), exact=True)
 
 
-def floors(claims: Sequence[Claim], types: int) -> Vector:
-    total: Vector = (0,) * types
-    for claim in claims:
-        total = plus(total, claim.bundles[0].gpus)
-    return total
-
-
-def _goodput(claims: Sequence[Claim], free: Limits) -> Mapping[str, Bundle]:
-    """Exact: after each group, for every amount of GPUs spent the best value so far. Equal values: fewer GPUs, then the
-    earlier group by name keeps its larger bundle."""
-    zero: Vector = (0,) * len(free)
-    states: dict[Vector, tuple[float, tuple[int, ...]]] = {zero: (0.0, ())}
-    rest = [floors(claims[index + 1 :], len(free)) for index in range(len(claims))]
-    for claim, reserved in zip(claims, rest, strict=True):
-        reached: dict[Vector, tuple[float, tuple[int, ...]]] = {}
-        for spent, (value, picks) in states.items():
-            for index, bundle in enumerate(claim.bundles):
-                gpus = plus(spent, bundle.gpus)
-                if not fits(plus(gpus, reserved), free):
-                    continue
-                total = value + claim.value(bundle)
-                known = reached.get(gpus)
-                if known is None or total > known[0] + EPSILON or (total > known[0] - EPSILON and (*picks, index) > known[1]):
-                    reached[gpus] = (total, (*picks, index))
-        states = _undominated(reached)
-    _, picks = max(states.values(), key=lambda state: state[0])
-    return {claim.group: claim.bundles[index] for claim, index in zip(claims, picks, strict=True)}
-
-
-def _undominated(states: Mapping[Vector, tuple[float, tuple[int, ...]]]) -> dict[Vector, tuple[float, tuple[int, ...]]]:
-    kept: dict[Vector, tuple[float, tuple[int, ...]]] = {}
-    best: list[tuple[Vector, float]] = []
-    for gpus in sorted(states, key=lambda vector: (sum(vector), vector)):
-        value = states[gpus][0]
-        if len(gpus) == 1:
-            dominated = bool(best) and best[-1][1] >= value - EPSILON
+def _break_price(
+    values: Floats, weights: Ints, starts: Ints, owner: Ints, capacity: int, tie: float
+) -> tuple[float, Ints, Ints, Floats]:
+    """The price of a unit that solves the relaxation; the lightest and the heaviest of its solutions; its value by class."""
+    ends = np.append(starts[1:], len(values)) - 1
+    fits, over = starts.astype(np.int64), ends
+    while True:
+        value_fits, weight_fits = float(values[fits].sum()), int(weights[fits].sum())
+        value_over, weight_over = float(values[over].sum()), int(weights[over].sum())
+        price = (value_over - value_fits) / (weight_over - weight_fits)
+        profit = values - price * weights
+        best = segment_max(profit, starts)
+        among = profit >= (best - tie)[owner]
+        light, heavy = first_true(among, starts), last_true(among, starts)
+        on_line = float(best.sum()) <= value_fits - price * weight_fits + tie * len(starts)
+        weight_light, weight_heavy = int(weights[light].sum()), int(weights[heavy].sum())
+        if on_line or weight_light <= capacity <= weight_heavy:
+            light = light if weight_light <= capacity else fits
+            heavy = heavy if weight_heavy >= capacity else over
+            return price, light, heavy, best
+        if weight_light > capacity:
+            over = light
         else:
-            dominated = any(v >= value - EPSILON and all(a <= b for a, b in zip(g, gpus, strict=True)) for g, v in best)
-        if not dominated:
-            kept[gpus] = states[gpus]
-            best.append((gpus, value))
-    return kept
+            fits = heavy
 
 
-def _max_min(claims: Sequence[Claim], free: Limits) -> Mapping[str, Bundle]:
-    picked = {claim.group: claim.bundles[0] for claim in claims}
-    left = minus(free, floors(claims, len(free)))
-    open_claims = list(claims)
-    while open_claims:
-        worst = min(open_claims, key=lambda claim: (claim.attainment(picked[claim.group]), claim.group))
-        held = picked[worst.group]
-        steps = [bundle for bundle in worst.bundles if bundle.served_rps > held.served_rps + EPSILON]
-        step = next((b for b in steps if fits(tuple(x - y for x, y in zip(b.gpus, held.gpus, strict=True)), left)), None)
-        if step is None:
-            open_claims.remove(worst)
-            continue
-        left = minus(left, tuple(x - y for x, y in zip(step.gpus, held.gpus, strict=True)))
-        picked[worst.group] = step
-    return picked
+def _fill(values: Floats, weights: Ints, starts: Ints, owner: Ints, light: Ints, heavy: Ints, capacity: int) -> Ints:
+    """A choice that fits: the light solution, changed to the heavy one class by class, then by single best changes."""
+    room = capacity - int(weights[light].sum())
+    steps = (weights[heavy] - weights[light]).astype(np.int64)
+    picks = light.copy()
+    for group in np.flatnonzero(steps):
+        if steps[group] <= room:
+            picks[group] = heavy[group]
+            room -= int(steps[group])
+    while room > 0:
+        gain = values - values[picks][owner]
+        gain[weights - weights[picks][owner] > room] = 0.0
+        change = int(np.argmax(gain))
+        if gain[change] <= 0.0:
+            break
+        group = int(owner[change])
+        room -= int(weights[change] - weights[picks[group]])
+        picks[group] = change
+    return picks
 
 
-def _proportional(claims: Sequence[Claim], free: Limits) -> Mapping[str, Bundle]:
-    """Each group gets the best bundle within its floors and a share of what is left, by what it would need beyond them."""
-    left = minus(free, floors(claims, len(free)))
-    beyond = {
-        claim.group: tuple(a - b for a, b in zip(claim.bundles[-1].gpus, claim.bundles[0].gpus, strict=True))
-        for claim in claims
-    }
-    total = tuple(sum(vector) for vector in zip(*beyond.values(), strict=True))
-    picked = {}
-    for claim in claims:
-        share: Limits = tuple(
-            None if limit is None else floor + (min(extra, limit * extra // whole) if whole else 0)
-            for limit, floor, extra, whole in zip(left, claim.bundles[0].gpus, beyond[claim.group], total, strict=True)
-        )
-        picked[claim.group] = _best_within(claim, share)
-    return picked
+@dataclass(slots=True, kw_only=True)
+class _Core:
+    """Options that may deviate: by class, their indices, weight offsets to the relaxed solution, and regrets."""
+
+    group: int
+    options: Ints
+    offsets: Ints
+    regrets: Floats
 
 
-def _one_by_one(order: Sequence[Claim], claims: Sequence[Claim], free: Limits) -> Mapping[str, Bundle]:
-    left = minus(free, floors(claims, len(free)))
-    picked = {}
-    for claim in order:
-        allowed: Limits = tuple(
-            None if limit is None else limit + floor for limit, floor in zip(left, claim.bundles[0].gpus, strict=True)
-        )
-        bundle = _best_within(claim, allowed)
-        picked[claim.group] = bundle
-        left = minus(left, tuple(a - b for a, b in zip(bundle.gpus, claim.bundles[0].gpus, strict=True)))
-    return picked
+def _core(
+    weights: Ints, starts: Ints, owner: Ints, regret: Floats, base: Ints, capacity: int, price: float, slack: float
+) -> Ints | None:
+    """The best choice, from the relaxed solution `base` (which fits); None: more work than the limit.
 
+    A choice is worth bound - (sum of regrets + price x unused units): the least of that is sought, and partial choices
+    whose regrets alone exceed `slack` cannot lead to it.
+    """
+    alive = np.flatnonzero(regret <= slack * (1.0 + 1e-9))
+    by_class = np.split(alive, np.flatnonzero(np.diff(owner[alive])) + 1)
+    cores = []
+    for options in by_class:
+        group = int(owner[options[0]])
+        if len(options) > 1 or options[0] != base[group]:
+            offsets = weights[options] - weights[base[group]]
+            cores.append(_Core(group=group, options=options, offsets=offsets, regrets=np.maximum(regret[options], 0.0)))
+    cores.sort(key=lambda core: (int(core.offsets.max() - core.offsets.min()), core.group))
+    room = capacity - int(weights[base].sum())
+    fall = [int(max(0, -core.offsets.min())) for core in cores]
+    rise = [int(max(0, core.offsets.max())) for core in cores]
+    fall_after, rise_after = sum(fall), sum(rise)
+    least_use = room - (int(slack / price) + 1 if price > 0 else capacity + fall_after + 1)
 
-def _best_within(claim: Claim, limits: Limits) -> Bundle:
-    return max((b for b in claim.bundles if fits(b.gpus, limits)), key=lambda bundle: bundle.served_rps)
+    windows: list[tuple[int, int]] = []
+    low = high = work = 0
+    for core, down, up in zip(cores, fall, rise, strict=True):
+        fall_after -= down
+        rise_after -= up
+        low = max(low - down, least_use - rise_after)
+        high = min(high + up, room + fall_after)
+        windows.append((low, high))
+        work += len(core.options) * (high - low + 1)
+    if work > WORK_LIMIT:
+        return None
+
+    cost = np.zeros(1)
+    low = 0
+    chosen: list[NDArray[np.int32]] = []
+    for core, (next_low, next_high) in zip(cores, windows, strict=True):
+        following = np.full(next_high - next_low + 1, np.inf)
+        choice = np.full(len(following), -1, dtype=np.int32)
+        for number, (offset, loss) in enumerate(zip(core.offsets.tolist(), core.regrets.tolist(), strict=True)):
+            begin, end = max(low + offset, next_low), min(low + len(cost) - 1 + offset, next_high)
+            if begin > end:
+                continue
+            candidate = cost[begin - offset - low : end - offset - low + 1] + loss
+            target = following[begin - next_low : end - next_low + 1]
+            wins = candidate < target
+            target[wins] = candidate[wins]
+            choice[begin - next_low : end - next_low + 1][wins] = number
+        following[following > slack * (1.0 + 1e-9)] = np.inf
+        chosen.append(choice)
+        cost, low = following, next_low
+
+    used = np.arange(low, low + len(cost))
+    total = np.where(used <= room, cost + price * (room - used), np.inf)
+    least = float(total.min(initial=np.inf))
+    if not np.isfinite(least):
+        return base.copy() if not cores else None
+    place = int(np.flatnonzero(total <= least + _TINY * max(1.0, slack))[0])
+    picks = base.copy()
+    at = int(used[place])
+    for index in range(len(cores) - 1, -1, -1):
+        core, (stage_low, _) = cores[index], windows[index]
+        number = int(chosen[index][at - stage_low])
+        picks[core.group] = core.options[number]
+        at -= int(core.offsets[number])
+    return picks

@@ -1,4 +1,8 @@
-"""How the arbiter decides, and what it remembers between rounds. Pure; every record can be sent and journaled."""
+"""What the arbiter remembers from round to round, and what people set for it. Pure: records that the wire codec can carry.
+
+Nothing in the state is needed for a correct allocation: it is what stability needs (how long a smaller number would have
+sufficed, who borrowed, how much was moved lately). A lost state costs a hold, never a budget.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +10,137 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from global_planner.types import Objective
+from pool_planner.types import Role
+
+# ---- remembered ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArbiterPolicy:
-    """`hold_s`: a pool is lowered only to a number that would have carried 1.1 x its load during this long. `move_horizon_s`:
-    GPUs that a group still uses are taken from it only when the gain over this time exceeds what the move costs.
-    `move_cost_s`: how long both sides of a move are without the replica where no cold start was measured.
+class DemandHistory:
+    """What one pool said lately.
+
+    `said_at_s`, `load_rps`, `attainment`, `capacity_rps` are of its last believable proposal: what a held pool is thought to
+    carry (None: it never made one). `needs` are (at_s, replicas that 1.1 x the load needed) of the hold window, falling from
+    entry to entry: every entry that a later and larger one covers was dropped. `since_s`: since when they are known without a
+    gap; None: not known now.
     """
 
-    objective: Objective = "goodput"
-    hold_s: float = 60.0
-    move_horizon_s: float = 300.0
-    move_cost_s: float = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
-    """`replicas` would have carried 1.1 x the load that was reported at `at_s`."""
-
-    at_s: float
-    replicas: int
+    said_at_s: float | None = None
+    load_rps: float = 0.0
+    attainment: tuple[float, ...] = ()
+    capacity_rps: tuple[float, ...] | None = None
+    needs: tuple[tuple[float, int], ...] = ()
+    since_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArbiterState:
-    """`needs` by pool: the needs of the last `hold_s`, reduced to those that can still be the largest (falling in `replicas`,
-    oldest first). `since_s` by pool: since when the pool has been watched without a gap. `turns`: pools that the baseline
-    `first_come` served, in the order in which they came."""
+    """`pools` by pool. `debts` by group: GPU-seconds used beyond guarantees while others went short, decaying. `moves`:
+    (at_s, groups that were raised with GPUs taken from another) of the last hour."""
 
-    needs: Mapping[str, tuple[Need, ...]] = field(default_factory=dict)
-    since_s: Mapping[str, float] = field(default_factory=dict)
-    turns: tuple[str, ...] = ()
+    at_s: float | None = None
+    pools: Mapping[str, DemandHistory] = field(default_factory=dict)
+    debts: Mapping[str, float] = field(default_factory=dict)
+    moves: tuple[tuple[float, int], ...] = ()
+
+
+# ---- set by people ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selector:
+    """One line that sets values for many pools. A matcher is a name or a pattern with `*`; None matches anything.
+
+    The most specific line that sets a value wins (see `effective`); equally specific ones: the later. `priority_class` and
+    `weight` belong to groups, so a line that sets them may match by `group`, `model` and `namespace` only.
+    """
+
+    name: str
+    pool: str | None = None
+    group: str | None = None
+    model: str | None = None
+    namespace: str | None = None
+    role: Role | None = None
+    gpu_type: str | None = None
+    min_replicas: int | None = None
+    guarantee_replicas: int | None = None
+    max_replicas: int | None = None
+    priority_class: int | None = None
+    weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.priority_class is not None or self.weight is not None) and (self.pool or self.role or self.gpu_type):
+            raise ValueError(
+                f"selector {self.name!r} sets the priority class or weight of groups, so it may match by group, model and "
+                "namespace, not by pool, role or GPU type"
+            )
+        if self.weight is not None and not self.weight > 0:
+            raise ValueError(f"selector {self.name!r}: weight {self.weight} is not above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """A known event: while it lasts, the matched pools have at least `min_replicas`, or their load counts `load_factor` times.
+
+    It starts at `start` ("HH:MM", local time in `timezone`) on the `days` (0 Monday .. 6 Sunday; empty: every day) or on the
+    one `date` ("YYYY-MM-DD"), and lasts `duration_s`. It takes effect `lead_s` earlier, so that replicas are warm in time.
+    """
+
+    name: str
+    start: str
+    duration_s: float
+    timezone: str = "UTC"
+    days: tuple[int, ...] = ()
+    date: str | None = None
+    lead_s: float = 0.0
+    pool: str | None = None
+    group: str | None = None
+    min_replicas: int | None = None
+    load_factor: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """A limit beside the budget: GPUs or cost per hour (by `ArbiterPolicy.prices`) of the pools in a namespace and of a GPU
+    type; None matches all."""
+
+    name: str
+    namespace: str | None = None
+    gpu_type: str | None = None
+    max_gpus: int | None = None
+    max_cost_per_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.max_gpus is None) == (self.max_cost_per_hour is None):
+            raise ValueError(f"limit {self.name!r}: set either max_gpus or max_cost_per_hour")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArbiterPolicy:
+    """How the arbiter decides.
+
+    `stability` False: every round is solved from nothing, without holds, costs of moves or memory (for what-if questions).
+    `hold_s`: a pool is lowered of its own accord only after so long a time in which fewer replicas would have carried 1.1 x
+    its load. `move_horizon_s`: GPUs are taken from another group only where the gain over this time exceeds the cost: the
+    cold start (`cold_start_s` where none was measured) for the load that moves, and `cache_loss_s` of the load that loses its
+    warm cache. `max_moves_per_hour` bounds the groups raised in this way. `trust_s`: so long a held pool is thought to carry
+    what it last said. `debt_half_life_s`: how fast borrowing is forgotten.
+    `prices`: cost of one GPU-hour by GPU type. `surplus_pools` take, in this order, what `min_total_gpus` asks for beyond
+    demand. `unix_at_zero_s`: Unix time at model time 0, which schedules need.
+    """
+
+    objective: Objective = "goodput"
+    stability: bool = True
+    hold_s: float = 60.0
+    move_horizon_s: float = 300.0
+    cold_start_s: float = 60.0
+    cache_loss_s: float = 0.0
+    max_moves_per_hour: int | None = None
+    trust_s: float = 900.0
+    debt_half_life_s: float = 3600.0
+    prices: Mapping[str, float] = field(default_factory=dict)
+    limits: tuple[Limit, ...] = ()
+    selectors: tuple[Selector, ...] = ()
+    schedules: tuple[Schedule, ...] = ()
+    surplus_pools: tuple[str, ...] = ()
+    unix_at_zero_s: float = 0.0
