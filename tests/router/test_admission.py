@@ -1,0 +1,169 @@
+"""Admission as stories on a virtual clock: rates, priorities, the bounded room, deadlines, and the plan that expires."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.admission import Admission, RateLimit, Refusal, RetryBudget, Ticket, TokenBucket
+
+
+def door(room: int = 10, **models: tuple[int, RateLimit]) -> Admission:
+    return Admission(models or {"m": (0, RateLimit())}, room=room, starting_retry_after_s=7.0, now=0.0)
+
+
+def ticket(model: str = "m", priority: int = 0, deadline_s: float = 100.0) -> Ticket:
+    return Ticket(model=model, priority=priority, tokens=1.0, deadline_s=deadline_s)
+
+
+def always(_: Ticket) -> bool:
+    return True
+
+
+def never(_: Ticket) -> bool:
+    return False
+
+
+def test_without_a_limit_everybody_comes_in() -> None:
+    admission = door()
+    assert [admission.offer(ticket(), 0.0, True) for _ in range(100)] == ["admitted"] * 100
+
+
+def test_a_rate_lets_in_a_burst_and_then_one_at_a_time() -> None:
+    admission = door(m=(0, RateLimit(rate_rps=2.0, burst=3.0)))
+    assert [admission.offer(ticket(), 0.0, True) for _ in range(5)] == ["admitted"] * 3 + ["waiting"] * 2
+    assert admission.next_event_s(0.0) == pytest.approx(0.5)
+    assert admission.pump(0.49, always) == ([], [])
+    assert len(admission.pump(0.5, always)[0]) == 1
+    assert len(admission.pump(1.0, always)[0]) == 1
+    assert admission.next_event_s(1.0) is None
+
+
+def test_the_more_important_go_first_and_nobody_overtakes_within_a_priority() -> None:
+    admission = door(m=(0, RateLimit(rate_rps=1.0, burst=1.0)))
+    admission.offer(ticket(), 0.0, True)
+    low, first, second = ticket(priority=-1), ticket(priority=5), ticket(priority=5)
+    for one in (low, first, second):
+        assert admission.offer(one, 0.0, True) == "waiting"
+    assert [admission.pump(float(now), always)[0] for now in (1, 2, 3)] == [[first], [second], [low]]
+
+
+def test_a_request_for_a_pool_at_zero_does_not_hold_up_the_others() -> None:
+    admission = door()
+    stuck, free = ticket(), ticket()
+    assert admission.offer(stuck, 0.0, False) == "waiting"
+    assert admission.offer(free, 0.0, True) == "waiting"
+    assert admission.pump(0.0, lambda one: one is free)[0] == [free]
+    assert admission.waiting("m") == [stuck]
+
+
+def test_a_full_room_sheds_the_least_important_of_the_longest_line() -> None:
+    admission = door(room=3, chat=(0, RateLimit()), code=(1, RateLimit()))
+    old, new, urgent = ticket("chat"), ticket("chat"), ticket("chat", priority=9)
+    for one in (old, new, urgent):
+        assert admission.offer(one, 0.0, False) == "waiting"
+    # No better than the worst who waits: turned away at the door.
+    assert admission.offer(ticket("chat"), 0.0, False) == Refusal(reason="full", retry_after_s=7.0)
+    assert admission.overflow() == []
+    # Of a more important class: the newest of the least important leaves.
+    assert admission.offer(ticket("code"), 0.0, False) == "waiting"
+    assert [one for one, _ in admission.overflow()] == [new]
+    assert admission.waiting("chat") == [urgent, old]
+
+
+def test_between_equals_the_longest_line_gives() -> None:
+    admission = door(room=4, a=(0, RateLimit()), b=(0, RateLimit()))
+    for _ in range(4):
+        assert admission.offer(ticket("a"), 0.0, False) == "waiting"
+    for expected in ("waiting", "waiting"):
+        assert admission.offer(ticket("b"), 0.0, False) == expected
+        assert [one.model for one, _ in admission.overflow()] == ["a"]
+    assert isinstance(admission.offer(ticket("b"), 0.0, False), Refusal)
+    assert (len(admission.waiting("a")), len(admission.waiting("b"))) == (2, 2)
+
+
+def test_deadlines_tell_why() -> None:
+    """Two wait until 30 s: one for an endpoint (503), one for its turn at 0.01 requests/s (429)."""
+    admission = door(m=(0, RateLimit(rate_rps=0.01, burst=1.0)))
+    admission.offer(ticket(), 0.0, True)
+    starting, slow = ticket(deadline_s=30.0), ticket(deadline_s=30.0)
+    admission.offer(starting, 0.0, False)
+    admission.offer(slow, 0.0, True)
+    assert admission.next_event_s(0.0) == 30.0
+    assert admission.pump(29.9, never) == ([], [])
+    _, refused = admission.pump(30.0, lambda one: one is slow)
+    assert [(one, refusal.reason) for one, refusal in refused] == [(starting, "starting"), (slow, "rate")]
+    assert refused[0][1].retry_after_s == 7.0
+    assert refused[1][1].retry_after_s == 60.0
+
+
+def test_the_plan_expires_and_own_limits_return() -> None:
+    admission = door(m=(0, RateLimit(rate_rps=1.0, burst=1.0)))
+    assert not admission.plan_in_force
+    assert admission.put_plan(5, {"m": RateLimit(rate_rps=100.0), "stranger": RateLimit()}, valid_s=30.0, now=0.0)
+    assert not admission.put_plan(4, {"m": RateLimit(rate_rps=1.0)}, valid_s=30.0, now=1.0)
+    assert (admission.plan_version, admission.limit_of("m").rate_rps) == (5, 100.0)
+    assert admission.next_event_s(1.0) == 30.0
+    assert not admission.expire(29.0)
+    assert admission.expire(30.0)
+    assert not admission.plan_in_force
+    assert admission.limit_of("m").rate_rps == 1.0
+    # The same plan again (a round later) holds again.
+    assert admission.put_plan(5, {"m": RateLimit()}, valid_s=30.0, now=31.0)
+    assert admission.plan_in_force
+
+
+def test_priorities_may_be_limited_within_the_rate() -> None:
+    admission = door(m=(0, RateLimit(by_priority={"-1": 1.0, "-2": 0.0})))
+    assert [admission.offer(ticket(priority=-1), 0.0, True) for _ in range(2)] == ["admitted", "waiting"]
+    assert admission.offer(ticket(priority=-2), 0.0, True) == "waiting"
+    assert admission.offer(ticket(priority=0), 0.0, True) == "waiting"
+    admitted, _ = admission.pump(1.0, always)
+    assert sorted(one.priority for one in admitted) == [-1, 0]
+
+
+def test_a_request_that_paid_does_not_pay_again() -> None:
+    admission = door(m=(0, RateLimit(rate_rps=0.001, burst=1.0)))
+    one = ticket()
+    assert admission.offer(one, 0.0, True) == "admitted"
+    assert admission.offer(one, 1.0, True) == "admitted"
+    assert admission.offer(one, 2.0, False) == "waiting"
+    assert admission.pump(3.0, always)[0] == [one]
+
+
+def test_who_leaves_is_forgotten() -> None:
+    admission = door(room=1)
+    gone = ticket()
+    admission.offer(gone, 0.0, False)
+    admission.leave(gone)
+    admission.leave(gone)
+    assert admission.offer(ticket(), 0.0, False) == "waiting"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(0.1, 50), st.floats(1, 20), st.lists(st.floats(0, 2), max_size=100))
+def test_a_bucket_never_lets_in_more_than_rate_and_burst(rate: float, burst: float, gaps: list[float]) -> None:
+    bucket = TokenBucket(rate, burst, 0.0)
+    now, taken = 0.0, 0
+    for gap in gaps:
+        now += gap
+        if bucket.wait_s(now) == 0.0:
+            bucket.take()
+            taken += 1
+        else:
+            assert bucket.wait_s(now + bucket.wait_s(now)) == 0.0 or bucket.wait_s(now) < 1e-6
+            now = max(now, bucket._at)
+    assert taken <= max(1.0, burst) + rate * now + 1e-6
+
+
+def test_retry_budget() -> None:
+    budget = RetryBudget(ratio=0.5, burst=2.0)
+    assert [budget.take() for _ in range(3)] == [True, True, False]
+    budget.request()
+    assert not budget.take()
+    budget.request()
+    assert budget.take()
+    for _ in range(100):
+        budget.request()
+    assert [budget.take() for _ in range(3)] == [True, True, False]
