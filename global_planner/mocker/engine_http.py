@@ -81,7 +81,7 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._refuse(400)
-        if self._reading is None and self._head_bytes > MAX_HEAD_BYTES:
+        if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(431)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -98,7 +98,6 @@ class Connection(asyncio.Protocol):
         self._reading = Request()
         self._parts = []
         self._body_bytes = 0
-        self._head_bytes = 0
         self._expects_continue = False
 
     def on_url(self, url: bytes) -> None:
