@@ -1,0 +1,311 @@
+"""[I/O] Shows snapshots: redrawn in place on a terminal, and as a line every few seconds where there is none."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from global_planner.demo.snapshot import BudgetLine, ModelLine, PoolLine, Snapshot
+
+LINE_WALL_S = 5.0
+# Told apart without red and green, and each group also stands by its name.
+GROUP_STYLES = ("cyan", "magenta", "yellow", "blue", "green")
+_STILL_FINE = 0.9
+
+
+class View(Protocol):
+    """Shows a run. A context manager: leaving it gives the terminal back as it was."""
+
+    def show(self, snapshot: Snapshot) -> None: ...
+
+    def say(self, text: str) -> None:
+        """One line that stays, above whatever is redrawn."""
+        ...
+
+    def __enter__(self) -> View: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+def open_view(out: TextIO = sys.stdout) -> View:
+    """The live view on a terminal, lines elsewhere."""
+    return TerminalView(Console(file=out)) if out.isatty() else LineView(out)
+
+
+# ---- a terminal ----------------------------------------------------------------------------------------------------
+
+
+class TerminalView:
+    """Redraws the whole picture in place, as large as the terminal is."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False, transient=False, vertical_overflow="crop")
+
+    def __enter__(self) -> TerminalView:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._live.__exit__(kind, error, trace)
+
+    def show(self, snapshot: Snapshot) -> None:
+        self._live.update(picture(snapshot, width=self._console.width, height=self._console.height), refresh=True)
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+
+def picture(snapshot: Snapshot, *, width: int, height: int) -> RenderableType:
+    """The whole view for a terminal of `width` x `height` characters."""
+    styles = {line.group: GROUP_STYLES[index % len(GROUP_STYLES)] for index, line in enumerate(snapshot.models)}
+    pools = _pools(snapshot, styles, width, lines=2 if height >= 22 + len(snapshot.pools) else 1)
+    parts: list[RenderableType] = [_head(snapshot, width), _budgets(snapshot, styles, width), pools]
+    parts += [_models(snapshot, styles), _counts(snapshot)]
+    used = (
+        14
+        + len(snapshot.budgets)
+        + len(snapshot.models)
+        + len(snapshot.pools) * (2 if height >= 22 + len(snapshot.pools) else 1)
+    )
+    room = max(1, height - used)
+    parts.append(_events(snapshot, room))
+    return Group(*parts)
+
+
+def _head(snapshot: Snapshot, width: int) -> Text:
+    done = min(1.0, max(0.0, snapshot.now_s / snapshot.end_s)) if snapshot.end_s > 0 else 0.0
+    state = "starting" if snapshot.load is None else "finishing" if snapshot.now_s > snapshot.end_s else "playing"
+    title = Text.assemble((snapshot.title, "bold"), f"  {state}  ")
+    clock = f" {clock_text(snapshot.now_s)} of {clock_text(snapshot.end_s)} model time, {snapshot.speed:g}× "
+    bar = max(10, width - len(title) - len(clock) - 1)
+    title.append("━" * round(bar * done), style="bold")
+    title.append("━" * (bar - round(bar * done)), style="bright_black")
+    title.append(clock, style="dim")
+    return title
+
+
+def _budgets(snapshot: Snapshot, styles: Mapping[str, str], width: int) -> Panel:
+    return Panel(
+        Group(*(_budget(line, styles, width - 4) for line in snapshot.budgets)),
+        title="GPUs charged against the budget",
+        title_align="left",
+        border_style="bright_black",
+    )
+
+
+def _budget(line: BudgetLine, styles: Mapping[str, str], width: int) -> Text:
+    """One cell a GPU where they fit, coloured by group; free GPUs are dots."""
+    most = line.max_gpus
+    label = f"{line.gpu_type:<6} "
+    count = f" {line.charged_gpus}/{'∞' if most is None else most}"
+    shares = "  ".join(f"{group} {gpus}" for group, gpus in line.by_group.items())
+    room = max(10, width - len(label) - len(count) - len(shares) - 4)
+    total = max(most or 0, line.charged_gpus, 1)
+    cell = max(1, min(4, room // total))
+    text = Text(label, no_wrap=True, overflow="crop")
+    drawn = 0
+    for group, gpus in line.by_group.items():
+        cells = gpus * cell if total * cell <= room else round(gpus * room / total)
+        text.append("█" * cells, style=styles.get(group, "white"))
+        drawn += cells
+    text.append("·" * (min(room, total * cell) - drawn), style="bright_black")
+    over = most is not None and line.charged_gpus > most
+    text.append(count, style="bold white on red" if over else "bold")
+    text.append("  ")
+    for group, gpus in line.by_group.items():
+        text.append(f" {group} {gpus} ", style=styles.get(group, "white"))
+    return text
+
+
+def _pools(snapshot: Snapshot, styles: Mapping[str, str], width: int, *, lines: int) -> Table:
+    table = Table(box=None, expand=True, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
+    table.add_column("pool", no_wrap=True)
+    table.add_column("role", no_wrap=True)
+    wide = width >= 120
+    for name in (
+        ("wanted", "granted", "ready", "starting", "draining") if wide else ("want", "grant", "ready", "start", "drain")
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("latency / SLA", justify="right", no_wrap=True)
+    table.add_column("last decision", ratio=1, overflow="ellipsis", no_wrap=lines == 1)
+    for line in snapshot.pools:
+        table.add_row(
+            Text(line.pool, style=styles.get(line.group, "white")),
+            line.role,
+            count_text(line.wanted),
+            _granted(line),
+            Text(count_text(line.ready), style="bold"),
+            count_text(line.starting) if line.starting != 0 else "·",
+            count_text(line.leaving) if line.leaving != 0 else "·",
+            _latency(line.metric, line.latency_ms, line.sla_ms),
+            _decision(line, snapshot, lines, width),
+        )
+    return table
+
+
+def _granted(line: PoolLine) -> Text:
+    short = line.wanted is not None and line.granted is not None and line.granted < line.wanted
+    return Text(count_text(line.granted), style="bold yellow" if short else "")
+
+
+def _decision(line: PoolLine, snapshot: Snapshot, lines: int, width: int) -> Text:
+    if line.decision is None:
+        return Text("–", style="dim")
+    start_s = 0.0 if snapshot.load is None else snapshot.load.started_s
+    head = f"{clock_text(line.decision.at_s - start_s)} {line.decision.what}"
+    # The step says "before to after: why"; the change stands in front already.
+    reason = line.decision.reason
+    room = lines * max(12, width - (75 if width >= 120 else 67)) - len(head) - 2
+    if len(reason) > room:
+        reason = reason[: max(0, room - 1)].rstrip() + "…"
+    return Text.assemble((head, "bold"), (f" {reason}", "dim"))
+
+
+def _latency(metric: str, value_ms: float | None, sla_ms: float) -> Text:
+    text = Text(f"{metric} ", style="dim")
+    if value_ms is None:
+        text.append(f"     – / {ms_text(sla_ms)}", style="dim")
+        return text
+    over = value_ms > sla_ms
+    style = "bold red" if over else "yellow" if value_ms > _STILL_FINE * sla_ms else "green"
+    text.append(f"{ms_text(value_ms):>6}{'!' if over else ' '}", style=style)
+    text.append(f"/ {ms_text(sla_ms)}", style="dim")
+    return text
+
+
+def _models(snapshot: Snapshot, styles: Mapping[str, str]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for name, justify in (("model", "left"), ("sent", "right"), ("completed", "right")):
+        table.add_column(name, justify="left" if justify == "left" else "right", no_wrap=True)
+    table.add_column("clients' TTFT / SLA", justify="right", no_wrap=True)
+    table.add_column("clients' ITL / SLA", justify="right", no_wrap=True)
+    table.add_column("plan attains", justify="right", no_wrap=True)
+    for line in snapshot.models:
+        table.add_row(
+            Text(line.model, style=styles[line.group]),
+            f"{line.sent:,}",
+            f"{line.completed:,}",
+            _latency("TTFT", line.ttft_ms, line.ttft_sla_ms),
+            _latency("ITL", line.itl_ms, line.itl_sla_ms),
+            "–" if line.attainment is None else f"{line.attainment:.0%}",
+        )
+    return table
+
+
+def _counts(snapshot: Snapshot) -> Text:
+    known, load = snapshot.known, snapshot.load
+    text = Text.assemble("\n", (f"{known.rounds:,}", "bold"), " rounds   ", no_wrap=True, overflow="crop")
+    text.append_text(Text.assemble((f"{known.scale_ups}", "bold"), " up  ", (f"{known.scale_downs}", "bold"), " down   "))
+    if load is not None:
+        text.append_text(
+            Text.assemble((f"{load.sent:,}", "bold"), f" of {load.total:,} requests sent, {load.in_flight} in flight, ")
+        )
+        text.append_text(Text.assemble((f"{load.completed:,}", "bold"), f" completed, {load.retried} retried, "))
+        text.append(f"{load.rejected} rejected, ", style="yellow" if load.rejected else "")
+        text.append(f"{load.lost} lost", style="bold white on red" if load.lost else "")
+    if known.budget_violations:
+        text.append(f"   {known.budget_violations} rounds over budget", style="bold white on red")
+    return text
+
+
+def _events(snapshot: Snapshot, room: int) -> Text:
+    text = Text()
+    for at_s, what in snapshot.events[-room:]:
+        text.append(f"{clock_text(at_s)} ", style="dim")
+        text.append(what[:200] + "\n", style="yellow")
+    text.rstrip()
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
+
+
+# ---- no terminal ---------------------------------------------------------------------------------------------------
+
+
+class LineView:
+    """A line every `LINE_WALL_S` seconds, and every new event at once."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._next = 0.0
+        self._told: set[tuple[float, str]] = set()
+
+    def __enter__(self) -> LineView:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._out.flush()
+
+    def show(self, snapshot: Snapshot) -> None:
+        start_s = 0.0 if snapshot.load is None else snapshot.load.started_s
+        for at_s, text in snapshot.events:
+            absolute = (round(at_s + start_s, 3), text)
+            if absolute not in self._told:
+                self._told.add(absolute)
+                self.say(f"{clock_text(at_s)} {text}")
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + LINE_WALL_S
+            self.say(line_of(snapshot))
+
+    def say(self, text: str) -> None:
+        self._out.write(text + "\n")
+        self._out.flush()
+
+
+def line_of(snapshot: Snapshot) -> str:
+    """A snapshot in one line: time, GPUs, requests, and ready/granted/wanted replicas of every pool."""
+    gpus = " ".join(
+        f"{line.gpu_type} {line.charged_gpus}/{'∞' if line.max_gpus is None else line.max_gpus}" for line in snapshot.budgets
+    )
+    load = snapshot.load
+    requests = "load not started"
+    if load is not None:
+        requests = f"{load.completed}/{load.sent} completed, {load.rejected} rejected, {load.lost} lost, {load.retried} retried"
+    pools = " ".join(
+        f"{line.pool}={count_text(line.ready)}/{count_text(line.granted)}/{count_text(line.wanted)}" for line in snapshot.pools
+    )
+    clock = f"{clock_text(snapshot.now_s)}/{clock_text(snapshot.end_s)}"
+    return (
+        f"{clock} round {snapshot.known.rounds} | {gpus} | {requests} | ready/granted/wanted {pools} | {_slas(snapshot.models)}"
+    )
+
+
+def _slas(models: tuple[ModelLine, ...]) -> str:
+    return ", ".join(f"{line.model} TTFT {ms_text(line.ttft_ms)} ITL {ms_text(line.itl_ms)}" for line in models)
+
+
+# ---- words ---------------------------------------------------------------------------------------------------------
+
+
+def clock_text(seconds: float) -> str:
+    """Minutes and seconds of model time.
+
+    >>> clock_text(754.4), clock_text(-3)
+    ('12:34', '-0:03')
+    """
+    whole = round(abs(seconds))
+    return f"{'-' if seconds < -0.5 else ''}{whole // 60}:{whole % 60:02d}"
+
+
+def count_text(count: int | None) -> str:
+    return "?" if count is None else str(count)
+
+
+def ms_text(value_ms: float | None) -> str:
+    """A latency in three or four characters of number.
+
+    >>> ms_text(312.4), ms_text(4210.0), ms_text(None)
+    ('312 ms', '4.2 s', '–')
+    """
+    if value_ms is None:
+        return "–"
+    return f"{value_ms:.0f} ms" if value_ms < 1000 else f"{value_ms / 1e3:.1f} s"

@@ -1,0 +1,247 @@
+"""[I/O] What one round would do, told without doing it: reads a journal or assumes a traffic, decides, and returns a text.
+
+The decision is the live one (`plan`, `decide`); only the observations and the cluster are assumed or taken from the journal.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from global_planner.compile import planner_setups_of, pool_specs
+from global_planner.config import GroupConfig, PoolConfig, Topology
+from global_planner.journal_reader import read, segments
+from global_planner.memory import PlannerMemory, decide, memories
+from global_planner.rollout import acting
+from global_planner.round import RoundConfig
+from global_planner.topology_file import load_profiles
+from global_planner.types import Allocation, Holding, Replica, Round, RoundInputs, Step
+from pool_planner.planner import plan
+from pool_planner.state import start
+from pool_planner.types import Grant, Observation, Report
+
+WIDTH = 118
+DEFAULT_ISL_TOKENS = 700.0
+DEFAULT_OSL_TOKENS = 60.0
+# Forecasters need a few bins before they trust a series; a constant load says the same in each.
+ASSUMED_TICKS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssumedLoad:
+    """Traffic of one model: requests/s, mean prompt and answer tokens."""
+
+    model: str
+    rps: float
+    isl_tokens: float = DEFAULT_ISL_TOKENS
+    osl_tokens: float = DEFAULT_OSL_TOKENS
+
+
+def parse_load(text: str, models: Sequence[str]) -> AssumedLoad:
+    """`MODEL=RPS[,ISL[,OSL]]`. Raises ValueError with what is allowed.
+
+    >>> parse_load("m=1.5,900", ["m"]).isl_tokens
+    900.0
+    """
+    model, _, numbers = text.partition("=")
+    if model not in models:
+        raise ValueError(f"--load {text}: no model {model!r} (has: {', '.join(models)})")
+    try:
+        values = [float(number) for number in numbers.split(",")]
+    except ValueError:
+        raise ValueError(f"--load {text}: must be MODEL=RPS[,ISL[,OSL]] with numbers") from None
+    if len(values) > 3 or not 0.0 <= values[0] < 1e9 or not all(1.0 <= value < 1e9 for value in values[1:]):
+        raise ValueError(f"--load {text}: RPS must be 0 or more, ISL and OSL 1 or more, and nothing may follow")
+    named = dict(zip(("rps", "isl_tokens", "osl_tokens"), values, strict=False))
+    return AssumedLoad(model=model, **named)
+
+
+def dry_run(topology: Topology, *, folder: Path, loads: Sequence[str]) -> str:
+    """The text of `global-planner plan`. Raises ValueError for a bad --load, JournalCorrupt for a damaged journal."""
+    assumed = [parse_load(text, [group.model for group in topology.groups]) for text in loads]
+    config = RoundConfig.of(topology)
+    memory = PlannerMemory()
+    last = None if assumed else _last_round(folder / "journal")
+    if last is not None:
+        memory, done = last
+        known = {spec.name for spec in config.pools}
+        inputs = replace(
+            done.inputs,
+            round_no=memory.round_no + 1,
+            budget=config.budget,
+            groups=config.groups,
+            pools=config.pools,
+            holdings=tuple(item for item in done.inputs.holdings if item.pool in known),
+            reports=tuple(report for report in done.inputs.reports if report.pool in known),
+        )
+        source = f"the last round in {folder / 'journal'} (round {done.inputs.round_no}), decided again"
+    else:
+        reports = _assumed_reports(topology, assumed)
+        inputs = RoundInputs(
+            round_no=1,
+            at_s=reports[0].at_s,
+            budget=config.budget,
+            groups=config.groups,
+            pools=config.pools,
+            holdings=_minima(topology, reports[0].at_s),
+            reports=reports,
+        )
+        told = ", ".join(
+            f"{each.model} {each.rps:g} req/s ({each.isl_tokens:g} → {each.osl_tokens:g} tokens)" for each in assumed
+        )
+        source = f"assumed traffic: {told or 'none'}; the pools at their minima"
+    _, allocation, steps = decide(memory, inputs, config.policies)
+    return _text(topology, inputs, allocation, acting(steps, config.pools), source)
+
+
+def _last_round(journal: Path) -> tuple[PlannerMemory, Round] | None:
+    """The newest recorded round, with the memory after it."""
+    if not segments(journal):
+        return None
+    records = list(read(journal))
+    rounds = [record for record in records if isinstance(record, Round)]
+    if not rounds:
+        return None
+    *_, memory = memories(records)
+    return memory, rounds[-1]
+
+
+# ---- assumed traffic --------------------------------------------------------------------------------------------------
+
+
+def _assumed_reports(topology: Topology, loads: Sequence[AssumedLoad]) -> tuple[Report, ...]:
+    """What the planners would report after a few ticks of constant traffic."""
+    reports: tuple[Report, ...] = ()
+    specs = {spec.name: spec for spec in pool_specs(topology)}
+    places = {pool.name: (group, pool) for group, pool in topology.placed_pools()}
+    for setup in planner_setups_of(topology, load_profiles(topology)).values():
+        state = start(setup)
+        made: tuple[Report, ...] = ()
+        for tick in range(1, ASSUMED_TICKS + 1):
+            now = tick * setup.tick_s
+            seen: dict[str, Observation] = {}
+            grants: dict[str, Grant] = {}
+            for pool in setup.pools:
+                group, config = places[pool.name]
+                seen[pool.name] = _assumed_observation(group, config, loads, now, setup.tick_s)
+                least = specs[pool.name].min_replicas
+                grants[pool.name] = Grant(
+                    pool=pool.name,
+                    at_s=now,
+                    replicas_spec=least,
+                    replicas_ready=least,
+                    replicas_starting=0,
+                    replicas_draining=0,
+                )
+            state, made = plan(state, seen, grants, now, setup)
+        reports += made
+    return reports
+
+
+def _assumed_observation(
+    group: GroupConfig, pool: PoolConfig, loads: Sequence[AssumedLoad], now: float, tick_s: float
+) -> Observation:
+    mine = [load for load in loads if load.model == group.model and _takes(group, pool, load.isl_tokens)]
+    requests = sum(load.rps for load in mine) * tick_s
+    share = {id(load): load.rps * tick_s / requests for load in mine} if requests else {}
+    return Observation(
+        pool=pool.name,
+        at_s=now,
+        interval_s=tick_s,
+        front_door_up=True,
+        requests=requests,
+        completed=requests,
+        shed=0.0,
+        queued_requests=0.0,
+        queued_tokens=0.0,
+        isl_tokens=sum(load.isl_tokens * share[id(load)] for load in mine) if share else None,
+        osl_tokens=sum(load.osl_tokens * share[id(load)] for load in mine) if share else None,
+    )
+
+
+def _takes(group: GroupConfig, pool: PoolConfig, isl_tokens: float) -> bool:
+    """Whether prompts of this length go to `pool`: to the tightest limit among the pools of its role that holds them."""
+    fitting = [
+        other
+        for other in group.pools
+        if other.role == pool.role and (other.isl_max_tokens is None or isl_tokens <= other.isl_max_tokens)
+    ]
+    tightest = min(fitting, key=lambda other: float("inf") if other.isl_max_tokens is None else other.isl_max_tokens)
+    return tightest.name == pool.name
+
+
+def _minima(topology: Topology, now: float) -> tuple[Holding, ...]:
+    return tuple(
+        Holding(
+            pool=pool.name,
+            at_s=now,
+            spec=pool.min_replicas,
+            version="0",
+            gpus_per_replica=pool.gpus_per_replica,
+            replicas=tuple(Replica(id=f"{pool.name}-{n}", state="ready") for n in range(pool.min_replicas)),
+        )
+        for _, pool in topology.placed_pools()
+    )
+
+
+# ---- telling ----------------------------------------------------------------------------------------------------------
+
+
+def _text(topology: Topology, inputs: RoundInputs, allocation: Allocation, steps: Sequence[Step], source: str) -> str:
+    pools = {spec.name: spec for spec in inputs.pools}
+    groups = {grant.group: grant for grant in allocation.groups}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("pool", "role", "has", "wants", "gets", "GPUs", "why"):
+        table.add_column(name, justify="right" if name in ("has", "wants", "gets", "GPUs") else "left")
+    used: dict[str, int] = {}
+    for grant in allocation.pools:
+        spec = pools[grant.pool]
+        gpus = grant.granted * spec.gpus_per_replica
+        used[spec.gpu_type] = used.get(spec.gpu_type, 0) + gpus
+        table.add_row(
+            grant.pool, spec.role, _count(grant.before), _count(grant.wanted), str(grant.granted), str(gpus), grant.reason
+        )
+    out = Console(file=io.StringIO(), width=WIDTH, color_system=None, highlight=False)
+    out.print(f"One round of {topology.name}, from {source}.\n", markup=False)
+    out.print(table)
+    out.print()
+    for gpu_type, count in sorted(used.items()):
+        most = inputs.budget.max_gpus.get(gpu_type)
+        out.print(f"{gpu_type}: {count} of {'unlimited' if most is None else most} GPUs", markup=False)
+    for group in inputs.groups:
+        grant_of = groups.get(group.name)
+        if grant_of is not None:
+            out.print(
+                f"{group.name}: {grant_of.attainment:.0%} of {grant_of.load_rps:.2f} requests/s within their SLA", markup=False
+            )
+    if allocation.infeasible:
+        out.print(f"The minima do not fit together: {', '.join(allocation.infeasible)}", markup=False)
+    out.print(f"\nSteps that would be taken now: {'none' if not steps else ''}", markup=False)
+    for step in steps:
+        out.print(f"  {describe(step)}", markup=False)
+    out.print("\nNothing was changed.", markup=False)
+    assert isinstance(out.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines())
+
+
+def describe(step: Step) -> str:
+    """One step as a line for people.
+
+    >>> from global_planner.types import Grow
+    >>> describe(Grow(pool="p", before=1, after=3, version=None, reason="forecast"))
+    'Grow p 1 -> 3: forecast'
+    """
+    change = f" {step.before} -> {step.after}" if not hasattr(step, "replicas") else f" {', '.join(step.replicas)}"
+    return f"{type(step).__name__} {step.pool}{change}: {step.reason}"
+
+
+def _count(value: int | None) -> str:
+    return "unknown" if value is None else str(value)
+
+
+__all__ = ["AssumedLoad", "describe", "dry_run", "parse_load"]

@@ -1,0 +1,110 @@
+"""[I/O] Child processes of a system: started with the system's clock, found through a port file, ended by process id.
+
+Children run in a session of their own, so that Ctrl-C in a terminal reaches only the parent, which then ends them in order.
+They write to one log file each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pool_planner.types import WorldError
+
+LOG_TAIL_LINES = 15
+
+
+class ProcessFailed(WorldError):
+    """A child process did not start, or ended by itself; the text carries the end of its log."""
+
+
+@dataclass(slots=True)
+class ChildProcess:
+    """A running child. `listening` is what it wrote to its port file (port, admin_port, pid …)."""
+
+    name: str
+    log: Path
+    popen: subprocess.Popen[bytes]
+    listening: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def running(self) -> bool:
+        return self.popen.poll() is None
+
+    def port(self, key: str = "port") -> int:
+        value = self.listening.get(key)
+        if not isinstance(value, int):
+            raise ProcessFailed(f"{self.name} did not tell its {key}: {dict(self.listening)}")
+        return value
+
+    def log_tail(self) -> str:
+        if not self.log.exists():
+            return "(no log)"
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+
+    def stop(self, grace_s: float) -> None:
+        """SIGTERM, then SIGKILL after `grace_s` wall seconds. Harmless when it has ended already."""
+        if self.running():
+            self.popen.terminate()
+            try:
+                self.popen.wait(grace_s)
+            except subprocess.TimeoutExpired:
+                self.popen.send_signal(signal.SIGKILL)
+                self.popen.wait(5)
+
+
+def start(
+    name: str,
+    module: str,
+    arguments: Sequence[str],
+    *,
+    folder: Path,
+    environment: Mapping[str, str],
+    port_file: bool = True,
+    timeout_s: float = 30.0,
+) -> ChildProcess:
+    """Start `python -m module arguments…` and wait until it has written its port file (when it has one).
+
+    The log is `folder/NAME.log`. Raises ProcessFailed when the child ends first or `timeout_s` wall seconds pass.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"{name}.log"
+    ports = folder / f"{name}.ports.json"
+    ports.unlink(missing_ok=True)
+    command = [sys.executable, "-m", module, *arguments]
+    if port_file:
+        command += ["--port-file", str(ports)]
+    with log.open("ab") as out:
+        popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+    child = ChildProcess(name=name, log=log, popen=popen)
+    if not port_file:
+        return child
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if not child.running():
+            raise ProcessFailed(
+                f"{name} ended with status {popen.returncode} while starting; its log says:\n{child.log_tail()}"
+            )
+        if ports.exists():
+            child.listening = json.loads(ports.read_text())
+            return child
+        time.sleep(0.02)
+    child.stop(2.0)
+    raise ProcessFailed(f"{name} was not ready after {timeout_s:.0f} s; its log says:\n{child.log_tail()}")

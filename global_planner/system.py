@@ -1,0 +1,187 @@
+"""[I/O] A whole system on one machine: virtual cluster, router, Ray with the arbiter and the planners; started and ended here.
+
+    System.start(topology) ─► cluster process ─► router process ─► Ray: GlobalPlanner ─► PoolPlanners
+
+`demo` and `run` both use it. Everything listens on loopback, on free ports; files are under one folder; and everything ends
+with `stop`, or with this process however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from global_planner.compile import planner_setups_of, router_config_of
+from global_planner.config import Topology
+from global_planner.mocker.cluster_api import EventsAnswer
+from global_planner.mocker.cluster_state import ClusterEvent
+from global_planner.processes import ChildProcess, ProcessFailed, start
+from global_planner.ray_environment import prepare
+from global_planner.topology_file import load_profiles
+from global_planner.types import ArbiterSnapshot
+from pool_planner.clock import SpeedClock
+
+if TYPE_CHECKING:  # imported for real only after the environment that Ray reads on import is prepared
+    from global_planner.actor import ArbiterClient, LocalRay
+
+READY_TIMEOUT_WALL_S = 60.0
+STOP_GRACE_WALL_S = 5.0
+# Numerical libraries start a thread per core for matrices that we do not have.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+@dataclass(slots=True)
+class System:
+    """A running system. `folder` holds logs, the journal and what processes tell each other; see `start`."""
+
+    topology: Topology
+    clock: SpeedClock
+    folder: Path
+    cluster: ChildProcess
+    router: ChildProcess
+    arbiter: ArbiterClient
+    _ray: LocalRay
+    _ray_folder: Path
+
+    @property
+    def public_url(self) -> str:
+        return f"http://{self.topology.router.host}:{self.router.port()}"
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://127.0.0.1:{self.router.port('admin_port')}"
+
+    @property
+    def cluster_url(self) -> str:
+        return f"http://127.0.0.1:{self.cluster.port()}"
+
+    @property
+    def journal_folder(self) -> Path:
+        return self.folder / "journal"
+
+    def snapshot(self, timeout_s: float = 1.0) -> ArbiterSnapshot | None:
+        """What the arbiter shows of itself; None while it is starting or restarting."""
+        return self.arbiter.snapshot(timeout_s)
+
+    def failed(self) -> str | None:
+        """Why the system cannot go on, or None: the cluster and the router are not restarted by anybody."""
+        for child in (self.cluster, self.router):
+            if not child.running():
+                return f"the {child.name} ended with status {child.popen.returncode}; its log says:\n{child.log_tail()}"
+        return None
+
+    def cluster_events(self, after: int) -> tuple[ClusterEvent, ...]:
+        """What happened in the virtual cluster after event number `after`; empty when it does not answer now."""
+        try:
+            with urllib.request.urlopen(f"{self.cluster_url}/v1/events?after={after}", timeout=2.0) as answer:
+                return EventsAnswer.model_validate_json(answer.read()).events
+        except OSError:
+            return ()
+
+    def wait_ready(self, timeout_s: float = READY_TIMEOUT_WALL_S) -> None:
+        """Wait until every model can be asked at the public endpoint. Raises ProcessFailed."""
+        deadline = time.monotonic() + timeout_s
+        said = "no answer"
+        while time.monotonic() < deadline:
+            wrong = self.failed()
+            if wrong is not None:
+                raise ProcessFailed(wrong)
+            try:
+                with urllib.request.urlopen(f"{self.public_url}/ready", timeout=2.0) as answer:
+                    if answer.status == 200:
+                        return
+            except urllib.error.HTTPError as error:
+                said = error.read().decode(errors="replace")[:300]
+            except OSError as error:
+                said = str(error)
+            time.sleep(0.05)
+        raise ProcessFailed(f"the endpoint was not ready after {timeout_s:.0f} s: {said}; logs are in {self.folder}")
+
+    def stop(self) -> None:
+        """End everything, in the order that loses nothing: planners, then the router, then the engines."""
+        self._ray.stop()
+        self.router.stop(STOP_GRACE_WALL_S)
+        self.cluster.stop(STOP_GRACE_WALL_S)
+        shutil.rmtree(self._ray_folder, ignore_errors=True)
+
+
+def start_system(topology: Topology, *, folder: Path, speed: float) -> System:
+    """Start everything; returns when the arbiter was launched (the endpoint may not be ready yet: `wait_ready`).
+
+    Raises ProcessFailed; nothing that was started is left behind then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    clock = SpeedClock(origin=time.time(), speed=speed)
+    os.environ.update(_ONE_THREAD)
+    os.environ.update(clock.environment())
+    token_file = _private_file(folder / "admin-token", secrets.token_urlsafe(32))
+    topology_file = _private_file(folder / "topology.json", topology.model_dump_json(indent=1))
+    ray_folder = prepare()
+    from global_planner.actor import ArbiterActorSpec, ArbiterClient, LocalRay
+    from pool_planner.actor import PlannerActorSpec
+
+    ray = LocalRay(ray_folder)
+    with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, ray_folder, ignore_errors=True)
+        cluster = start(
+            "cluster",
+            "global_planner.mocker.cluster",
+            ["--topology", str(topology_file), "--run-dir", str(folder / "engines")],
+            folder=folder,
+            environment={},
+        )
+        undo.callback(cluster.stop, STOP_GRACE_WALL_S)
+        config = router_config_of(topology, admin_token_file=str(token_file))
+        router_file = _private_file(folder / "router.json", config.model_dump_json(indent=1))
+        router = start("router", "router", ["--config", str(router_file), "--die-with-parent"], folder=folder, environment={})
+        undo.callback(router.stop, STOP_GRACE_WALL_S)
+        undo.callback(ray.stop)
+        ray.start()
+        admin_url = f"http://127.0.0.1:{router.port('admin_port')}"
+        setups = planner_setups_of(topology, load_profiles(topology))
+        arbiter = ArbiterClient.launch(
+            ArbiterActorSpec(
+                topology=topology,
+                clock=clock,
+                cluster_url=f"http://127.0.0.1:{cluster.port()}",
+                router_urls=(admin_url,),
+                router_token=token_file.read_text(),
+                journal_folder=str(folder / "journal"),
+                log=str(folder / "arbiter.log"),
+                planners=tuple(
+                    PlannerActorSpec(
+                        dgd=dgd,
+                        setup=setup,
+                        clock=clock,
+                        metrics_urls=(f"{admin_url}/metrics",),
+                        log=str(folder / f"planner-{dgd}.log"),
+                    )
+                    for dgd, setup in setups.items()
+                ),
+            )
+        )
+        undo.pop_all()
+    return System(
+        topology=topology,
+        clock=clock,
+        folder=folder,
+        cluster=cluster,
+        router=router,
+        arbiter=arbiter,
+        _ray=ray,
+        _ray_folder=ray_folder,
+    )
+
+
+def _private_file(path: Path, text: str) -> Path:
+    path.touch(mode=0o600)
+    path.write_text(text)
+    return path
