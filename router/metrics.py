@@ -45,7 +45,7 @@ ITL_EDGES = (*_MILLISECONDS, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0)
 TOKEN_EDGES = tuple(float(base << shift) for shift in range(4, 19) for base in (2, 3))
 
 Outcome = str
-OUTCOMES: tuple[Outcome, ...] = ("offered", "admitted", "shed", "completed", "failed", "retried")
+OUTCOMES: tuple[Outcome, ...] = ("offered", "admitted", "shed", "completed", "failed", "retried", "cancelled")
 Labels = Mapping[str, str]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -94,8 +95,11 @@ StartEngine = Callable[..., Awaitable[FakeEngine]]
 
 @pytest.fixture
 async def start_router() -> AsyncIterator[StartRouter]:
-    """start_router(pools, speed=…, model=…, **sections): pools as in the configuration."""
+    """start_router(pools, speed=…, model=…, **sections): pools as in the configuration. An exception that nobody in the router
+    waited for fails the test."""
     started: list[Running] = []
+    strays: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: strays.append(context))
 
     async def start(
         pools: list[dict[str, Any]], *, speed: float = 1.0, model: dict[str, Any] | None = None, **more: Any
@@ -119,6 +123,8 @@ async def start_router() -> AsyncIterator[StartRouter]:
     for running in started:
         await running.session.close()
         await running.app.stop()
+    gc.collect()
+    assert not [stray for stray in strays if "engines.py" not in repr(stray)]
 
 
 @pytest.fixture
