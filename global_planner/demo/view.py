@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Mapping
+from textwrap import wrap
 from types import TracebackType
 from typing import Protocol, TextIO
 
@@ -20,6 +22,13 @@ LINE_WALL_S = 5.0
 # Told apart without red and green, and each group also stands by its name.
 GROUP_STYLES = ("cyan", "magenta", "yellow", "blue", "green")
 _STILL_FINE = 0.9
+_HEADINGS = ("wanted", "granted", "ready", "starting", "draining")
+_SHORT_HEADINGS = ("want", "grant", "ready", "new", "drain")
+_ROLE_WIDTH = 7
+_LATENCY_WIDTH = 21
+_DECISION_WIDTH = 16  # less room than this says nothing
+# Reasons that go on after repeating the change, which stands in front of them here.
+_RESTATED = re.compile(r"^(?:\d+ to \d+: |(?:raised|lowered) \d+ -> \d+: |granted \d+ of \d+: |stays at \d+: )+")
 
 
 class View(Protocol):
@@ -68,18 +77,18 @@ class TerminalView:
 def picture(snapshot: Snapshot, *, width: int, height: int) -> RenderableType:
     """The whole view for a terminal of `width` x `height` characters."""
     styles = {line.group: GROUP_STYLES[index % len(GROUP_STYLES)] for index, line in enumerate(snapshot.models)}
-    pools = _pools(snapshot, styles, width, lines=2 if height >= 22 + len(snapshot.pools) else 1)
-    parts: list[RenderableType] = [_head(snapshot, width), _budgets(snapshot, styles, width), pools]
-    parts += [_models(snapshot, styles), _counts(snapshot)]
-    used = (
-        14
-        + len(snapshot.budgets)
-        + len(snapshot.models)
-        + len(snapshot.pools) * (2 if height >= 22 + len(snapshot.pools) else 1)
+    # Everything but decisions and events has a fixed height; decisions get up to three lines each, and three events are kept.
+    room = height - (8 + len(snapshot.budgets) + len(snapshot.models))
+    lines = max(1, min(3, (room - 3) // max(1, len(snapshot.pools))))
+    return Group(
+        _head(snapshot, width),
+        _budgets(snapshot, styles, width),
+        _pools(snapshot, styles, width, lines=lines),
+        Text(),
+        _models(snapshot, styles),
+        _counts(snapshot),
+        _events(snapshot, max(1, room - lines * len(snapshot.pools))),
     )
-    room = max(1, height - used)
-    parts.append(_events(snapshot, room))
-    return Group(*parts)
 
 
 def _head(snapshot: Snapshot, width: int) -> Text:
@@ -111,7 +120,7 @@ def _budget(line: BudgetLine, styles: Mapping[str, str], width: int) -> Text:
     shares = "  ".join(f"{group} {gpus}" for group, gpus in line.by_group.items())
     room = max(10, width - len(label) - len(count) - len(shares) - 4)
     total = max(most or 0, line.charged_gpus, 1)
-    cell = max(1, min(4, room // total))
+    cell = max(1, min(6, room // total))
     text = Text(label, no_wrap=True, overflow="crop")
     drawn = 0
     for group, gpus in line.by_group.items():
@@ -128,18 +137,21 @@ def _budget(line: BudgetLine, styles: Mapping[str, str], width: int) -> Text:
 
 
 def _pools(snapshot: Snapshot, styles: Mapping[str, str], width: int, *, lines: int) -> Table:
-    table = Table(box=None, expand=True, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
-    table.add_column("pool", no_wrap=True)
-    table.add_column("role", no_wrap=True)
-    wide = width >= 120
-    for name in (
-        ("wanted", "granted", "ready", "starting", "draining") if wide else ("want", "grant", "ready", "start", "drain")
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("latency / SLA", justify="right", no_wrap=True)
-    table.add_column("last decision", ratio=1, overflow="ellipsis", no_wrap=lines == 1)
+    headings = _HEADINGS if width >= 120 else _SHORT_HEADINGS
+    name_width = max([4, *(len(line.pool) for line in snapshot.pools)])
+    # What the decision gets: the rest, after a blank behind each of the other eight columns.
+    rest = width - (name_width + _ROLE_WIDTH + sum(map(len, headings)) + _LATENCY_WIDTH + 8)
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
+    table.add_column("pool", no_wrap=True, width=name_width)
+    table.add_column("role", no_wrap=True, width=_ROLE_WIDTH)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("latency / SLA", justify="right", no_wrap=True, width=_LATENCY_WIDTH)
+    decisions = rest >= _DECISION_WIDTH
+    if decisions:
+        table.add_column("last decision", no_wrap=True, width=rest)
     for line in snapshot.pools:
-        table.add_row(
+        cells: tuple[RenderableType, ...] = (
             Text(line.pool, style=styles.get(line.group, "white")),
             line.role,
             count_text(line.wanted),
@@ -148,8 +160,8 @@ def _pools(snapshot: Snapshot, styles: Mapping[str, str], width: int, *, lines: 
             count_text(line.starting) if line.starting != 0 else "·",
             count_text(line.leaving) if line.leaving != 0 else "·",
             _latency(line.metric, line.latency_ms, line.sla_ms),
-            _decision(line, snapshot, lines, width),
         )
+        table.add_row(*cells, *((_decision(line, snapshot, lines, rest),) if decisions else ()))
     return table
 
 
@@ -163,30 +175,29 @@ def _decision(line: PoolLine, snapshot: Snapshot, lines: int, width: int) -> Tex
         return Text("–", style="dim")
     start_s = 0.0 if snapshot.load is None else snapshot.load.started_s
     head = f"{clock_text(line.decision.at_s - start_s)} {line.decision.what}"
-    # The step says "before to after: why"; the change stands in front already.
-    reason = line.decision.reason
-    room = lines * max(12, width - (75 if width >= 120 else 67)) - len(head) - 2
-    if len(reason) > room:
-        reason = reason[: max(0, room - 1)].rstrip() + "…"
-    return Text.assemble((head, "bold"), (f" {reason}", "dim"))
+    told = f"{head} {_RESTATED.sub('', line.decision.reason)}"
+    text = Text("\n".join(wrap(told, width, max_lines=lines, placeholder=" …")), style="dim")
+    text.stylize("not dim bold", 0, len(head))
+    return text
 
 
 def _latency(metric: str, value_ms: float | None, sla_ms: float) -> Text:
     text = Text(f"{metric} ", style="dim")
     if value_ms is None:
-        text.append(f"     – / {ms_text(sla_ms)}", style="dim")
+        text.append(f"– / {ms_text(sla_ms)}", style="dim")
         return text
     over = value_ms > sla_ms
     style = "bold red" if over else "yellow" if value_ms > _STILL_FINE * sla_ms else "green"
-    text.append(f"{ms_text(value_ms):>6}{'!' if over else ' '}", style=style)
-    text.append(f"/ {ms_text(sla_ms)}", style="dim")
+    text.append(f"{ms_text(value_ms)}{'!' if over else ''}", style=style)
+    text.append(f" / {ms_text(sla_ms)}", style="dim")
     return text
 
 
 def _models(snapshot: Snapshot, styles: Mapping[str, str]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for name, justify in (("model", "left"), ("sent", "right"), ("completed", "right")):
-        table.add_column(name, justify="left" if justify == "left" else "right", no_wrap=True)
+    table.add_column("model", no_wrap=True)
+    table.add_column("sent", justify="right", no_wrap=True)
+    table.add_column("completed", justify="right", no_wrap=True)
     table.add_column("clients' TTFT / SLA", justify="right", no_wrap=True)
     table.add_column("clients' ITL / SLA", justify="right", no_wrap=True)
     table.add_column("plan attains", justify="right", no_wrap=True)
@@ -204,17 +215,17 @@ def _models(snapshot: Snapshot, styles: Mapping[str, str]) -> Table:
 
 def _counts(snapshot: Snapshot) -> Text:
     known, load = snapshot.known, snapshot.load
-    text = Text.assemble("\n", (f"{known.rounds:,}", "bold"), " rounds   ", no_wrap=True, overflow="crop")
-    text.append_text(Text.assemble((f"{known.scale_ups}", "bold"), " up  ", (f"{known.scale_downs}", "bold"), " down   "))
-    if load is not None:
-        text.append_text(
-            Text.assemble((f"{load.sent:,}", "bold"), f" of {load.total:,} requests sent, {load.in_flight} in flight, ")
-        )
-        text.append_text(Text.assemble((f"{load.completed:,}", "bold"), f" completed, {load.retried} retried, "))
-        text.append(f"{load.rejected} rejected, ", style="yellow" if load.rejected else "")
-        text.append(f"{load.lost} lost", style="bold white on red" if load.lost else "")
+    text = Text("\n", no_wrap=True, overflow="crop")
+    text.append(f"{known.rounds:,} rounds, {known.scale_ups} up, {known.scale_downs} down", style="bold")
     if known.budget_violations:
-        text.append(f"   {known.budget_violations} rounds over budget", style="bold white on red")
+        text.append(f", {known.budget_violations} over budget", style="bold white on red")
+    if load is not None:
+        text.append(f" │ {load.sent:,} sent, {load.in_flight} in flight, ")
+        text.append(f"{load.completed:,} done", style="bold")
+        text.append(f", {load.retried} retried, ")
+        text.append(f"{load.rejected} rejected", style="yellow" if load.rejected else "")
+        text.append(", ")
+        text.append(f"{load.lost} lost", style="bold white on red" if load.lost else "")
     return text
 
 
