@@ -44,6 +44,18 @@ class Extensions(BaseModel):
     cold_start_s: NonNegativeFloat = Field(
         default=60.0, description="Seconds from order to ready, until the pool's own were measured."
     )
+    prometheus_token_file: str | None = Field(
+        default=None, description="File with the bearer token for Prometheus, read for every query because tokens are rotated."
+    )
+    prometheus_ca_file: str | None = Field(
+        default=None, description="Certificates that Prometheus's own must be signed by. null: the system's."
+    )
+    metrics_timeout_s: PositiveFloat = Field(
+        default=5.0, description="Seconds that Prometheus or a router may take to answer one query."
+    )
+    vllm_series: bool = Field(
+        default=False, description="Read the engines' own vllm: series instead of Dynamo's, for deployments without Dynamo."
+    )
     isl_until_known: PositiveFloat = Field(default=3000.0, description="Prompt tokens to plan for until some were measured.")
     osl_until_known: PositiveFloat = Field(default=150.0, description="Answer tokens to plan for until some were measured.")
     forecast_quantile: Share | None = Field(
@@ -60,16 +72,12 @@ class Extensions(BaseModel):
     )
     queueing: bool = Field(
         default=True,
-        description="TTFT is queue wait plus prefill, ITL varies with the number of running sequences. Off: divide load by "
-        "profiled throughput.",
+        description="TTFT is queue wait plus prefill, ITL varies with the number of running sequences; live latencies "
+        "correct both slowly and within bounds (no_correction: false). Off: load over profiled throughput, with the guide's "
+        "two ratios.",
     )
     attainment_target: Share = Field(
         default=0.97, description="Share of requests that are to meet their SLA (with `queueing`)."
-    )
-    bounded_correction: bool = Field(
-        default=True,
-        description="Correct with an additive TTFT offset and an ITL factor, both bounded and slow (no_correction: false). "
-        "Off: the guide's two ratios.",
     )
     check_survivors: bool = Field(
         default=True,
@@ -105,7 +113,6 @@ PLAIN: Mapping[str, object] = {
     "react_early": False,
     "length_distribution": False,
     "queueing": False,
-    "bounded_correction": False,
     "check_survivors": False,
     "max_load_step": 1,
     "hold_s": 0.0,

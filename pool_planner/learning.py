@@ -111,7 +111,7 @@ def correct(
     ready = grant.replicas_ready if grant is not None else None
     if config.no_correction or not ready or not observation.requests:
         return state
-    if not config.extensions.bounded_correction:
+    if not config.extensions.queueing:
         return replace(state, correction=_ratios(state, observation, ready, engine))
     model = expected(engine, shape, state.correction, rate_rps=observation.requests / observation.interval_s, ready=ready)
     queued = (observation.queued_requests or 0.0) > observation.requests

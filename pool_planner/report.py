@@ -124,7 +124,8 @@ def numbers(state: PoolState, grant: Grant | None, capacity: Capacity | None, re
             numbers |= {} if score.wape is None else {"forecast_wape": score.wape}
     if grant is not None and grant.cold_start_s is not None:
         numbers["cold_start_s"] = grant.cold_start_s
-    if capacity is not None and grant is not None and grant.replicas_ready is not None:
-        ready = min(grant.replicas_ready, len(capacity.rps) - 1)
-        numbers["capacity_ready_rps"] = capacity.rps[ready]
+    if grant is not None and grant.replicas_ready is not None:
+        numbers["ready"] = float(grant.replicas_ready)
+        if capacity is not None:
+            numbers["capacity_ready_rps"] = capacity.rps[min(grant.replicas_ready, len(capacity.rps) - 1)]
     return numbers

@@ -33,7 +33,8 @@ class WarmBin:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolState:
     """Of one pool. `last_points`: each worker's last (load, latency) pair by kind, because a gauge that did not change says
-    nothing new. `calm_since_s`: the pool has been below overload with `calm_ready` ready replicas since. `numbers` and `last_reason` are for showing."""
+    nothing new. `calm_since_s`: the pool has been below overload with `calm_ready` ready replicas since. `numbers` and
+    `last_reason` are for showing."""
 
     forecaster: TrafficForecaster
     ttft: Window

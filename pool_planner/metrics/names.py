@@ -1,7 +1,8 @@
 """Which series tell what, by source, and which of them belong to a pool. Pure.
 
 `router` series are per pool where the router knows pools, else per Dynamo namespace; `frontend` series are per model and
-namespace. Sources write label values differently: namespaces with "-" or "_", models in any case.
+namespace; `vllm` series are the engines' own, for deployments without Dynamo. Sources write label values differently:
+namespaces with "-" or "_", models in any case.
 """
 
 from __future__ import annotations
@@ -14,19 +15,65 @@ from pool_planner.config import PlannerConfig
 from pool_planner.setup import PoolSetup
 from pool_planner.types import Role
 
-Source = Literal["router", "frontend"]
-_PREFIX: Mapping[Source, str] = {"router": "dynamo_component_router_", "frontend": "dynamo_frontend_"}
-SHED = "global_planner_router_shed_total"
-QUEUED_REQUESTS = "global_planner_router_queued_requests"
-QUEUED_TOKENS = "global_planner_router_queued_tokens"
+Source = Literal["router", "frontend", "vllm"]
 START_TIME = "process_start_time_seconds"
-HISTOGRAMS: Mapping[str, str] = {
-    "ttft": "time_to_first_token_seconds",
-    "itl": "inter_token_latency_seconds",
-    "isl": "input_sequence_tokens",
-    "osl": "output_sequence_tokens",
-    "duration": "request_duration_seconds",
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceNames:
+    """Metric names of one source. Counters: `started` (None: not exposed), `completed`, `shed`. Histograms without their
+    suffixes. `waiting` and `running` are gauges of requests; where `started` is missing, arrivals are completions plus what
+    these grew by, if both are there."""
+
+    prefix: str
+    completed: str
+    ttft: str
+    itl: str
+    isl: str
+    osl: str
+    duration: str
+    started: str | None = None
+    shed: str | None = None
+    waiting: str | None = None
+    waiting_tokens: str | None = None
+    running: str | None = None
+
+
+def _dynamo(prefix: str, **own: str) -> SourceNames:
+    return SourceNames(
+        prefix=prefix,
+        started=prefix + "requests_started_total",
+        completed=prefix + "requests_total",
+        ttft=prefix + "time_to_first_token_seconds",
+        itl=prefix + "inter_token_latency_seconds",
+        isl=prefix + "input_sequence_tokens",
+        osl=prefix + "output_sequence_tokens",
+        duration=prefix + "request_duration_seconds",
+        **own,
+    )
+
+
+NAMES: Mapping[Source, SourceNames] = {
+    "router": _dynamo(
+        "dynamo_component_router_",
+        shed="global_planner_router_shed_total",
+        waiting="global_planner_router_queued_requests",
+        waiting_tokens="global_planner_router_queued_tokens",
+    ),
+    "frontend": _dynamo("dynamo_frontend_"),
+    "vllm": SourceNames(
+        prefix="vllm:",
+        completed="vllm:request_success_total",
+        ttft="vllm:time_to_first_token_seconds",
+        itl="vllm:inter_token_latency_seconds",
+        isl="vllm:request_prompt_tokens",
+        osl="vllm:request_generation_tokens",
+        duration="vllm:e2e_request_latency_seconds",
+        waiting="vllm:num_requests_waiting",
+        running="vllm:num_requests_running",
+    ),
 }
+VLLM_KV_USAGE = "vllm:kv_cache_usage_perc"
 WORKER_PREFIX = "dynamo_frontend_worker_"
 WORKER_GAUGES: Mapping[str, str] = {
     "active_prefill_tokens": WORKER_PREFIX + "active_prefill_tokens",
@@ -37,26 +84,17 @@ WORKER_GAUGES: Mapping[str, str] = {
 }
 
 
-def started(source: Source) -> str:
-    return _PREFIX[source] + "requests_started_total"
-
-
-def completed(source: Source) -> str:
-    return _PREFIX[source] + "requests_total"
-
-
-def histogram(source: Source, what: str) -> str:
-    return _PREFIX[source] + HISTOGRAMS[what]
+_PREFIXES = (*(names.prefix for names in NAMES.values()), "global_planner_router_")
 
 
 def wanted(name: str) -> bool:
     """Whether any observation reads the metric `name`."""
-    return name.startswith(("dynamo_component_router_", "dynamo_frontend_", "global_planner_router_")) or name == START_TIME
+    return name.startswith(_PREFIXES) or name == START_TIME
 
 
 def normalised(label: str, value: str) -> str:
     """A label value as it is compared: model names in lower case, namespaces with "_"."""
-    if label == "model":
+    if label in ("model", "model_name"):
         return value.lower()
     return value.replace("-", "_") if label == "dynamo_namespace" else value
 
@@ -69,6 +107,10 @@ class PoolSeries:
     role: Role
     source: Source = "router"
     match: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> SourceNames:
+        return NAMES[self.source]
 
     def mine(self, labels: Mapping[str, str]) -> bool:
         return all(normalised(key, labels.get(key, "")) == normalised(key, value) for key, value in self.match.items())
@@ -87,7 +129,10 @@ def by_pool(pool: PoolSetup) -> PoolSeries:
 
 
 def by_namespace(pool: PoolSetup, config: PlannerConfig) -> PoolSeries:
-    """Series of a deployment's own frontend or router, which knows namespace and model only."""
+    """Series of a deployment's own frontend, router or engines, which know namespace and model only."""
+    if config.extensions.vllm_series:
+        match = {} if config.model_name is None else {"model_name": config.model_name}
+        return PoolSeries(pool=pool.name, role=pool.role, source="vllm", match=match)
     match = {"dynamo_namespace": config.namespace}
     if config.model_name is not None:
         match["model"] = config.model_name

@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pool_planner.metrics import names
 from pool_planner.metrics.exposition import Families
-from pool_planner.metrics.names import PoolSeries
+from pool_planner.metrics.names import START_TIME, PoolSeries
 from pool_planner.types import Histogram, Observation, WorkerLoad
 
 
@@ -24,11 +23,13 @@ class Snapshot:
 
     at_s: float
     families: Families
+    instance: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """One instance at the begin and the end of an interval. `share`: how much of the time between lies in the interval."""
+    """One instance at the begin and the end of an interval. `share`: length of the interval over the time between the two,
+    below 1 when an instance was silent for longer, around 1 when it is read at its own times."""
 
     before: Snapshot
     after: Snapshot
@@ -36,7 +37,7 @@ class Pair:
 
     @property
     def restarted(self) -> bool:
-        starts = [_single(snapshot.families.get(names.START_TIME)) for snapshot in (self.before, self.after)]
+        starts = [_single(snapshot.families.get(START_TIME)) for snapshot in (self.before, self.after)]
         return None not in starts and starts[0] != starts[1]
 
 
@@ -111,31 +112,48 @@ def observation(
 ) -> Observation:
     """What was observed of a pool over (at_s - interval_s, at_s]. `complete`: every instance answered. Without pairs nothing
     is known of the traffic."""
-    source = pool.source
+    names = pool.names
 
-    def mean_of(what: str, scale: float = 1.0) -> float | None:
-        value = mean(pairs, names.histogram(source, what), pool)
+    def mean_of(name: str, scale: float = 1.0) -> float | None:
+        value = mean(pairs, name, pool)
         return None if value is None else value * scale
 
-    completed = increase(pairs, names.completed(source), pool)
-    arrived = increase(pairs, names.started(source), pool)
+    completed = increase(pairs, names.completed, pool)
     now = [pair.after for pair in pairs]
     return Observation(
         pool=pool.pool,
         at_s=at_s,
         interval_s=interval_s,
         front_door_up=complete,
-        requests=completed if arrived is None else arrived,
+        requests=_arrived(pairs, pool, completed),
         completed=completed,
-        shed=increase(pairs, names.SHED, pool),
-        queued_requests=gauge(now, names.QUEUED_REQUESTS, pool),
-        queued_tokens=gauge(now, names.QUEUED_TOKENS, pool),
-        isl_tokens=mean_of("isl"),
-        osl_tokens=mean_of("osl"),
-        ttft_ms=mean_of("ttft", 1e3),
-        itl_ms=mean_of("itl", 1e3),
-        duration_s=mean_of("duration"),
-        isl_histogram=buckets(pairs, names.histogram(source, "isl"), pool),
-        osl_histogram=buckets(pairs, names.histogram(source, "osl"), pool),
+        shed=None if names.shed is None else increase(pairs, names.shed, pool),
+        queued_requests=None if names.waiting is None else gauge(now, names.waiting, pool),
+        queued_tokens=None if names.waiting_tokens is None else gauge(now, names.waiting_tokens, pool),
+        isl_tokens=mean_of(names.isl),
+        osl_tokens=mean_of(names.osl),
+        ttft_ms=mean_of(names.ttft, 1e3),
+        itl_ms=mean_of(names.itl, 1e3),
+        duration_s=mean_of(names.duration),
+        isl_histogram=buckets(pairs, names.isl, pool),
+        osl_histogram=buckets(pairs, names.osl, pool),
         workers=workers,
     )
+
+
+def _arrived(pairs: Sequence[Pair], pool: PoolSeries, completed: float | None) -> float | None:
+    """Arrivals: counted where the source counts them; else what was completed and what more is under way."""
+    names = pool.names
+    if names.started is not None:
+        started = increase(pairs, names.started, pool)
+        return completed if started is None else started
+    if completed is None or names.waiting is None or names.running is None:
+        return completed
+    under_way = [
+        [gauge(snapshots, name, pool) for name in (names.waiting, names.running)]
+        for snapshots in ([pair.before for pair in pairs], [pair.after for pair in pairs])
+    ]
+    if any(value is None for side in under_way for value in side):
+        return completed
+    before, after = (sum(value or 0.0 for value in side) for side in under_way)
+    return max(0.0, completed + after - before)

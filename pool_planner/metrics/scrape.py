@@ -15,7 +15,7 @@ from pool_planner.metrics import names, workers
 from pool_planner.metrics.exposition import Families, MalformedExposition, parse
 from pool_planner.metrics.names import PoolSeries
 from pool_planner.metrics.observe import Pair, Snapshot, observation
-from pool_planner.types import MetricsUnavailable, Observation
+from pool_planner.types import MetricsUnavailable, Observation, WorkerLoad
 
 MAX_BYTES = 32 * 1024 * 1024
 MAX_SAMPLES = 1000
@@ -64,24 +64,31 @@ class RouterScrape:
         since_s = self._since_s
         pairs = []
         for url, families in answers.items():
-            after, before = Snapshot(at_s=now_s, families=families), self._before.get(url)
+            after, before = Snapshot(at_s=now_s, families=families, instance=url), self._before.get(url)
             self._before[url] = after
             if before is not None and since_s is not None and now_s > before.at_s:
                 pairs.append(Pair(before=before, after=after, share=min(1.0, (now_s - since_s) / (now_s - before.at_s))))
         self._since_s = now_s
-        found = {}
-        for series in self._series:
-            samples = self._samples[series.pool]
-            found[series.pool] = observation(
+        loads = self.worker_loads() if complete else {}
+        return {
+            series.pool: observation(
                 series,
                 pairs,
                 at_s=now_s,
                 interval_s=now_s - since_s if since_s is not None else 0.0,
                 complete=complete,
-                workers=workers.average(samples) if complete else None,
+                workers=(workers.of_vllm(pairs, series) if series.source == "vllm" else loads[series.pool])
+                if complete
+                else None,
             )
-            self._samples[series.pool] = []
-        return found
+            for series in self._series
+        }
+
+    def worker_loads(self) -> Mapping[str, tuple[WorkerLoad, ...]]:
+        """By pool: the workers' load over the samples since the last call."""
+        loads = {pool: workers.average(samples) for pool, samples in self._samples.items()}
+        self._samples = {pool: [] for pool in self._samples}
+        return loads
 
     async def close(self) -> None:
         if self._session is not None:
@@ -126,3 +133,9 @@ class RouterScrape:
         if not any(name != names.START_TIME for name in families):
             return f"{url}: none of the series that a router or frontend exposes"
         return families
+
+
+def _workers(
+    series: PoolSeries, pairs: Sequence[Pair], loads: Mapping[str, tuple[WorkerLoad, ...]]
+) -> tuple[WorkerLoad, ...] | None:
+    return workers.of_vllm(pairs, series) if series.source == "vllm" else loads.get(series.pool)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pool_planner.metrics import names
 from pool_planner.metrics.exposition import Families
 from pool_planner.metrics.names import PoolSeries
+from pool_planner.metrics.observe import Pair, gauge, mean
 from pool_planner.types import WorkerLoad
 
 Gauges = Mapping[str, float]
@@ -19,22 +20,22 @@ def sample(instances: Iterable[Families], pool: PoolSeries) -> Mapping[str, Gaug
     routers, and everything over the ranks of a data-parallel worker."""
     ranks: dict[str, dict[str, dict[str, list[float]]]] = {}
     for families in instances:
-        for gauge, name in names.WORKER_GAUGES.items():
+        for kind, name in names.WORKER_GAUGES.items():
             for series in families.get(name, {}).values():
                 worker = series.labels.get("worker_id")
                 if worker is None or not pool.my_worker(series.labels) or not math.isfinite(series.value):
                     continue
                 rank = ranks.setdefault(worker, {}).setdefault(series.labels.get("dp_rank", "0"), {})
-                rank.setdefault(gauge, []).append(series.value)
+                rank.setdefault(kind, []).append(series.value)
     return {worker: _over_ranks(list(of_worker.values())) for worker, of_worker in ranks.items()}
 
 
 def _over_ranks(ranks: Sequence[Mapping[str, list[float]]]) -> Gauges:
     gauges: dict[str, float] = {}
-    for gauge in names.WORKER_GAUGES:
-        per_rank = [sum(rank[gauge]) / (1 if gauge in _SUMMED else len(rank[gauge])) for rank in ranks if gauge in rank]
+    for kind in names.WORKER_GAUGES:
+        per_rank = [sum(rank[kind]) / (1 if kind in _SUMMED else len(rank[kind])) for rank in ranks if kind in rank]
         if per_rank:
-            gauges[gauge] = sum(per_rank) / len(per_rank)
+            gauges[kind] = sum(per_rank) / len(per_rank)
     return gauges
 
 
@@ -63,3 +64,28 @@ def average(samples: Sequence[Mapping[str, Gauges]]) -> tuple[WorkerLoad, ...]:
             )
         )
     return tuple(workers)
+
+
+def of_vllm(pairs: Sequence[Pair], pool: PoolSeries) -> tuple[WorkerLoad, ...]:
+    """vLLM engines as workers: KV usage (%) stands for decode blocks, waiting prompts for prefill tokens, and means of the
+    interval for last latencies. A regression does not mind the units."""
+    found = []
+    for pair in pairs:
+        own, now = [pair], [pair.after]
+        usage = gauge(now, names.VLLM_KV_USAGE, pool)
+        isl = mean(own, pool.names.isl, pool)
+        waiting = None if pool.names.waiting is None else gauge(now, pool.names.waiting, pool)
+        ttft, itl = mean(own, pool.names.ttft, pool), mean(own, pool.names.itl, pool)
+        if usage is None and waiting is None:
+            continue
+        found.append(
+            WorkerLoad(
+                worker_id=pair.after.instance,
+                active_prefill_tokens=None if waiting is None or isl is None else waiting * isl,
+                active_decode_blocks=None if usage is None else 100.0 * usage,
+                last_ttft_ms=None if ttft is None else 1e3 * ttft,
+                last_isl_tokens=isl,
+                last_itl_ms=None if itl is None else 1e3 * itl,
+            )
+        )
+    return tuple(sorted(found, key=lambda worker: worker.worker_id))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -21,6 +22,7 @@ from pool_planner.metrics.scrape import RouterScrape
 from pool_planner.types import MetricsUnavailable
 
 POOL = PoolSeries(pool="chat-decode", role="decode", match={"pool": "chat-decode"})
+NAMES: Any = names.NAMES["router"]
 LABELS = ["dynamo_namespace", "model", "pool", "role"]
 
 
@@ -30,12 +32,12 @@ class Router:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         r = self.registry
-        self.started = Counter(names.started("router"), "x", LABELS, registry=r)
-        self.done = Counter(names.completed("router"), "x", LABELS, registry=r)
-        self.shed = Counter(names.SHED, "x", LABELS, registry=r)
-        self.queued = Gauge(names.QUEUED_REQUESTS, "x", LABELS, registry=r)
-        self.isl = Histogram(names.histogram("router", "isl"), "x", LABELS, buckets=(128, 1024, 8192), registry=r)
-        self.itl = Histogram(names.histogram("router", "itl"), "x", LABELS, buckets=(0.1, 1.0), registry=r)
+        self.started = Counter(NAMES.started, "x", LABELS, registry=r)
+        self.done = Counter(NAMES.completed, "x", LABELS, registry=r)
+        self.shed = Counter(NAMES.shed, "x", LABELS, registry=r)
+        self.queued = Gauge(NAMES.waiting, "x", LABELS, registry=r)
+        self.isl = Histogram(NAMES.isl, "x", LABELS, buckets=(128, 1024, 8192), registry=r)
+        self.itl = Histogram(NAMES.itl, "x", LABELS, buckets=(0.1, 1.0), registry=r)
         self.blocks = Gauge(names.WORKER_GAUGES["active_decode_blocks"], "x", ["worker_id", "pool"], registry=r)
         self.last_itl = Gauge(names.WORKER_GAUGES["last_itl_s"], "x", ["worker_id", "pool"], registry=r)
 
@@ -112,7 +114,7 @@ def test_increases_add_up_over_instances_before_anything_is_divided() -> None:
 def test_a_restarted_router_counts_from_zero() -> None:
     before = Router().serve(500).snapshot(0.0)
     pair = Pair(before=before, after=Router().serve(7).snapshot(10.0))
-    assert increase([pair], names.started("router"), POOL) == 7.0
+    assert increase([pair], NAMES.started, POOL) == 7.0
     assert observation(POOL, [pair], at_s=10, interval_s=10, complete=True, workers=None).isl_tokens == 1000.0
 
 
@@ -131,7 +133,7 @@ def test_instances_with_other_buckets_give_a_mean_but_no_histogram() -> None:
     other = Snapshot(at_s=10.0, families=parse(text, names.wanted))
     empty = Snapshot(at_s=0.0, families={})
     pairs = [Pair(before=empty, after=one.snapshot(10.0)), Pair(before=empty, after=other)]
-    assert buckets(pairs, names.histogram("router", "isl"), POOL) is None
+    assert buckets(pairs, NAMES.isl, POOL) is None
     assert observation(POOL, pairs, at_s=10, interval_s=10, complete=True, workers=None).isl_tokens == 1000.0
 
 

@@ -65,7 +65,7 @@ def test_whatever_is_observed_a_report_comes_out(told: list[Observation | None],
 def test_noise_of_five_per_cent_moves_nothing_after_settling(role: str, rate: float) -> None:
     story = Story(have=1, role=role, load_predictor="kalman", no_correction=False)
     rng = random.Random(7)
-    for _ in range(40):
+    for _ in range(80):
         story.step(rate * rng.uniform(0.95, 1.05), ttft_ms=1100 * rng.uniform(0.95, 1.05), itl_ms=400 * rng.uniform(0.95, 1.05))
     settled = story.wanted
     for _ in range(120):

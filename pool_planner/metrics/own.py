@@ -1,0 +1,130 @@
+"""What a planner exposes of itself, as Prometheus text. Pure; `serve` answers it over HTTP.
+
+`global_planner_pool_*` has one series a pool; `dynamo_planner_*` are the names that existing dashboards read, which tell
+prefill from decode by name, so pools of one role are summed (counts) or taken together at the worst (latencies).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from pool_planner.setup import PlannerSetup, PoolSetup
+from pool_planner.state import PlannerState, PoolState
+from pool_planner.types import Hold, Proposal, Report
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_OWN = "global_planner_pool_"
+_DYNAMO = "dynamo_planner_"
+STATES = ("proposal", "hold")
+
+# name of PoolState.numbers -> what it is
+_NUMBERS: Mapping[str, str] = {
+    "planned_rps": "Load planned for, requests/s.",
+    "forecast_rps": "Forecast load at the horizon, requests/s.",
+    "forecast_high_rps": "Its upper quantile, requests/s.",
+    "forecast_age_s": "Age of the newest data behind the forecast, s.",
+    "forecast_rmae": "Recent error of the forecast over that of repeating the last value; below 1 it earns its keep.",
+    "forecast_wape": "Recent absolute error of the forecast over the volume.",
+    "horizon_s": "How far ahead is planned, s.",
+    "arrival_cv2": "Squared coefficient of variation of the times between arrivals.",
+    "ttft_offset_ms": "What live TTFT corrects in the model, ms.",
+    "itl_factor": "What live ITL corrects in the model.",
+    "regression_points_ttft": "Observations in the TTFT regression.",
+    "regression_points_itl": "Observations in the ITL regression.",
+    "capacity_ready_rps": "What the ready replicas carry within the SLA, requests/s.",
+    "cold_start_s": "Measured time from order to ready, s.",
+}
+# suffix -> field of Observation, what it is
+_OBSERVED: Mapping[str, tuple[str, str]] = {
+    "ttft_ms": ("ttft_ms", "Observed time to first token, ms."),
+    "itl_ms": ("itl_ms", "Observed time between tokens, ms."),
+    "request_duration_seconds": ("duration_s", "Observed request duration, s."),
+    "input_sequence_tokens": ("isl_tokens", "Observed prompt length."),
+    "output_sequence_tokens": ("osl_tokens", "Observed answer length."),
+}
+
+
+def render(setup: PlannerSetup, state: PlannerState, reports: Sequence[Report], *, now: float) -> str:
+    """The exposition after a plan at `now`. What is unknown has no sample: an absent series is no zero."""
+    text = _Text()
+    by_pool = {report.pool: report for report in reports}
+    rows = [(pool, state.pools[pool.name], by_pool.get(pool.name)) for pool in setup.pools]
+    for pool, of_pool, report in rows:
+        labels = {"pool": pool.name, "role": pool.role}
+        for name, about in _NUMBERS.items():
+            if not isinstance(report, Hold):
+                text.gauge(_OWN + name, about, labels, of_pool.numbers.get(name))
+        for name, (field, about) in _OBSERVED.items():
+            text.gauge(f"{_OWN}observed_{name}", about, labels, _observed(of_pool, field))
+        text.gauge(_OWN + "observed_rps", "Observed arrivals, requests/s.", labels, _arrivals(of_pool))
+        if of_pool.observation is not None:
+            text.gauge(_OWN + "observation_age_s", "Age of the last observation, s.", labels, now - of_pool.observation.at_s)
+        if isinstance(report, Proposal):
+            text.gauge(_OWN + "wanted", "Replicas wanted.", labels, float(report.wanted))
+            for name, replicas in (("throughput_floor", report.predicted_replicas), ("load_wanted", report.load_replicas)):
+                about = f"Replicas that {name.split('_')[0]}-based scaling asks for."
+                text.gauge(_OWN + name, about, labels, None if replicas is None else float(replicas))
+        if report is not None:
+            current = "hold" if isinstance(report, Hold) else "proposal"
+            for each in STATES:
+                about = "What the last plan was: a proposal, or a hold because something is unknown."
+                text.gauge(_OWN + "report", about, {**labels, "report": each}, float(each == current))
+    _dynamo(text, rows)
+    return text.done()
+
+
+def _dynamo(text: _Text, rows: Sequence[tuple[PoolSetup, PoolState, Report | None]]) -> None:
+    """Aggregated workers count as decode, as they do there."""
+    for role in ("prefill", "decode"):
+        mine = [(state, report) for pool, state, report in rows if (pool.role == "prefill") == (role == "prefill")]
+        wanted = [float(r.wanted) for _, r in mine if isinstance(r, Proposal)]
+        ready = [s.numbers["ready"] for s, _ in mine if "ready" in s.numbers]
+        text.gauge(f"{_DYNAMO}num_{role}_replicas", f"Ready {role} replicas.", {}, sum(ready) if ready else None)
+        about = f"Decided number of {role} replicas."
+        text.gauge(f"{_DYNAMO}predicted_num_{role}_replicas", about, {}, sum(wanted) if wanted else None)
+    states = [state for _, state, _ in rows]
+    for name, (field, about) in _OBSERVED.items():
+        values = [value for state in states if (value := _observed(state, field)) is not None]
+        text.gauge(f"{_DYNAMO}observed_{name}", about, {}, max(values, default=None))
+    rates = [rate for state in states if (rate := _arrivals(state)) is not None]
+    text.gauge(_DYNAMO + "observed_requests_per_second", "Observed requests/s.", {}, max(rates, default=None))
+    forecasts = [state.forecast for state in states if state.forecast is not None]
+    for name, field in (
+        ("requests_per_second", "requests_per_s"),
+        ("input_sequence_tokens", "isl_tokens"),
+        ("output_sequence_tokens", "osl_tokens"),
+    ):
+        values = [getattr(forecast, field) for forecast in forecasts]
+        text.gauge(f"{_DYNAMO}predicted_{name}", "Forecast for the next interval.", {}, max(values, default=None))
+
+
+def _observed(state: PoolState, field: str) -> float | None:
+    value: float | None = None if state.observation is None else getattr(state.observation, field)
+    return value
+
+
+def _arrivals(state: PoolState) -> float | None:
+    seen = state.observation
+    return None if seen is None or seen.requests is None or seen.interval_s <= 0 else seen.requests / seen.interval_s
+
+
+class _Text:
+    """Families in the order of their first sample, each with its help and type once."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, list[str]] = {}
+
+    def gauge(self, name: str, about: str, labels: Mapping[str, str], value: float | None) -> None:
+        if value is None or not math.isfinite(value):
+            return
+        lines = self._families.setdefault(name, [f"# HELP {name} {about}", f"# TYPE {name} gauge"])
+        inside = ",".join(f'{label}="{_escape(text)}"' for label, text in labels.items())
+        lines.append(f"{name}{{{inside}}} {value!r}" if inside else f"{name} {value!r}")
+
+    def done(self) -> str:
+        return "".join(line + "\n" for lines in self._families.values() for line in lines)
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')

@@ -1,0 +1,44 @@
+"""[I/O] A planner's own metrics over HTTP, on the port that its configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aiohttp import web
+
+from pool_planner.metrics.own import CONTENT_TYPE
+
+
+class MetricsServer:
+    """Answers GET /metrics with what `text` gives at that moment. Port 0: any free one; `port` says which."""
+
+    def __init__(self, text: Callable[[], str], *, port: int, host: str = "127.0.0.1") -> None:
+        self._text = text
+        self._host, self._port = host, port
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    async def start(self) -> None:
+        """Raises OSError when the port is taken."""
+        app = web.Application()
+        app.router.add_get("/metrics", self._answer)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self._host, self._port).start()
+        except OSError:
+            await runner.cleanup()
+            raise
+        self._runner = runner
+        self._port = int(runner.addresses[0][1])
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _answer(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._text().encode(), headers={"Content-Type": CONTENT_TYPE})

@@ -1,0 +1,211 @@
+"""Every field of the guide that a plan reads: changing it changes what is planned, observed or remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pool_planner.config import Extensions, PlannerConfig
+from pool_planner.metrics.names import by_namespace
+from pool_planner.setup import SetupError, setup_from_config
+from pool_planner.state import start
+from pool_planner.types import Hold, Proposal, Report
+from tests.planner.story import PROFILE, Story, config, pool, worker
+from tests.planner.test_config import GUIDE
+
+GPUS = {"prefill": 1, "decode": 1, "agg": 1}
+
+
+def said(report: Report | None) -> tuple[object, ...]:
+    assert report is not None
+    if isinstance(report, Hold):
+        return ("hold", report.reason)
+    return (report.wanted, report.predicted_replicas, report.load_replicas, round(report.load_rps, 6), report.curve)
+
+
+def busy(count: int, step: int, *, tokens: float = 3000.0) -> Any:
+    """Workers whose TTFT grows with their load, and which slow down over time."""
+    return tuple(
+        worker(
+            f"w{i}",
+            active_prefill_tokens=tokens + 40.0 * step + 100.0 * i,
+            last_isl_tokens=1000.0,
+            last_ttft_ms=300.0 + (0.5 + 0.03 * step) * (tokens + 40.0 * step + 100.0 * i),
+        )
+        for i in range(count)
+    )
+
+
+def rising(**changes: Any) -> tuple[object, ...]:
+    """Traffic that grows, without load-based scaling."""
+    story = Story(have=2, **changes)
+    for minute in range(16):
+        story.step(1.0 + 0.25 * minute, ttft_ms=1500.0)
+    return (*said(story.report), story.tick_s)
+
+
+def loaded(**changes: Any) -> tuple[object, ...]:
+    """Load-based scaling alone, workers that fill up slowly and then empty."""
+    settings = {"enable_throughput_scaling": False, "enable_load_scaling": True, **changes}
+    story = Story(have=3, follow=False, **settings)
+    seen: list[object] = [story.setup.samples_per_tick, story.tick_s]
+    for step in range(30):
+        story.step(2.0, workers=busy(3, step, tokens=3000.0 if step < 20 else 200.0))
+        seen.append(said(story.report))
+    return tuple(seen)
+
+
+def alone(**changes: Any) -> object:
+    """The setup that a configuration makes by itself."""
+    settings = config(**changes)
+    try:
+        setup = setup_from_config(settings, PROFILE, gpus_per_replica=GPUS)
+    except SetupError as error:
+        return str(error)
+    return (
+        [(each.name, each.role, each.min_replicas, each.max_replicas, each.gpus_per_replica) for each in setup.pools],
+        setup.max_gpus,
+        setup.min_gpus,
+    )
+
+
+def series(**changes: Any) -> object:
+    return by_namespace(pool(), config(**changes))
+
+
+def urls(**changes: Any) -> object:
+    return config(**changes).router_metrics_urls
+
+
+def forecaster(**changes: Any) -> object:
+    return start(Story(**changes).setup).pools["prefill"].forecaster.config
+
+
+# field -> (scenario, what else is set, the value that is compared with the default). Fields that no plan reads say who does.
+SCENARIOS: dict[str, tuple[Callable[..., object], dict[str, Any], object]] = {
+    "enable_throughput_scaling": (rising, {"enable_load_scaling": True}, False),
+    "enable_load_scaling": (rising, {}, True),
+    "throughput_adjustment_interval": (rising, {}, 60),
+    "min_endpoint": (alone, {}, 2),
+    "max_gpu_budget": (alone, {}, 16),
+    "ttft": (alone, {}, 100.0),
+    "itl": (alone, {}, 10.0),
+    "no_correction": (rising, {"load_predictor": "constant"}, False),
+    "load_adjustment_interval": (loaded, {}, 10),
+    "load_learning_window": (loaded, {}, 6),
+    "load_scaling_down_sensitivity": (loaded, {}, 0),
+    "load_metric_samples": (loaded, {}, 3),
+    "load_min_observations": (loaded, {}, 40),
+    "load_router_metrics_url": (urls, {}, "http://127.0.0.1:9/metrics"),
+    "mode": (alone, {}, "agg"),
+    "backend": (alone, {}, "sglang"),
+    "namespace": (series, {}, "other"),
+    "load_predictor": (rising, {}, "kalman"),
+    "load_predictor_log1p": (rising, {"load_predictor": "kalman"}, True),
+    "prophet_window_size": (forecaster, {}, 10),
+    "kalman_q_level": (rising, {"load_predictor": "kalman"}, 5.0),
+    "kalman_q_trend": (rising, {"load_predictor": "kalman"}, 5.0),
+    "kalman_r": (rising, {"load_predictor": "kalman"}, 1000.0),
+    "kalman_min_points": (rising, {"load_predictor": "kalman"}, 40),
+}
+ELSEWHERE = {
+    "pre_deployment_sweeping_mode": "the profiler; here it is a rule: none leaves throughput scaling without data",
+    "environment": "the shell, which picks the connector",
+    "load_predictor_warmup_trace": "warmup_of (test_exposition)",
+}
+
+
+@pytest.mark.parametrize("field", SCENARIOS)
+def test_changing_a_field_changes_behaviour(field: str) -> None:
+    scenario, others, value = SCENARIOS[field]
+    if scenario is alone and field in ("ttft", "itl"):
+        at = [setup_from_config(config(**{field: v}), PROFILE, gpus_per_replica=GPUS).pools for v in (3000.0, value)]
+        assert at[0] != at[1]
+        return
+    assert scenario(**others) != scenario(**others, **{field: value})
+
+
+def test_the_table_is_the_guide() -> None:
+    assert {*SCENARIOS, *ELSEWHERE} == {row[0] for row in GUIDE}
+
+
+def test_sla_changes_the_plan() -> None:
+    strict = Story(have=1, pool={"ttft_ms": 1500.0})
+    loose = Story(have=1, pool={"ttft_ms": 9000.0})
+    strict.run(300, 3.0)
+    loose.run(300, 3.0)
+    assert strict.wanted > loose.wanted
+
+
+def test_every_field_is_read_somewhere() -> None:
+    """A field that nothing reads is a defect: its name stands in a module beside config, compatibility and tests."""
+    package = Path(__file__).parents[2] / "pool_planner"
+    code = "\n".join(
+        path.read_text()
+        for path in package.rglob("*.py")
+        if path.name not in ("compatibility.py",) and path.name != "config.py"
+    )
+    code += (package / "config.py").read_text().split("class PlannerConfig")[1].split("def tick_s")[1]
+    shell = {"environment", "pre_deployment_sweeping_mode", "profile_results_dir", "metric_reporting_prometheus_port", "plain"}
+    for name in (*PlannerConfig.model_fields, *Extensions.model_fields):
+        if name not in shell:
+            assert f".{name}" in code or f'"{name}"' in code, name
+
+
+def switched(**extensions: Any) -> Story:
+    return Story(have=1, extensions=extensions)
+
+
+def test_every_switch_changes_what_it_says() -> None:
+    from pool_planner.types import Histogram
+
+    def told(story: Story, **changes: Any) -> tuple[object, ...]:
+        for step in range(12):
+            story.step(
+                2.0 if step % 4 else 3.5,
+                queued_requests=40.0 if step == 11 else 0.0,
+                isl_histogram=Histogram(edges=(256.0, 4096.0), counts=(50.0, 10.0, 0.0)),
+                **{"completed": 30.0, "ttft_ms": 2600.0, **changes},
+            )
+        return said(story.report)
+
+    base = told(switched())
+    for name, value in (
+        ("offered_load", False),
+        ("cover_cold_start", False),
+        ("forecast_quantile", None),
+        ("length_distribution", False),
+        ("queueing", False),
+        ("attainment_target", 0.999),
+        ("hold_s", 300.0),
+        ("plain", True),
+    ):
+        assert told(switched(**{name: value})) != base, name
+    assert told(Story(have=1, no_correction=False)) != base
+    divided = [Story(have=1, extensions={"queueing": False}, no_correction=off) for off in (False, True)]
+    assert told(divided[0], ttft_ms=500.0) != told(divided[1], ttft_ms=500.0)
+    begun, at_once = Story(have=9, follow=False), Story(have=9, follow=False, extensions={"start_from_provisioned": False})
+    begun.step(1.0)
+    at_once.step(1.0)
+    assert (begun.wanted, at_once.wanted) == (9, 2)
+    early = Story(have=1, throughput_adjustment_interval=180, enable_load_scaling=True, load_adjustment_interval=10)
+    late = Story(
+        have=1,
+        throughput_adjustment_interval=180,
+        enable_load_scaling=True,
+        load_adjustment_interval=10,
+        extensions={"react_early": False},
+    )
+    for story in (early, late):
+        story.run(720, 1.0)
+        story.run(30, 8.0)
+    assert early.wanted > late.wanted
+    quick, slow = Story(have=6, extensions={"idle_hold_s": 60.0}), Story(have=6, extensions={"idle_hold_s": 600.0})
+    for story in (quick, slow):
+        story.run(120, 5.0)
+        story.run(200, 0.0)
+    assert isinstance(quick.report, Proposal) and isinstance(slow.report, Proposal)
+    assert "idle" in quick.reasons and "idle" not in slow.reasons
