@@ -26,14 +26,14 @@ BEST = 6  # candidates averaged
 DISCOUNT = 0.98  # half of a score comes from the last 34 bins
 CAP = 3.0  # an error counts at most as this many mean errors of the naive forecast
 SCALE_RATE = 0.05
-PROBATION = 8  # errors a candidate must have shown, unless the series is younger than that
+PROBATION = 8.0  # errors (discounted count) a candidate must have shown, unless the series is younger than that
+LONG_PROBATION = 25.0  # the same for those that estimate coefficients, whatever the age of the series: about 35 bins
 CEILING = 3.0  # no candidate above this many times the largest value seen
 
 
-def candidate_banks(step_s: float | None, horizons: Sequence[int]) -> list[Bank]:
-    """The candidates; the naive forecast is the first. Those that look a day back only where a day has enough bins."""
-    day = bins_per_day(step_s)
-    banks: list[Bank] = [
+def simple_candidates() -> list[Bank]:
+    """Candidates that estimate nothing but a level or a trend; the naive forecast is the first."""
+    return [
         LastValue(),
         Ewma((0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85)),
         AdaptiveLog(),
@@ -41,6 +41,13 @@ def candidate_banks(step_s: float | None, horizons: Sequence[int]) -> list[Bank]
         Theta(),
         WindowMeans((3, 4, 6, 8, 12, 24)),
         WindowMedians((3, 5, 7, 11, 25, 50, 75)),
+    ]
+
+
+def learning_candidates(step_s: float | None, horizons: Sequence[int]) -> list[Bank]:
+    """Candidates that estimate coefficients, and where a day has a fitting number of bins those that look a day back."""
+    day = bins_per_day(step_s)
+    banks: list[Bank] = [
         *(Autoregression(order, log=True) for order in (1, 2, 3, 4)),
         *(Autoregression(order, log=False) for order in (1, 2, 4, 6)),
         DirectCorrection(horizons=horizons, day_bins=None, log=True),
@@ -76,10 +83,10 @@ class _Contest:
         self.loss = np.where(known, DISCOUNT * self.loss + missed, self.loss)
         self.weight = np.where(known, DISCOUNT * self.weight + 1.0, self.weight)
 
-    def choose(self, points: Vector) -> None:
+    def choose(self, points: Vector, probation: Vector) -> None:
         self.chosen = None
         if self.weight[0] >= 2.0:
-            tried = (self.weight >= min(self.weight[0], PROBATION)) & (points == points)
+            tried = (self.weight >= np.maximum(probation, min(self.weight[0], PROBATION))) & (points == points)
             mean_loss = np.where(tried, self.loss / np.maximum(self.weight, 1e-9), np.inf)
             best = np.argsort(mean_loss, kind="stable")[:BEST]
             self.chosen = best[mean_loss[best] <= mean_loss[0]]
@@ -99,8 +106,12 @@ class RecentBest:
 
     def __init__(self, *, step_s: float | None, horizons: Sequence[int]) -> None:
         ordered = sorted(set(horizons))
-        self._banks = candidate_banks(step_s, ordered)
+        simple, learning = simple_candidates(), learning_candidates(step_s, ordered)
+        self._banks = simple + learning
         self.names = tuple(name for bank in self._banks for name in bank.names)
+        self._probation: Vector = np.array(
+            [0.0 for bank in simple for _ in bank.names] + [LONG_PROBATION for bank in learning for _ in bank.names]
+        )
         zeros = np.zeros(len(self.names))
         self._contests = [_Contest(steps=steps, issued=deque(), loss=zeros, weight=zeros) for steps in ordered]
         self._largest = 0.0
@@ -119,7 +130,7 @@ class RecentBest:
             self._started = True
             self._largest = max(self._largest, value)
         for contest in self._contests:
-            contest.choose(self._points(contest.steps))
+            contest.choose(self._points(contest.steps), self._probation)
 
     def _points(self, steps: int) -> Vector:
         gathered: list[float] = []
