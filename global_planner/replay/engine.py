@@ -14,7 +14,17 @@ from heapq import heappop, heappush
 from itertools import count
 
 from global_planner.replay.engine_cost import UNLIMITED, DecodeCost, KvBlocks, PrefillCost, blocks
-from global_planner.replay.engine_decode import DECODING, GONE, HELD, LOADING, PREFILLING, WAITING, DecodeBatch, Sequence
+from global_planner.replay.engine_decode import (
+    DECODING,
+    GONE,
+    HELD,
+    LOADING,
+    PREFILLING,
+    WAITING,
+    DecodeBatch,
+    HeldBlocks,
+    Sequence,
+)
 from global_planner.replay.engine_spec import EngineEvent, EngineLoad, EngineRequest, EngineSpec, EventKind, Refusal
 
 # Decode steps in one span at most. ITL is taken at the middle of the span; over 64 tokens its change is linear enough.
@@ -38,7 +48,6 @@ class Replica:
         self.draining = False
         self.preemptions = 0
         self._prefill = PrefillCost(prefill)
-        self._can_decode = decode is not None
         self._kv = KvBlocks(spec.kv_capacity_tokens)
         self._batch = DecodeBatch(None if decode is None else DecodeCost(decode), self._kv)
         self._chunk_tokens = spec.tokens_per_chunk if stream else None
@@ -52,15 +61,12 @@ class Replica:
         self._loading: list[tuple[float, int, Sequence]] = []
         self._loaded: list[Sequence] = []
         self._leaving: list[Sequence] = []
-        self._held: deque[tuple[float, Sequence]] = deque()
-        self._pending_kv = 0
+        self._held = HeldBlocks(self._kv)
         self._serial = count()
         # The span that runs: `_steps` steps of `_step_s` from `_begun`, or none (`_end` never).
-        self._begun = 0.0
-        self._step_s = 0.0
+        self._begun = self._step_s = 0.0
         self._steps = 0
-        self._end = _NEVER
-        self._wake = _NEVER
+        self._end = self._wake = _NEVER
         self._chunks: list[tuple[Sequence, int]] = []
 
     # ---- what the caller does ------------------------------------------------------------------------------------
@@ -69,15 +75,7 @@ class Replica:
         """Why `submit` would refuse the request now, or None."""
         if now < self.ready_at_s:
             return "starting"
-        if self.draining:
-            return "draining"
-        if request.isl + request.osl > self.spec.max_model_len:
-            return "too_long"
-        if request.osl > 1 and not self._can_decode:
-            return "cannot_decode"
-        if blocks(request.isl - 1 + request.osl) > self._kv.total:
-            return "kv_too_small"
-        return None
+        return "draining" if self.draining else self.spec.refusal(request)
 
     def submit(self, now: float, request: EngineRequest) -> Refusal | None:
         """Take a request, or say why not. Raises ValueError for an id that is in the engine or lengths below 1."""
@@ -104,9 +102,7 @@ class Replica:
         due = min(self._end, self._wake)
         if self._loading and self._loading[0][0] < due:
             due = self._loading[0][0]
-        if self._held and self._held[0][0] < due:
-            due = self._held[0][0]
-        return min(due, self._mark_time())
+        return min(due, self._held.next_expiry_s, self._mark_time())
 
     def advance(self, now: float) -> list[EngineEvent]:
         """Do everything that is due until `now`; what happened since the last call, in order of time."""
@@ -123,7 +119,7 @@ class Replica:
         if sequence is None:
             return False
         if sequence.state == HELD:
-            self._release_held(sequence)
+            self._held.release(sequence)
             self._hurry(now)
         elif sequence.state == WAITING:
             self._waiting.remove(sequence)
@@ -143,7 +139,7 @@ class Replica:
         if sequence is None or sequence.state != HELD:
             return False
         del self._sequences[request_id]
-        self._release_held(sequence)
+        self._held.release(sequence)
         self._hurry(now)
         return True
 
@@ -184,7 +180,7 @@ class Replica:
         return EngineLoad(
             running=len(self._admitted),
             waiting=len(self._waiting),
-            pending_kv=self._pending_kv,
+            pending_kv=self._held.count,
             kv_usage=self._kv.used / self._kv.total if self._kv.total < UNLIMITED else 0.0,
             active_prefill_tokens=self._prefill_tokens,
             active_decode_blocks=self._kv.decoding,
@@ -219,11 +215,10 @@ class Replica:
             if sequence.state == LOADING:
                 self._loaded.append(sequence)
                 self._hurry(at, cut=True)
-        while self._held and self._held[0][0] <= at:
-            sequence = self._held[0][1]
+        while self._held.next_expiry_s <= at:
+            sequence = self._held.pop_expired()
             del self._sequences[sequence.id]
             self._emit("kv_expired", sequence, at, sequence.osl)
-            self._release_held(sequence)
             self._hurry(at)
         if self._wake <= at:
             self._wake = _NEVER
@@ -280,21 +275,12 @@ class Replica:
         del self._admitted[sequence.id]
         self._emit("finished", sequence, at, sequence.osl)
         if sequence.request.hold_kv and not sequence.cancelled:
-            sequence.state = HELD
-            self._pending_kv += 1
-            self._held.append((at + self.spec.kv_hold_s, sequence))
+            self._held.hold(sequence, at + self.spec.kv_hold_s)
             return
         sequence.state = GONE
         self._kv.used -= blocks(sequence.held_tokens)
         if not sequence.cancelled:
             del self._sequences[sequence.id]
-
-    def _release_held(self, sequence: Sequence) -> None:
-        sequence.state = GONE
-        self._pending_kv -= 1
-        self._kv.used -= blocks(sequence.held_tokens)
-        while self._held and self._held[0][1].state == GONE:
-            self._held.popleft()
 
     # ---- a new span ------------------------------------------------------------------------------------------------
 

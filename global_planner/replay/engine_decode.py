@@ -1,4 +1,4 @@
-"""The sequences that decode together: a token clock, and who finishes or reports at which position of it. Pure.
+"""Sequences, those that decode together, and those whose blocks are held for another engine. Pure.
 
 Every decoding sequence gets one token a step, so all of them progress together: a sequence that joins at clock c with r
 tokens to go finishes at c + r, whoever else comes and goes. Two heaps of positions replace all work per token. Entries of
@@ -7,10 +7,12 @@ sequences that left are stale and skipped when they surface.
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from heapq import heappop, heappush
 from itertools import count
 
-from global_planner.replay.engine_cost import DecodeCost, KvBlocks
+from global_planner.replay.engine_cost import DecodeCost, KvBlocks, blocks
 from global_planner.replay.engine_spec import EngineRequest
 
 WAITING, LOADING, PREFILLING, DECODING, HELD, GONE = range(6)
@@ -59,6 +61,41 @@ class Sequence:
     def held_tokens(self) -> int:
         """Tokens in the KV cache once `done` tokens came out; the newest of them is not in it yet."""
         return self.isl - 1 + self.done
+
+
+class HeldBlocks:
+    """Finished prefills whose blocks stay in `kv` until a decode engine fetched them, or their time is over. All are held for
+    the same time, so the first to come is the first to go; those that were fetched before are skipped."""
+
+    __slots__ = ("_kv", "_queue", "count")
+
+    def __init__(self, kv: KvBlocks) -> None:
+        self._kv = kv
+        self._queue: deque[tuple[float, Sequence]] = deque()
+        self.count = 0
+
+    def hold(self, sequence: Sequence, until_s: float) -> None:
+        sequence.state = HELD
+        self.count += 1
+        self._queue.append((until_s, sequence))
+
+    def release(self, sequence: Sequence) -> None:
+        """Free the blocks of a sequence that is held."""
+        sequence.state = GONE
+        self.count -= 1
+        self._kv.used -= blocks(sequence.held_tokens)
+        while self._queue and self._queue[0][1].state == GONE:
+            self._queue.popleft()
+
+    @property
+    def next_expiry_s(self) -> float:
+        return self._queue[0][0] if self._queue else math.inf
+
+    def pop_expired(self) -> Sequence:
+        """The sequence whose time is over first, its blocks freed. There must be one."""
+        sequence = self._queue[0][1]
+        self.release(sequence)
+        return sequence
 
 
 class DecodeBatch:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+from global_planner.replay.engine_cost import BLOCK_TOKENS, blocks
 from pool_planner.performance.profile import Profile, ProfileError, profile_from_raw, raw_profile
 from pool_planner.types import Role
 
@@ -60,6 +61,17 @@ class EngineSpec:
         if self.max_kv_tokens is not None or self.profile.decode is None:
             return self.max_kv_tokens
         return self.profile.decode.max_kv_tokens
+
+    def refusal(self, request: EngineRequest) -> Refusal | None:
+        """Why an engine of this shape can never serve the request, or None."""
+        if request.isl + request.osl > self.max_model_len:
+            return "too_long"
+        if request.osl > 1 and self.profile.decode is None:
+            return "cannot_decode"
+        capacity = self.kv_capacity_tokens
+        if capacity is not None and blocks(request.isl - 1 + request.osl) > capacity // BLOCK_TOKENS:
+            return "kv_too_small"
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
