@@ -39,7 +39,10 @@ from global_planner.replay.engine_spec import raw_spec
 from global_planner.topology_file import TopologyError, load_profiles, load_topology
 from pool_planner.clock import SpeedClock, clock_from_environment
 
-DEFAULT_ENGINE = (sys.executable, "-m", "global_planner.mocker.engine", "--spec", "{spec}", "--port-file", "{port_file}")
+DEFAULT_ENGINE = (
+    *(sys.executable, "-m", "global_planner.mocker.engine", "--spec", "{spec}", "--port-file", "{port_file}"),
+    *("--replica-id", "{replica}", "--grace", "{grace_s}"),
+)
 MAX_STOP_WALL_S = 3.0
 MAX_BODY_BYTES = 1024 * 1024
 
@@ -64,7 +67,8 @@ class _ApiFaults:
 
 
 class VirtualClusterServer:
-    """Joins the books with the processes and the HTTP API. `engine_command` may hold {spec}, {port_file} and {replica}."""
+    """Joins the books with the processes and the HTTP API. `engine_command` may hold {spec}, {port_file}, {replica} and
+    {grace_s} (model seconds from SIGTERM to SIGKILL)."""
 
     def __init__(
         self, topology: Topology, *, run_dir: Path, clock: SpeedClock, engine_command: Sequence[str] = DEFAULT_ENGINE
@@ -79,6 +83,7 @@ class VirtualClusterServer:
             initial_cold_start_s=topology.cluster.initial_cold_start_s,
             termination_s=topology.cluster.termination_s,
         )
+        self._grace_s = f"{topology.cluster.termination_s:g}"
         self._stop_wall_s = min(MAX_STOP_WALL_S, clock.wall(topology.cluster.termination_s))
         self._faults = _ApiFaults()
         self._stopping = False
@@ -110,6 +115,7 @@ class VirtualClusterServer:
                         "spec": str(self._specs[pool]),
                         "port_file": str(self._processes.port_file(replica)),
                         "replica": replica,
+                        "grace_s": self._grace_s,
                     }
                     self._processes.launch(replica, [part.format(**places) for part in self._engine_command])
                 case Terminate(replica=replica):
@@ -281,7 +287,8 @@ async def serve(server: VirtualClusterServer, *, port: int, port_file: Path | No
 @click.option("--port-file", type=click.Path(path_type=Path), help='Told as {"port": …, "pid": …, "url": …} once it listens.')
 @click.option(
     "--engine-command",
-    help="Another engine: a command line with {spec}, {port_file} and {replica}; it writes its port file and answers /health.",
+    help="Another engine: a command line with {spec}, {port_file}, {replica} and {grace_s}; it writes {port: N} into its port "
+    "file and answers GET /health.",
 )
 def main(path: Path, run_dir: Path, port: int, port_file: Path | None, engine_command: str | None) -> None:
     parent = os.getppid()

@@ -19,7 +19,10 @@ from pathlib import Path
 
 import aiohttp
 
-POLL_S = 0.05  # wall seconds between two looks at a child that is starting
+# Wall seconds between two looks at a child that is starting: often at first, seldom at one that is stuck.
+POLL_S = 0.05
+POLL_GROWTH = 1.2
+MAX_POLL_S = 1.0
 PROBE_TIMEOUT_S = 2.0
 PR_SET_PDEATHSIG = 1
 
@@ -113,12 +116,13 @@ class EngineProcesses:
         asyncio.get_running_loop().remove_reader(child.pidfd)
         os.close(child.pidfd)
         child.watch.cancel()
+        self.port_file(replica).unlink(missing_ok=True)
         status = child.popen.wait()
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         self._on_exit(replica, how)
 
     async def _until_healthy(self, replica: str) -> None:
-        port = None
+        port, pause_s = None, POLL_S
         while True:
             port = port or _port_in(self.port_file(replica))
             if port is not None:
@@ -128,7 +132,8 @@ class EngineProcesses:
                         if answer.status == 200:
                             self._on_healthy(replica, url)
                             return
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(MAX_POLL_S, pause_s * POLL_GROWTH)
 
 
 def _die_with(parent: int) -> Callable[[], None]:
