@@ -61,7 +61,7 @@ def _pools(state: RolloutState, inputs: RoundInputs, allocation: Allocation) -> 
         if holding is not None and holding.unknown is not None:
             yield f"{spec.name} is held: {holding.unknown}"
         elif grant is not None and grant.held:
-            yield f"{spec.name} is held: {grant.reason}"
+            yield f"{spec.name}: {grant.reason}" if grant.reason.startswith("held") else f"{spec.name} is held: {grant.reason}"
         if holding is None:
             continue
         if holding.updating:

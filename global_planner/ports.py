@@ -31,7 +31,8 @@ class Cluster(Protocol):
 
     async def apply(self, step: Shrink | Grow | Cancel) -> None:
         """Order `step.after` replicas of `step.pool`, naming the victims. Raises Conflict when the object is no longer at
-        `step.version` (nothing was written), ClusterUnavailable when the outcome is unknown or refused.
+        `step.version` or a victim is no longer there (nothing was written), ClusterUnavailable when the outcome is unknown or
+        refused.
 
         A write that succeeds always moves the version on, also when the count stays what it was (a Shrink whose `before`
         and `after` are equal does nothing else: no earlier write on that version can take effect any more). Replicas that

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from global_planner.charge import live_replicas, ordered_replicas
-from global_planner.rollout_state import DrainOrder, PoolMemory, RolloutPolicy
+from global_planner.rollout_state import DrainOrder, PoolMemory, RolloutPolicy, unnamed_surplus
 from global_planner.types import Cancel, Drain, Holding, PoolGrant, PoolSpec, Replica, Shrink, Undrain
 
 START_MARGIN = 2.0
@@ -82,6 +82,10 @@ def release(
     undrain = _undrain(queue, going, memory, spec, grant)
 
     order: Shrink | Cancel | None = None
+    if unnamed_surplus(memory, memory.write, holding, ordered):
+        # A victim that is named now may be among those that the cluster is about to choose, and it would take another one,
+        # perhaps with work, in its place.
+        return Release(drains=drains, undrain=undrain, drained=drained)
     if cancelled > 0:
         times = memory.failed_starts + 1
         backoff_s = min(policy.backoff_max_s, policy.backoff_base_s * 2.0 ** min(times - 1, 30))
@@ -130,7 +134,7 @@ def keep_serving(memory: PoolMemory, holding: Holding, spec: PoolSpec, reason: s
 
 
 def _unannounced(replica: Replica, memory: PoolMemory) -> bool:
-    return replica.state == "starting" and replica.id not in memory.announced and replica.in_flight is None
+    return replica.state in ("starting", "ready") and replica.id not in memory.announced and replica.in_flight is None
 
 
 def _told(replica: Replica, memory: PoolMemory) -> bool:

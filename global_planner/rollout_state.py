@@ -68,6 +68,7 @@ class PoolMemory:
 
     `draining`: told to drain. `leaving`: named as victims of an order that may still take effect, or whose effect is not
     complete; they get no more work, come what may. `announced`: were seen ready, so that the router may send to them.
+    `waiting`: not announced yet, and not to be while the cluster is to end replicas that nobody named: it takes such ones.
     `starting_since`: when a start was first seen; `short_since_s`: since when fewer replicas exist than were ordered.
     `known_gpus`: the last known charge, orders included; `ordered`: the count last seen in force; `endpoints`: those last
     seen, which stay with the router while the pool cannot be observed.
@@ -77,6 +78,7 @@ class PoolMemory:
     draining: Mapping[str, DrainOrder] = field(default_factory=dict)
     leaving: tuple[str, ...] = ()
     announced: tuple[str, ...] = ()
+    waiting: tuple[str, ...] = ()
     starting_since: Mapping[str, float] = field(default_factory=dict)
     short_since_s: float | None = None
     failed_starts: int = 0
@@ -150,8 +152,9 @@ def _with_router(replica: Replica, memory: PoolMemory, router: RouterState | Non
         state = "draining" if told_to_go and replica.state == "ready" else replica.state
         return replace(replica, state=state, in_flight=None, pending_kv=None, drain_acked=False)
     acknowledged = endpoint.state == "draining"
-    if replica.state == "starting" and endpoint.state == "starting":
-        return replace(replica, in_flight=None, pending_kv=None, drain_acked=False)
+    if endpoint.state == "starting":  # no router process was told to send to it
+        state = "draining" if told_to_go and replica.state == "ready" else replica.state
+        return replace(replica, state=state, in_flight=None, pending_kv=None, drain_acked=False)
     return replace(
         replica,
         state="draining" if replica.state == "ready" and (told_to_go or acknowledged) else replica.state,
@@ -207,7 +210,10 @@ def seen(memory: PoolMemory, holding: Holding, spec: PoolSpec, policy: RolloutPo
     write = unresolved(memory.write, holding)
     present = {replica.id: replica for replica in holding.replicas if replica.state != "terminating"}
     serving = {id_ for id_, replica in present.items() if replica.state in ("ready", "draining")}
-    started = serving - set(memory.announced)
+    started = serving - set(memory.announced) - set(memory.waiting)
+    waiting = {id_ for id_, replica in present.items() if id_ not in memory.announced and replica.in_flight is None}
+    if memory.ordered is None or not (_unnamed_orders(write) or unnamed_surplus(memory, write, holding, ordered)):
+        waiting = set()
     surplus = live_replicas(holding) - ordered
     gpus = charge(holding, spec)
     # With no order on its way and no surplus left, nothing will remove a victim any more: it is an ordinary replica again.
@@ -216,7 +222,8 @@ def seen(memory: PoolMemory, holding: Holding, spec: PoolSpec, policy: RolloutPo
         write=write,
         draining={id_: order for id_, order in memory.draining.items() if id_ in present},
         leaving=tuple(sorted(doomed & set(present))),
-        announced=tuple(sorted(serving | (set(memory.announced) & set(present)))),
+        announced=tuple(sorted((serving - waiting) | (set(memory.announced) & set(present)))),
+        waiting=tuple(sorted(waiting)),
         starting_since={
             id_: memory.starting_since.get(id_, at_s) for id_, replica in present.items() if replica.state == "starting"
         },
@@ -230,6 +237,18 @@ def seen(memory: PoolMemory, holding: Holding, spec: PoolSpec, policy: RolloutPo
     )
 
 
+def _unnamed_orders(write: Write | None) -> int:
+    """Replicas that an order which may still take effect removes without naming them (they did not exist then)."""
+    return 0 if write is None else max(0, write.before - write.lowest - len(write.victims))
+
+
+def unnamed_surplus(memory: PoolMemory, write: Write | None, holding: Holding, ordered: int) -> int:
+    """Replicas that live beyond what is ordered and beyond those that we named: which ones end, the cluster will choose."""
+    still_written = set() if write is None else set(write.victims)
+    ending = [r for r in holding.replicas if r.state != "terminating" and r.id in memory.leaving and r.id not in still_written]
+    return max(0, live_replicas(holding) - holding.surge - len(ending) - ordered)
+
+
 def _endpoint(replica: Replica, url: str) -> Endpoint:
     """A terminating replica finishes its work and gets none: to the router it drains, until it is gone."""
     state = "draining" if replica.state == "terminating" else replica.state
@@ -238,21 +257,22 @@ def _endpoint(replica: Replica, url: str) -> Endpoint:
 
 def endpoints(state: RolloutState, pools: Sequence[PoolSpec], undrained: Iterable[str] = ()) -> tuple[PoolEndpoints, ...]:
     """The whole state of every pool's endpoints as the router is to know them after this round's decision. `undrained`: the
-    ids that serve again. A replica that is told to drain, or named to go, is never ready."""
+    ids that serve again. A replica that is told to drain, or named to go, is never ready, and one that waits is not yet."""
     again = set(undrained)
     told = []
     for spec in pools:
         memory = state.of(spec.name)
         going = {*memory.draining, *memory.leaving}
-        told.append(
-            PoolEndpoints(name=spec.name, role=spec.role, endpoints=tuple(_told(e, going, again) for e in memory.endpoints))
-        )
+        states = tuple(_told(endpoint, going, again, {*memory.waiting}) for endpoint in memory.endpoints)
+        told.append(PoolEndpoints(name=spec.name, role=spec.role, endpoints=states))
     return tuple(told)
 
 
-def _told(endpoint: Endpoint, going: set[str], again: set[str]) -> Endpoint:
+def _told(endpoint: Endpoint, going: set[str], again: set[str], waiting: set[str]) -> Endpoint:
     if endpoint.id in going:
         return replace(endpoint, state="draining")
+    if endpoint.id in waiting and endpoint.state == "ready":
+        return replace(endpoint, state="starting")
     if endpoint.id in again and endpoint.state == "draining":
         return replace(endpoint, state="ready")
     return endpoint

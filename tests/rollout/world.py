@@ -143,8 +143,10 @@ class World:
             return
         if fault == "twice":
             self.late.append((self.now_s + 5.0, step))
-        if not self._write(step):
-            raise Conflict(f"{step.pool} is at version {self.pools[step.pool].version}, not {step.version}")
+        pool = self.pools[step.pool]
+        gone = [] if isinstance(step, Grow) else sorted(set(step.victims) - {pod.id for pod in pool.live()})
+        if gone or not self._write(step):
+            raise Conflict(f"{step.pool} is at version {pool.version}, not {step.version}; gone: {gone}")
         self._operation()
 
     async def state(self) -> RouterState:
