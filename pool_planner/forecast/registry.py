@@ -11,6 +11,7 @@ from pool_planner.forecast.base import PointModel, Predictor
 from pool_planner.forecast.constant import Naive
 from pool_planner.forecast.fallback import FittedFallback, NaiveFallback
 from pool_planner.forecast.kalman import AdaptiveTrend
+from pool_planner.forecast.prophet import FEWEST, ProphetWindow, require_prophet
 from pool_planner.forecast.series import SeriesPredictor
 
 
@@ -52,6 +53,12 @@ def _arima(options: PredictorOptions) -> PointModel:
     return FittedFallback(model, model, options.horizons)
 
 
+def _prophet(options: PredictorOptions) -> PointModel:
+    require_prophet()
+    model = ProphetWindow(window=max(FEWEST, options.prophet_window_size), step_s=options.step_s or 60.0)
+    return FittedFallback(model, model, options.horizons)
+
+
 def _auto(options: PredictorOptions) -> PointModel:
     return RecentBest(step_s=options.step_s, horizons=options.horizons)
 
@@ -61,7 +68,7 @@ _MODELS: dict[str, Callable[[PredictorOptions], PointModel]] = {
     "kalman": _kalman,
     "arima": _arima,
     "auto": _auto,
-    "prophet": _kalman,
+    "prophet": _prophet,
 }
 
 PREDICTORS = tuple(_MODELS)
