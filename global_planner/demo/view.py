@@ -243,12 +243,11 @@ def _events(snapshot: Snapshot, room: int) -> Text:
 
 
 class LineView:
-    """A line every `LINE_WALL_S` seconds, and every new event at once."""
+    """A line every `LINE_WALL_S` seconds, and what is said in between."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._next = 0.0
-        self._told: set[tuple[float, str]] = set()
 
     def __enter__(self) -> LineView:
         return self
@@ -257,12 +256,6 @@ class LineView:
         self._out.flush()
 
     def show(self, snapshot: Snapshot) -> None:
-        start_s = 0.0 if snapshot.load is None else snapshot.load.started_s
-        for at_s, text in snapshot.events:
-            absolute = (round(at_s + start_s, 3), text)
-            if absolute not in self._told:
-                self._told.add(absolute)
-                self.say(f"{clock_text(at_s)} {text}")
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + LINE_WALL_S
             self.say(line_of(snapshot))

@@ -1,0 +1,85 @@
+"""A summary in words: a paragraph, and a small table. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from global_planner.demo.summary import Summary
+
+
+def words(summary: Summary) -> str:
+    """The run in a paragraph."""
+    played = f"the trace {summary.trace}" if summary.trace is not None else f"the built-in workload (seed {summary.seed})"
+    saved = 1.0 - summary.gpu_hours / summary.gpu_hours_static_peak if summary.gpu_hours_static_peak > 0 else 0.0
+    budget = "no limit" if summary.budget_gpus is None else f"{summary.budget_gpus} GPUs"
+    kept = (
+        f"never exceeded: at most {summary.max_charged_gpus} were charged"
+        if summary.budget_violations == 0
+        else f"exceeded in {summary.budget_violations} rounds, by up to {_excess(summary)}"
+    )
+    lost = "none was lost" if summary.lost == 0 else f"{summary.lost} WERE LOST"
+    parts = [
+        f"{summary.topology} served {played} for {summary.span_s / 60:.1f} model minutes in {summary.wall_s:.0f} s "
+        f"(speed {summary.speed:g}).",
+        f"Of {summary.requests:,} requests {summary.completed:,} were answered in full and {lost}"
+        + (f"; {summary.rejected} were turned away" if summary.rejected else "")
+        + (f", {summary.abandoned} were cut off when the run was stopped" if summary.abandoned else "")
+        + f"; {summary.retried} attempts were repeated.",
+        f"{_percent(summary.ttft_attainment)} met their TTFT and {_percent(summary.itl_attainment)} their ITL.",
+        f"The budget of {budget} was {kept}.",
+        f"{summary.scale_ups} scale-ups and {summary.scale_downs} scale-downs in {summary.rounds} rounds used "
+        f"{summary.gpu_hours:.2f} GPU-hours, {_less(saved)} the {summary.gpu_hours_static_peak:.2f} of a fleet that holds "
+        "every pool at its own peak.",
+    ]
+    if summary.overhead_ms_p50 is not None and summary.overhead_wall_ms_p50 is not None:
+        parts.append(
+            f"Beside what the engines account for, a request took {summary.overhead_ms_p50:.0f} ms of model time (median), "
+            f"which is {summary.overhead_wall_ms_p50:.1f} ms of wall time at this speed."
+        )
+    return " ".join(parts)
+
+
+def _excess(summary: Summary) -> str:
+    over = [
+        f"{(limits['max_charged'] or 0) - limits['budget']} {gpu_type}"
+        for gpu_type, limits in summary.gpu_types.items()
+        if limits["budget"] is not None and (limits["max_charged"] or 0) > limits["budget"]
+    ]
+    return ", ".join(over)
+
+
+def _less(saved: float) -> str:
+    return f"{saved:.0%} less than" if saved >= 0 else f"{-saved:.0%} MORE than"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
+
+
+def table(summary: Summary) -> str:
+    """Models and pools as lines of equal width."""
+    rows = [("model", "requests", "lost", "TTFT met", "p50", "p95", "SLA", "ITL met", "p50", "p95", "SLA")]
+    for model, one in summary.models.items():
+        ttft = (_percent(one.ttft_attainment), _ms(one.ttft_ms_p50), _ms(one.ttft_ms_p95), _ms(one.ttft_sla_ms))
+        itl = (_percent(one.itl_attainment), _ms(one.itl_ms_p50), _ms(one.itl_ms_p95), _ms(one.itl_sla_ms))
+        rows.append((model, f"{one.requests:,}", str(one.lost), *ttft, *itl))
+    pools = [("pool", "role", "wanted", "granted", "ready", "up", "down", "met SLA", "GPU-hours", "at its peak")]
+    for name, pool in summary.pools.items():
+        most = (str(pool.max_wanted), str(pool.max_granted), str(pool.max_ready))
+        gpus = (f"{pool.gpu_hours:.2f}", f"{pool.gpu_hours_static_peak:.2f}")
+        pools.append((name, pool.role, *most, str(pool.scale_ups), str(pool.scale_downs), _percent(pool.attainment), *gpus))
+    return _aligned(rows, left=1) + "\n\n" + _aligned(pools, left=2)
+
+
+def _ms(value_ms: float | None) -> str:
+    return "–" if value_ms is None else f"{value_ms:.0f} ms"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], *, left: int) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+
+    def line(row: tuple[str, ...]) -> str:
+        sized = enumerate(zip(row, widths, strict=True))
+        return "  ".join(cell.ljust(width) if column < left else cell.rjust(width) for column, (cell, width) in sized)
+
+    return "\n".join(map(line, rows))
