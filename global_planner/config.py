@@ -31,10 +31,12 @@ class Section(BaseModel):
 
 class GpuBudget(Section):
     """`max`: never charge more GPUs of this type than this (absent: unlimited). `min_total`: the fleet of this type is not
-    shrunk below it. `price_per_hour` of one GPU, in any one currency."""
+    shrunk below it; `surplus_pools` take, in this order, what of it nobody asks for. `price_per_hour` of one GPU, in any one
+    currency."""
 
     max: PositiveInt | None = None
     min_total: NonNegativeInt = 0
+    surplus_pools: tuple[Name, ...] = ()
     price_per_hour: NonNegativeFloat | None = None
 
 

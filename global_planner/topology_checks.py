@@ -58,20 +58,27 @@ def _once(seen: dict[str, str], name: str, path: str, what: str, *, key: Callabl
 def _gpu_types(draft: Draft) -> Iterator[Problem]:
     if draft.gpus is None:
         return
-    used = {pool.config.gpu_type for _, pool in draft.pools() if pool.knows("gpu_type")}
     for _, pool in draft.pools():
         if pool.knows("gpu_type") and pool.config.gpu_type not in draft.gpus:
             known = ", ".join(sorted(draft.gpus))
             yield Problem(path=f"{pool.path}.gpu_type", text=f"{pool.config.gpu_type!r} is not in budget.gpus (has: {known})")
-    all_known = all(pool.knows("gpu_type") for _, pool in draft.pools())
     for gpu_type, budget in draft.gpus.items():
-        path = f"budget.gpus.{gpu_type}.min_total"
-        if budget is None or not budget.min_total:
+        if budget is None:
             continue
+        path = f"budget.gpus.{gpu_type}"
         if budget.max is not None and budget.min_total > budget.max:
-            yield Problem(path=path, text=f"{budget.min_total} is more than max ({budget.max})")
-        if all_known and gpu_type not in used:
-            yield Problem(path=path, text=f"{budget.min_total}: no pool has GPUs of type {gpu_type!r} to keep")
+            yield Problem(path=f"{path}.min_total", text=f"{budget.min_total} is more than max ({budget.max})")
+        if not all(pool.knows("name", "gpu_type") for _, pool in draft.pools()):
+            continue
+        takers = [pool.config.name for _, pool in draft.pools() if pool.config.gpu_type == gpu_type]
+        has = f"(pools of that type: {', '.join(takers) or 'none'})"
+        for index, name in enumerate(budget.surplus_pools):
+            if name not in takers:
+                text = f"{name!r} is not a pool on GPUs of type {gpu_type!r} {has}"
+                yield Problem(path=f"{path}.surplus_pools[{index}]", text=text)
+        if budget.min_total and not budget.surplus_pools:
+            text = f"{budget.min_total}: say in surplus_pools which pools keep what nobody asks for {has}"
+            yield Problem(path=f"{path}.min_total", text=text)
 
 
 def _replica_ranges(draft: Draft) -> Iterator[Problem]:

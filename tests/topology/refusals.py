@@ -115,10 +115,17 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         put(f"{P0}.guarantee_replicas", 7),
         "groups[0].pools[0].guarantee_replicas: 7 is more than max_replicas (6)",
     ),
-    "a floor over the budget": (put("budget.gpus.h100.min_total", 15), "budget.gpus.h100.min_total: 15 is more than max (14)"),
-    "a floor of nothing": (
+    "a floor over the budget": (
+        put("budget.gpus.h100", {"max": 14, "min_total": 15, "surplus_pools": ["chat-decode"]}),
+        "budget.gpus.h100.min_total: 15 is more than max (14)",
+    ),
+    "a floor that nobody keeps": (
         put("budget.gpus.h200", {"min_total": 2}),
-        "budget.gpus.h200.min_total: 2: no pool has GPUs of type 'h200' to keep",
+        "budget.gpus.h200.min_total: 2: say in surplus_pools which pools keep what nobody asks for (pools of that type: none)",
+    ),
+    "a keeper of other GPUs": (
+        put("budget.gpus.h200", {"min_total": 2, "surplus_pools": ["chat-decode"]}),
+        "budget.gpus.h200.surplus_pools[0]: 'chat-decode' is not a pool on GPUs of type 'h200' (pools of that type: none)",
     ),
     # stages
     "no decode": (put(P1, None), f"groups[0].pools: no decode pool (has: prefill); {NO_AGG}"),

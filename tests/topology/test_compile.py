@@ -27,7 +27,8 @@ def test_a_topology_survives_being_written_down_and_read_again() -> None:
 
 
 def test_budget_limits_floors_and_what_is_unlimited() -> None:
-    assert compiled.budget_of(topology(put("budget.gpus.h100.min_total", 6), put("budget.gpus.h200", {}))) == Budget(
+    h100 = {"max": 14, "min_total": 6, "surplus_pools": ["chat-decode"]}
+    assert compiled.budget_of(topology(put("budget.gpus.h100", h100), put("budget.gpus.h200", {}))) == Budget(
         max_gpus={"h100": 14}, min_total_gpus={"h100": 6}
     )
 
