@@ -155,23 +155,20 @@ class Progress:
         isl = float(prompt) if prompt is not None else self.ask.isl_tokens
         osl: float | None = completion
         first_s, last_s = exchange.first_s, exchange.last_s
-        first_tokens = 1.0
         if exchange.is_stream:
             if completion is not None:
                 lengths.learn_events(exchange.events, completion)
             else:
                 osl = lengths.of_events(exchange.events)
-            # The first event may carry several tokens: the time after it is that of the others.
-            first_tokens = max(1.0, lengths.of_events(1))
         else:
             first_s = self._prefilled_s
         self.ttft_s = None if first_s is None else first_s - self.arrived_s
         self.tokens = osl
         if osl is not None:
             lengths.learn_osl(osl)
-        if osl is None or first_s is None or last_s is None or osl <= first_tokens:
+        if osl is None or first_s is None or last_s is None or osl < 2.0:
             return isl, osl, None
-        return isl, osl, (last_s - first_s) / (osl - first_tokens)
+        return isl, osl, (last_s - first_s) / (osl - 1.0)
 
 
 class AccessLog:
