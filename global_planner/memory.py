@@ -72,6 +72,29 @@ def after_round(memory: PlannerMemory, done: Round) -> PlannerMemory:
     return replace(memory, rollout=after_apply(memory.rollout, acted, done.outcomes))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """A recorded round with what it was decided from: the memory before it and the policies."""
+
+    memory: PlannerMemory
+    policies: Policies
+    orders: Orders
+    done: Round
+
+
+def decided(records: Iterable[object]) -> Iterator[Decided]:
+    """The rounds of a journal's records, each with what was before it."""
+    memory, policies, orders = PlannerMemory(), Policies(), None
+    for record in records:
+        if isinstance(record, Snapshot):
+            memory, policies, orders = record.memory, record.policies, None
+        elif isinstance(record, Orders):
+            orders = record
+        elif isinstance(record, Round) and orders is not None and orders.round_no == record.inputs.round_no:
+            yield Decided(memory=memory, policies=policies, orders=orders, done=record)
+            memory, orders = after_round(orders.memory, record), None
+
+
 def memories(records: Iterable[object]) -> Iterator[PlannerMemory]:
     """The memory at every point of a journal's records, in order; the last one is where a restart goes on."""
     memory: PlannerMemory | None = None

@@ -176,6 +176,6 @@ def _grow_step(pool: Climb, grant: PoolGrant) -> Grow:
     before = ordered_replicas(pool.holding)
     if before is None:
         raise ValueError(f"{pool.spec.name}: growth of an unknown holding")
-    partly = "" if pool.now == grant.granted else f" of {grant.granted} granted, the rest when GPUs are free"
-    reason = f"{before} to {pool.now}{partly}: {grant.reason}"
+    partly = "" if pool.now == grant.granted else f"{pool.now} of {grant.granted} granted, the rest when GPUs are free: "
+    reason = partly + grant.reason
     return Grow(pool=pool.spec.name, before=before, after=pool.now, version=pool.holding.version, reason=reason)

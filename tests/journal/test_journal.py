@@ -120,8 +120,8 @@ def test_a_full_disk_at_rotation_stays_in_the_segment_before(tmp_path: Path, mon
     def no_space(fd: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with Journal.open(tmp_path, at_s=0.0, max_mb=0.01) as journal:
-        write_rounds(journal, 1, 1, padding=5_000)
+    with Journal.open(tmp_path, at_s=0.0, max_mb=0.05) as journal:
+        write_rounds(journal, 1, 1, padding=10_000)
         monkeypatch.setattr(journal_module.os, "fsync", no_space)
         with pytest.raises(ClusterUnavailable):
             journal.append(orders(2))

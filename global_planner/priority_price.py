@@ -1,0 +1,91 @@
+"""What priorities cost: a recorded round decided again with every group in one class, and who would gain what. Pure.
+
+Both sides are solved from nothing (no holds, no cost of moves), so that only the priorities differ: a hold that happens to be
+under way is not the price of anybody's priority.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from global_planner.arbiter.solve import arbitrate
+from global_planner.explain import Table
+from global_planner.memory import PlannerMemory, Policies
+from global_planner.types import Allocation, GroupGrant, Round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriorityPrice:
+    """One group with the priorities as they are, and with equal ones. `served_rps` is its load that is attained; `gpus` what
+    its pools are granted."""
+
+    group: str
+    priority_class: int
+    served_rps: float
+    served_rps_equal: float
+    attainment: float
+    attainment_equal: float
+    gpus: int
+    gpus_equal: int
+
+
+def price_of_priority(done: Round, before: PlannerMemory, policies: Policies) -> tuple[PriorityPrice, ...]:
+    """Every group of a round, those that lose most by the priorities first. `before` is the memory before the round."""
+    fresh = replace(policies.arbiter, stability=False)
+    _, actual = arbitrate(before.arbiter, done.inputs, fresh)
+    equal_groups = tuple(replace(group, priority_class=0) for group in done.inputs.groups)
+    _, equal = arbitrate(before.arbiter, replace(done.inputs, groups=equal_groups), fresh)
+    with_it, without = _by_group(actual), _by_group(equal)
+    gpus, gpus_equal = _gpus(done, actual), _gpus(done, equal)
+    prices = [
+        PriorityPrice(
+            group=group.name,
+            priority_class=group.priority_class,
+            served_rps=with_it[group.name].load_rps * with_it[group.name].attainment,
+            served_rps_equal=without[group.name].load_rps * without[group.name].attainment,
+            attainment=with_it[group.name].attainment,
+            attainment_equal=without[group.name].attainment,
+            gpus=gpus.get(group.name, 0),
+            gpus_equal=gpus_equal.get(group.name, 0),
+        )
+        for group in done.inputs.groups
+    ]
+    return tuple(sorted(prices, key=lambda price: (price.served_rps - price.served_rps_equal, price.group)))
+
+
+def price_table(prices: tuple[PriorityPrice, ...]) -> Table:
+    """The prices as rows, with the sum of served requests last: what the priorities cost everybody together."""
+    rows = [
+        (
+            price.group,
+            str(price.priority_class),
+            f"{price.gpus}",
+            f"{price.gpus_equal}",
+            f"{price.attainment:.1%}",
+            f"{price.attainment_equal:.1%}",
+            _signed(price.served_rps_equal - price.served_rps),
+        )
+        for price in prices
+    ]
+    gain = sum(price.served_rps_equal - price.served_rps for price in prices)
+    rows.append(("all", "", "", "", "", "", _signed(gain)))
+    columns = ("group", "class", "GPUs", "GPUs if equal", "attains", "attains if equal", "would gain req/s")
+    return Table(title="With equal priorities", columns=columns, rows=tuple(rows))
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"
+
+
+def _by_group(allocation: Allocation) -> Mapping[str, GroupGrant]:
+    return {grant.group: grant for grant in allocation.groups}
+
+
+def _gpus(done: Round, allocation: Allocation) -> Mapping[str, int]:
+    specs = {spec.name: spec for spec in done.inputs.pools}
+    gpus: dict[str, int] = {}
+    for grant in allocation.pools:
+        spec = specs[grant.pool]
+        gpus[spec.group] = gpus.get(spec.group, 0) + grant.granted * spec.gpus_per_replica
+    return gpus
