@@ -69,16 +69,16 @@ class Controller:
         engines.append(await self._start(f"{name}{next(self._names)}", role, script=working(self._rng)))
         await self.tell()
 
+    def _endpoint(self, engine: FakeEngine) -> Endpoint:
+        return Endpoint(id=engine.name, url=engine.url, state="draining" if engine.name in self.draining else "ready")
+
     async def tell(self) -> None:
         await self._client.put_endpoints(
             [
                 PoolEndpoints(
                     name=name,
                     role=role,
-                    endpoints=tuple(
-                        Endpoint(id=e.name, url=e.url, state="draining" if e.name in self.draining else "ready")
-                        for e in engines
-                    ),
+                    endpoints=tuple(self._endpoint(engine) for engine in engines),
                 )
                 for name, (role, engines) in self.pools.items()
             ]
@@ -91,7 +91,10 @@ class Controller:
         victim = min(engines, key=lambda e: state.endpoints[e.name].outstanding_tokens)
         self.draining.add(victim.name)
         await self._client.drain(name, [victim.name], 60.0)
-        while (load := (await self._client.state()).endpoints[victim.name]).in_flight or load.pending_kv:
+        for _ in range(2000):
+            load = (await self._client.state()).endpoints[victim.name]
+            if not load.in_flight and not load.pending_kv:
+                break
             await asyncio.sleep(0.005)
         assert victim.running == 0
         engines.remove(victim)
