@@ -1,0 +1,183 @@
+"""[I/O] `python -m tests.bench.forecast --data FOLDER --json FILE [--predictors a,b] [--peer]`: how good the forecasts are.
+
+Rolling origin, out of sample: bins are learned one by one, after each the bins 1 and 3 ahead are forecast, and from the second
+third of a series on the forecasts are judged. Background fits are run where they are offered, at once, and are not part of the
+timed update: a live planner runs them elsewhere. Rows and totals hold the keys of `forecast_scores.scores`; capacity is
+planned on the 80 % quantile in `asym_cost`. `--peer` adds other forecasting libraries (forecast_peers.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import gettempdir
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from pool_planner.forecast import PREDICTORS, Predictor, PredictorOptions, make_predictor
+from tests.bench.forecast_peers import peer_tables
+from tests.bench.forecast_scores import HORIZONS, Issued, holm_rejections, scores, totals, worse_than_naive
+from tests.bench.forecast_series import TraceSeries, read_series
+
+TARGETS: dict[str, dict[str, tuple[float, float]]] = {  # (least, most) of each total
+    "auto": {
+        "rmae_h1": (0.0, 0.81),
+        "rmae_h3": (0.0, 0.85),
+        "asym_cost": (0.0, 0.50),
+        "asym_cost_mean": (0.0, 0.50),
+        "coverage_q90": (0.88, 0.93),
+        "series_worse_than_naive": (0.0, 0.0),
+        "update_ms_p50": (0.0, 1.0),
+        "update_ms_p99": (0.0, 5.0),
+    },
+    "arima": {"rmae_h1": (0.0, 1.05), "rmae_h3": (0.0, 1.05)},
+    "kalman": {"rmae_h1": (0.0, 0.94)},
+}
+
+
+def forecast_series(series: TraceSeries, predictor: Predictor) -> tuple[dict[int, Issued], list[float], list[float]]:
+    """What `predictor` issued at each bin, and the milliseconds of each update with its forecasts, and of each fit."""
+    issued = {steps: Issued() for steps in HORIZONS}
+    update_ms, fit_ms = [], []
+    for index, value in enumerate(series.values):
+        at_s = (index + 1) * series.step_s
+        began = perf_counter()
+        predictor.learn(value, at_s)
+        predictions = [(steps, predictor.forecast(steps, (0.8, 0.9))) for steps in HORIZONS]
+        update_ms.append(1e3 * (perf_counter() - began))
+        for steps, prediction in predictions:
+            mean = prediction.mean if prediction else 0.0
+            issued[steps].mean.append(mean)
+            issued[steps].q80.append(prediction.quantile(0.8) if prediction else mean)
+            issued[steps].q90.append(prediction.quantile(0.9) if prediction else mean)
+        job = predictor.fit_job()
+        if job is not None:
+            began = perf_counter()
+            result = job.run()
+            fit_ms.append(1e3 * (perf_counter() - began))
+            predictor.fitted(result, at_s)
+    return issued, update_ms, fit_ms
+
+
+def table(all_series: Iterable[TraceSeries], make: Callable[[TraceSeries], Predictor]) -> dict[str, Any]:
+    """Rows by series and their totals, for one predictor."""
+    rows: dict[str, dict[str, float]] = {}
+    p_values: dict[str, float] = {}
+    update_ms: list[float] = []
+    fit_ms: list[float] = []
+    for series in all_series:
+        issued, updates, fits = forecast_series(series, make(series))
+        row = scores(series.values, issued)
+        row["update_ms_p50"], row["update_ms_p99"] = (float(np.percentile(updates, q)) for q in (50, 99))
+        rows[series.name] = row
+        for steps in HORIZONS:
+            p_values[f"{series.name} h{steps}"] = worse_than_naive(series.values, issued[steps].mean, steps)
+        update_ms += updates
+        fit_ms += fits
+    total = totals(list(rows.values()))
+    worse = holm_rejections(p_values)
+    total["series_worse_than_naive"] = float(len(worse))
+    total["update_ms_p50"], total["update_ms_p99"] = (float(np.percentile(update_ms, q)) for q in (50, 99))
+    total["fits"] = float(len(fit_ms))
+    total["fit_ms_mean"] = float(np.mean(fit_ms)) if fit_ms else 0.0
+    return {"series": rows, "total": total, "worse_than_naive": worse}
+
+
+def ours(name: str, all_series: list[TraceSeries]) -> dict[str, Any]:
+    """The table of one of our predictors."""
+    return table(all_series, lambda series: make_predictor(name, PredictorOptions(step_s=series.step_s, horizons=HORIZONS)))
+
+
+def check(results: dict[str, Any]) -> list[str]:
+    """A line for each target that was missed."""
+    missed = []
+    for name, targets in TARGETS.items():
+        for key, (least, most) in targets.items():
+            if name in results and not least <= results[name]["total"][key] <= most:
+                missed.append(f"{name}: {key} {results[name]['total'][key]:.4f} is not in {least:g}..{most:g}")
+    behind = [name for name in results if "/" in name and "auto" in results]
+    for key in ("asym_cost", "asym_cost_mean"):
+        for name in behind:
+            if results[name]["total"][key] <= results["auto"]["total"][key]:
+                missed.append(f"auto: {key} is not ahead of {name}, {results[name]['total'][key]:.4f}")
+    return missed
+
+
+SHOWN = (
+    "rmae_h1",
+    "rmae_h3",
+    "mase",
+    "wape",
+    "pinball_q80",
+    "pinball_q90",
+    "coverage_q90",
+    "bias",
+    "asym_cost",
+    "asym_cost_mean",
+)
+
+
+def show(results: dict[str, Any]) -> str:
+    lines = [f"{'':32s}" + "".join(f"{key:>15s}" for key in (*SHOWN, "worse", "p50 ms", "p99 ms"))]
+    for name, result in results.items():
+        total = result["total"]
+        cells = [f"{total[key]:15.3f}" for key in SHOWN]
+        cells += [f"{len(result['worse_than_naive']):15d}"]
+        cells += [f"{total[key]:15.3f}" if key in total else f"{'':15s}" for key in ("update_ms_p50", "update_ms_p99")]
+        lines.append(f"{name:32s}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the traces")
+    parser.add_argument("--json", type=Path, help="where the whole table goes")
+    parser.add_argument(
+        "--predictors", default="constant,kalman,arima,auto", help="comma-separated, of " + ", ".join(PREDICTORS)
+    )
+    parser.add_argument(
+        "--peer", action="store_true", help="also the forecasters of other projects, each in its own environment"
+    )
+    parser.add_argument(
+        "--environments", type=Path, default=Path(gettempdir()) / "forecast-bench", help="where --peer installs them"
+    )
+    arguments = parser.parse_args(argv)
+    if not arguments.data.is_dir():
+        print(
+            f"skipped: no folder {arguments.data} with traces; give the folder that holds azure2023_conv.csv.gz and the others"
+        )
+        return 0
+    try:
+        all_series = read_series(arguments.data)
+    except FileNotFoundError as missing:
+        print(f"skipped: {missing.filename} is missing from {arguments.data}")
+        return 0
+    results = {name: ours(name, all_series) for name in arguments.predictors.split(",")}
+    if arguments.peer:
+        results |= peer_tables(all_series, arguments.environments)
+    missed = check(results)
+    print(show(results))
+    print("\n".join(missed) or "every target is met")
+    if arguments.json:
+        report = {
+            "protocol": {
+                "horizons": HORIZONS,
+                "judged_from": "the second third of each series",
+                "series": len(all_series),
+                "planned_on": "the 80 % quantile",
+                "arima_fits": "each where it is offered: at 10 values, then whenever history has grown by a quarter or 100 bins",
+            },
+            "predictors": results,
+            "missed": missed,
+        }
+        arguments.json.write_text(json.dumps(report, indent=1))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
