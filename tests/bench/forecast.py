@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
                 "judged_from": "the second third of each series",
                 "series": len(all_series),
                 "planned_on": "the 80 % quantile",
-                "arima_fits": "each where it is offered: at 10 values, then whenever history has grown by a quarter or 100 bins",
+                "arima_fits": "where they are offered: at 10 values, then when history has grown by a quarter or 100 bins",
             },
             "predictors": results,
             "missed": missed,

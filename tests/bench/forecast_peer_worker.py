@@ -1,7 +1,7 @@
 """[I/O] Runs forecasters of other projects inside their own environment: JSON in, JSON out. Imports nothing of this project.
 
-Input: {"peer": NAME, "series": [{"name", "step_s", "values"}]}; output: {series name: {"1": [...], "3": [...]}}, forecasts issued
-after each bin. Values that are null are not shown to the forecaster. Diagnostics of the libraries go to stderr.
+Input: {"peer": NAME, "series": [{"name", "step_s", "values"}]}; output: {series name: {"1": [...], "3": [...]}}, forecasts
+issued after each bin. Values that are null are not shown to the forecaster. Diagnostics of the libraries go to stderr.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 import signal
 import sys
 import warnings
+from importlib import import_module
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
@@ -21,11 +22,11 @@ LONG, REFIT_EVERY, WINDOW = 400, 12, 400  # bins; a long series is refitted ever
 
 
 def dynamo(peer: str, series: dict[str, Any]) -> dict[str, list[float]]:
-    """The planner's own predictor, with its defaults. It has one forecast, of the next interval; at 3 bins it serves the same."""
-    from dynamo.planner.config.planner_config import PlannerConfig
-    from dynamo.planner.core.load import predictors
-
-    config = PlannerConfig.model_construct(throughput_adjustment_interval_seconds=series["step_s"])
+    """The planner's own predictor, with its defaults. Its one forecast is of the next interval; 3 bins ahead it is the same."""
+    predictors = import_module("dynamo.planner.core.load.predictors")
+    config = import_module("dynamo.planner.config.planner_config").PlannerConfig.model_construct(
+        throughput_adjustment_interval_seconds=series["step_s"]
+    )
     predictor = getattr(predictors, f"{peer}Predictor")(config)
     forecasts, last = [], 0.0
     for value in series["values"]:
@@ -38,9 +39,7 @@ def dynamo(peer: str, series: dict[str, Any]) -> dict[str, list[float]]:
 
 def statsforecast(peer: str, series: dict[str, Any]) -> dict[str, list[float]]:
     """A model chosen and fitted anew after each bin on the last `WINDOW` values (long series: see `REFIT_EVERY`)."""
-    import numpy as np
-    from statsforecast import models
-
+    np, models = import_module("numpy"), import_module("statsforecast.models")
     history: list[float] = []
     forecasts: dict[str, list[float]] = {"1": [], "3": []}
     model, last = None, (0.0, 0.0)
