@@ -22,6 +22,9 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
 
+DEFAULT_HOLD_S = 60.0
+
+
 class Extensions(BaseModel):
     """What this planner does beyond the guide. Each switch, when off, gives the guide's plain behaviour in that respect;
     `plain: true` turns all of them off at once (a switch that is also given explicitly keeps its given value)."""
@@ -83,13 +86,19 @@ class Extensions(BaseModel):
         default=True,
         description="Lower by load only if the survivors' load and the queueing model both say that fewer suffice.",
     )
+    load_target: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.7,
+        description="Share of the load at which the SLA is reached that load-based scaling plans for: at 1, as in the guide, "
+        "replicas come when half of the requests miss it already.",
+    )
     max_load_step: PositiveInt = Field(
         default=4,
         description="Most replicas that one load-based decision adds, when the regression asks for several. 1: as the guide.",
     )
-    hold_s: NonNegativeFloat = Field(
-        default=60.0,
-        description="Lower only to what would have sufficed, at 1.1 x the load, for this long (seconds). 0: at once.",
+    hold_s: NonNegativeFloat | None = Field(
+        default=None,
+        description="Lower only to what would have sufficed, at 1.1 x the load, for this long (seconds). null: 60, or 0 in "
+        "environment global-planner, where the arbiter holds.",
     )
     idle_to_min: bool = Field(
         default=True, description="Zero requests through a living front door lead to the minimum, in steps."
@@ -114,6 +123,7 @@ PLAIN: Mapping[str, object] = {
     "length_distribution": False,
     "queueing": False,
     "check_survivors": False,
+    "load_target": 1.0,
     "max_load_step": 1,
     "hold_s": 0.0,
     "idle_to_min": False,
@@ -236,6 +246,13 @@ class PlannerConfig(BaseModel):
     def tick_s(self) -> float:
         """Seconds between two observations: the interval of the fastest scaling mode that is on."""
         return float(self.load_adjustment_interval if self.enable_load_scaling else self.throughput_adjustment_interval)
+
+    @property
+    def hold_s(self) -> float:
+        """Seconds that a lower number must have sufficed before it is asked for."""
+        if self.extensions.hold_s is not None:
+            return self.extensions.hold_s
+        return 0.0 if self.environment == "global-planner" else DEFAULT_HOLD_S
 
     @property
     def router_metrics_urls(self) -> tuple[str, ...]:

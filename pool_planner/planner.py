@@ -180,6 +180,7 @@ def _load(
         ttft_ms=pool.ttft_ms,
         itl_ms=pool.itl_ms,
         least=config.load_min_observations,
+        target=config.extensions.load_target,
     )
     extensions = config.extensions
     limits = LoadLimits(
@@ -197,9 +198,12 @@ def _load(
 
 
 def _rhythm(config: PlannerConfig) -> Rhythm:
+    """Knowledge of two forecast intervals comes before the first reduction, of a planner that has just started or was blind."""
     extensions = config.extensions
+    learning_s = 2.0 * config.throughput_adjustment_interval if extensions.start_from_provisioned else 0.0
     return Rhythm(
-        hold_s=extensions.hold_s,
+        hold_s=config.hold_s,
+        known_s=max(config.hold_s, learning_s),
         idle_hold_s=extensions.idle_hold_s if extensions.idle_to_min else None,
         gap_s=2.0 * config.tick_s,
     )

@@ -20,8 +20,8 @@ Verdict = Literal["up", "down", "stay", "unknown"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
-    """One kind of load of every worker: `loads` against `limit`, the load at which the SLA is reached. `movable`: the part
-    of each load that goes to the survivors when a worker leaves (a prompt's own tokens do not multiply)."""
+    """One kind of load of every worker: `loads` against `limit`, what is planned for of the load at which the SLA is reached.
+    `movable`: the part of each load that goes to the survivors when a worker leaves (a prompt's own tokens do not multiply)."""
 
     name: Literal["ttft", "itl"]
     loads: tuple[float, ...]
@@ -67,10 +67,19 @@ def prefill_load(worker: WorkerLoad) -> float | None:
 
 
 def signals(
-    role: Role, workers: Sequence[WorkerLoad], ttft: Window, itl: Window, *, ttft_ms: float, itl_ms: float, least: int
+    role: Role,
+    workers: Sequence[WorkerLoad],
+    ttft: Window,
+    itl: Window,
+    *,
+    ttft_ms: float,
+    itl_ms: float,
+    least: int,
+    target: float,
 ) -> tuple[list[Signal], list[str]]:
     """The signals that the role has and the data allow, and why the others are missing. Fewer than `least` observations are
-    not enough. Where latency does not rise with load, the latencies themselves are the load and the SLA its limit."""
+    not enough. Where latency does not rise with load, the latencies themselves are the load and the SLA its limit. `target`:
+    the share of the limit that is planned for."""
     found: list[Signal] = []
     missing: list[str] = []
     kinds: list[tuple[Literal["ttft", "itl"], Window, float]] = []
@@ -93,7 +102,7 @@ def signals(
         if not known or not loads:
             missing.append(f"{len(loads)} of {len(workers)} workers report their {name.upper()} load")
             continue
-        found.append(Signal(name=name, loads=tuple(loads), movable=tuple(movable), limit=threshold))
+        found.append(Signal(name=name, loads=tuple(loads), movable=tuple(movable), limit=target * threshold))
     return found, missing
 
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rhythm:
-    """`hold_s`: lower only to what would have sufficed for this long. `idle_hold_s`: seconds without requests before a pool
-    is idle, None: never. `gap_s`: knowledge interrupted for longer starts the hold anew."""
+    """`hold_s`: lower only to what would have sufficed for this long. `known_s`: and only when the pool has been known for
+    this long, at least the hold. `idle_hold_s`: seconds without requests before a pool is idle, None: never. `gap_s`:
+    knowledge interrupted for longer begins anew."""
 
     hold_s: float
+    known_s: float
     idle_hold_s: float | None
     gap_s: float
 
@@ -56,7 +58,8 @@ def settle(
         reason = f"kept at {before}: {needed} would do now, but not during all of the last {rhythm.hold_s:.0f} s"
         return replace(memory, wanted=before), before, reason
     wanted = max(held, needed)
-    reason = f"lowered from {before}: {wanted} sufficed, with headroom, for {rhythm.hold_s:.0f} s"
+    since = f" for {rhythm.hold_s:.0f} s" if rhythm.hold_s > 0.0 else ""
+    reason = f"lowered from {before}: {wanted} sufficed, with headroom{since}"
     return replace(memory, wanted=wanted), wanted, reason
 
 

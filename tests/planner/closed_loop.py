@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from pool_planner.planner import plan
 from pool_planner.setup import PlannerSetup
 from pool_planner.state import start
-from pool_planner.types import Grant, Histogram, Observation, Proposal
+from pool_planner.types import Grant, Histogram, Observation, Proposal, WorkerLoad
 
 EDGES = tuple(float(base << shift) for shift in range(4, 17) for base in (2, 3))
 
@@ -22,6 +22,10 @@ class Replica:
     pending: list[tuple[float, float]] = field(default_factory=list)
     running: list[list[float]] = field(default_factory=list)  # [arrived, tokens left, tokens, seconds]
     draining: bool = False
+    name: str = ""
+    last_isl: float | None = None
+    last_ttft: float | None = None
+    last_itl: float | None = None
 
 
 @dataclass(slots=True)
@@ -50,7 +54,8 @@ def run(
 ) -> Outcome:
     """`arrivals` are (time, isl, osl); `service(isl)` makes it a prefill pool, `itl(batch)` a decode pool. Releases drain."""
     pool = setup.pools[0]
-    replicas = [Replica(ready_s=0.0) for _ in range(begin)]
+    replicas = [Replica(ready_s=0.0, name=f"w{i}") for i in range(begin)]
+    made = begin
     state, wanted_over_time = start(setup), []
     done: list[tuple[float, float]] = []  # (finished, latency s)
     seen: dict[str, list[float]] = {"isl": [], "osl": [], "ttft": [], "itl": []}
@@ -71,6 +76,7 @@ def run(
                 begin_s = max(at, pick.free_at, pick.ready_s)
                 pick.free_at = begin_s + service(isl)
                 pick.pending.append((pick.free_at, isl))
+                pick.last_isl, pick.last_ttft = float(isl), pick.free_at - at + overhead_s
                 done.append((pick.free_at, pick.free_at - at + overhead_s))
             else:
                 pick = min(ready, key=lambda r: len(r.running))
@@ -83,7 +89,7 @@ def run(
             if service is not None:
                 seen["ttft"] += [latency for finished, latency in done if now - tick_s < finished <= now]
             finished = sum(now - tick_s < each[0] <= now for each in done)
-            told = _observe(pool.name, now, tick_s, arrived, finished, seen)
+            told = replace(_observe(pool.name, now, tick_s, arrived, finished, seen), workers=_gauges(replicas, now))
             active = [r for r in replicas if not r.draining]
             ready_now = sum(r.ready_s <= now for r in active)
             grant = Grant(
@@ -100,7 +106,8 @@ def run(
                 wanted_over_time.append(report.wanted)
                 moves += report.wanted != len(active)
                 for _ in range(report.wanted - len(active)):
-                    replicas.append(Replica(ready_s=now + cold_start_s))
+                    replicas.append(Replica(ready_s=now + cold_start_s, name=f"w{made}"))
+                    made += 1
                 for r in sorted(active, key=lambda r: (len(r.running), r.free_at))[: max(0, len(active) - report.wanted)]:
                     r.draining = True
                 most = max(most, len(replicas))
@@ -134,8 +141,24 @@ def _decode(
         for one in [one for one in replica.running if one[1] <= 0.0]:
             replica.running.remove(one)
             done.append((now, one[3] / one[2]))
+            replica.last_itl = one[3] / one[2]
             seen["itl"].append(one[3] / one[2])
             seen["osl"].append(one[2])
+
+
+def _gauges(replicas: Sequence[Replica], now: float) -> tuple[WorkerLoad, ...]:
+    return tuple(
+        WorkerLoad(
+            worker_id=r.name,
+            active_prefill_tokens=sum(tokens for finished, tokens in r.pending if finished > now),
+            active_decode_blocks=float(len(r.running)),
+            last_isl_tokens=r.last_isl,
+            last_ttft_ms=None if r.last_ttft is None else 1e3 * r.last_ttft,
+            last_itl_ms=None if r.last_itl is None else 1e3 * r.last_itl,
+        )
+        for r in replicas
+        if not r.draining and r.ready_s <= now
+    )
 
 
 def _observe(name: str, now: float, tick_s: float, arrived: int, finished: int, seen: Mapping[str, list[float]]) -> Observation:

@@ -52,8 +52,8 @@ def loaded(**changes: Any) -> tuple[object, ...]:
     settings = {"enable_throughput_scaling": False, "enable_load_scaling": True, **changes}
     story = Story(have=3, follow=False, **settings)
     seen: list[object] = [story.setup.samples_per_tick, story.tick_s]
-    for step in range(30):
-        story.step(2.0, workers=busy(3, step, tokens=3000.0 if step < 20 else 200.0))
+    for step in range(100):
+        story.step(2.0, workers=busy(3, step, tokens=2500.0) if step < 20 else busy(3, step % 3, tokens=0.0))
         seen.append(said(story.report))
     return tuple(seen)
 
