@@ -1,7 +1,6 @@
-"""The arbiter's decision: who gets how many replicas, for everybody at once. Pure.
+"""One budget shared by what each GPU is worth: `arbitrate(state, inputs, policy) -> (state, allocation)`. Pure."""
 
-    reports + holdings ─► demand.py (what each pool can use) ─► frontier.py (a group's bundles) ─► knapsack.py (classes, budget)
-        ─► solve.py (stability, what is left over, the allocation) ─► told.py (reasons, limits, runners-up)
+from global_planner.arbiter.solve import arbitrate
+from global_planner.arbiter.state import ArbiterPolicy, ArbiterState
 
-`arbitrate(state, inputs, policy) -> (state, Allocation)` in solve.py is the only way in.
-"""
+__all__ = ["ArbiterPolicy", "ArbiterState", "arbitrate"]

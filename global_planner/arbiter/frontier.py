@@ -1,100 +1,214 @@
-"""The bundles of a group: what it can attain with which GPUs, none of them dominated. Pure.
+"""A group's bundles: for each attainment that it can reach, the smallest replica counts that reach it. Pure.
 
-A stage (the pools of one role) attains the load-weighted mean of its pools; a prefill/decode path attains the minimum of its
-stages; aggregated pools are another path of the same group, and admitted loads of paths add. A bundle is one value and the
-cheapest replicas that reach it: no stage is given what the other cannot use.
+A bundle raises prefill and decode together, so that no bundle holds capacity of one stage that the other cannot use. Where
+all pools of a stage draw on the same limits, a stage has one cheapest way to each attainment; where they do not (GPU types
+that compete inside one stage), all ways are kept of which none is cheaper on every limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from global_planner.arbiter.demand import PoolDemand
+import numpy as np
+from numpy.typing import NDArray
 
-Vector = tuple[int, ...]
-EPSILON = 1e-12
+from global_planner.arbiter.view import GroupView
 
+MAX_WAYS = 512
+"""Ways of one stage that are kept where its pools draw on different limits; beyond it they are thinned evenly."""
+_SAME = 1e-12
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bundle:
-    """`gpus` by type, in the order that `types` gave; `served_rps`: admitted load; `replicas` by pool."""
-
-    gpus: Vector
-    served_rps: float
-    replicas: Mapping[str, int]
+Counts = tuple[int, ...]
 
 
-def group_bundles(pools: Sequence[PoolDemand], types: Sequence[str]) -> tuple[Bundle, ...]:
-    """The Pareto-minimal bundles of one group, cheapest first; the first is its floors. Held pools are fixed and free here
-    (their charge is taken off the budget before)."""
-    stages = {
-        role: _stage([pool for pool in pools if pool.spec.role == role and pool.held is None], types)
-        for role in ("prefill", "decode", "agg")
-    }
-    loads = {
-        role: sum(pool.load_rps for pool in pools if pool.spec.role == role and pool.held is None)
-        for role in ("prefill", "decode", "agg")
-    }
-    path = _path(stages["prefill"], loads["prefill"], stages["decode"], loads["decode"])
-    return _pareto(_sum(first, second) for first in path for second in stages["agg"])
+@dataclass(slots=True, kw_only=True)
+class Bundles:
+    """`attainment[k]` of the group with `counts[k]` replicas by pool; the first is the one with every pool at its floor.
+    `thinned`: some ways were left out, so the best of these may not be the best."""
+
+    attainment: list[float]
+    counts: list[Counts]
+    thinned: bool = False
 
 
-def _stage(pools: Sequence[PoolDemand], types: Sequence[str]) -> tuple[Bundle, ...]:
-    """All useful combinations of the pools of one stage; `served_rps` is Σ load x attainment."""
-    points: tuple[Bundle, ...] = (Bundle(gpus=(0,) * len(types), served_rps=0.0, replicas={}),)
-    for pool in pools:
-        own = _pareto(_point(pool, count, types) for count in range(pool.least, max(pool.least, pool.need) + 1))
-        points = _pareto(_sum(first, second) for first in points for second in own)
-    return points
+@dataclass(slots=True, kw_only=True)
+class _Ways:
+    """Ways to run a stage or a path: attainment (k), replica counts (k x pools of the group), cost by limit (k x limits)."""
+
+    attainment: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    cost: NDArray[np.float64]
+    thinned: bool = False
 
 
-def _point(pool: PoolDemand, count: int, types: Sequence[str]) -> Bundle:
-    gpus = tuple(count * pool.gpus_per_replica if name == pool.spec.gpu_type else 0 for name in types)
-    return Bundle(gpus=gpus, served_rps=pool.load_rps * pool.attainment[count], replicas={pool.spec.name: count})
+def bundles_of(
+    group: GroupView,
+    floors: Sequence[int],
+    caps: Sequence[int],
+    draws: NDArray[np.float64],
+    *,
+    hi: bool = False,
+) -> Bundles:
+    """The bundles between `floors` and `caps` replicas by pool. `draws[p, r]`: what a replica of pool p takes of limit r.
+
+    O(replicas) for a path of one pool a stage, the common case; for several pools a stage, O(product of their ranges).
+    """
+    if len(group.paths) == 1:
+        path = group.paths[0]
+        pools = [place for stage in path for place in stage]
+        if len(pools) == len(path) <= 2 and all(group.pools[place].now for place in pools):
+            return _simple(group, path, floors, caps, hi=hi)
+    whole: _Ways | None = None
+    for path, share, ceiling in zip(group.paths, group.path_shares(), group.ceilings, strict=True):
+        ways = _path_ways(group, path, ceiling, floors, caps, draws, hi=hi)
+        ways.attainment = ways.attainment * share
+        whole = ways if whole is None else _together(whole, ways, np.add, draws, floors)
+    assert whole is not None
+    order = np.lexsort((whole.cost.sum(axis=1), whole.attainment))
+    attainment = whole.attainment[order].tolist()
+    counts = [tuple(row) for row in whole.counts[order].tolist()]
+    base = tuple(floors)
+    if base in counts:
+        place = counts.index(base)
+        attainment.insert(0, attainment.pop(place))
+        counts.insert(0, counts.pop(place))
+    else:
+        attainment.insert(0, group.attainment(base, hi=hi))
+        counts.insert(0, base)
+    return Bundles(attainment=attainment, counts=counts, thinned=whole.thinned)
 
 
-def _path(prefill: Sequence[Bundle], prefill_rps: float, decode: Sequence[Bundle], decode_rps: float) -> tuple[Bundle, ...]:
-    """Prefill and decode together: the load is the larger of what both saw (a request passes both), the attainment the
-    smaller. A stage of which nothing is known (all its pools held) does not limit."""
-    load = max(prefill_rps, decode_rps)
-    return _pareto(
-        Bundle(
-            gpus=tuple(a + b for a, b in zip(first.gpus, second.gpus, strict=True)),
-            served_rps=load * min(_share(first, prefill_rps), _share(second, decode_rps)),
-            replicas={**first.replicas, **second.replicas},
-        )
-        for first in prefill
-        for second in decode
-    )
+def _simple(
+    group: GroupView, path: tuple[tuple[int, ...], ...], floors: Sequence[int], caps: Sequence[int], *, hi: bool
+) -> Bundles:
+    """One pool a stage: walk up all stages together, each to the first number that passes the level reached so far."""
+    places = [stage[0] for stage in path]
+    pools = [group.pools[place] for place in places]
+    curves = [pool.hi if hi else pool.now for pool in pools]
+    counts = list(floors)
+    ceiling = group.ceilings[0]
+    first, second = places[0], places[-1]
+    curve_a, curve_b = curves[0], curves[-1]
+    end_a, end_b = min(caps[first], len(curve_a) - 1), min(caps[second], len(curve_b) - 1)
+    a, b = counts[first], counts[second]
+    level_a = curve_a[a] if a <= end_a else curve_a[min(a, len(curve_a) - 1)]
+    level_b = curve_b[b] if b <= end_b else curve_b[min(b, len(curve_b) - 1)]
+    level = min(level_a, level_b, ceiling)
+    attainment, found = [level], [tuple(counts)]
+    while level < ceiling:
+        beyond = level + _SAME
+        while level_a <= beyond and a < end_a:
+            a += 1
+            level_a = curve_a[a]
+        while level_b <= beyond and b < end_b:
+            b += 1
+            level_b = curve_b[b]
+        if level_a <= beyond or level_b <= beyond:
+            break
+        level = min(level_a, level_b, ceiling)
+        counts[first] = a
+        counts[second] = b if second != first else a
+        attainment.append(level)
+        found.append(tuple(counts))
+    return Bundles(attainment=attainment, counts=found)
 
 
-def _share(bundle: Bundle, load_rps: float) -> float:
-    return min(1.0, bundle.served_rps / load_rps) if load_rps > 0.0 else 1.0
+def _path_ways(
+    group: GroupView,
+    path: tuple[tuple[int, ...], ...],
+    ceiling: float,
+    floors: Sequence[int],
+    caps: Sequence[int],
+    draws: NDArray[np.float64],
+    *,
+    hi: bool,
+) -> _Ways:
+    whole: _Ways | None = None
+    for stage in path:
+        ways = _stage_ways(group, stage, floors, caps, draws, hi=hi)
+        if ways is not None:
+            whole = ways if whole is None else _together(whole, ways, np.minimum, draws, floors)
+    if whole is None:  # nothing is known of any stage: the path is what it is
+        counts = np.asarray([floors], dtype=np.int64)
+        return _Ways(attainment=np.asarray([ceiling]), counts=counts, cost=counts @ draws)
+    whole.attainment = np.minimum(whole.attainment, ceiling)
+    return _undominated(whole)
 
 
-def _sum(first: Bundle, second: Bundle) -> Bundle:
-    return Bundle(
-        gpus=tuple(a + b for a, b in zip(first.gpus, second.gpus, strict=True)),
-        served_rps=first.served_rps + second.served_rps,
-        replicas={**first.replicas, **second.replicas},
-    )
+def _stage_ways(
+    group: GroupView,
+    stage: tuple[int, ...],
+    floors: Sequence[int],
+    caps: Sequence[int],
+    draws: NDArray[np.float64],
+    *,
+    hi: bool,
+) -> _Ways | None:
+    """Ways of a stage: the load-weighted mean of its pools; None where nothing is known of any."""
+    known = [place for place in stage if group.pools[place].now and group.shares[place] > 0]
+    if not known:
+        return None
+    total = sum(group.shares[place] for place in known)
+    whole: _Ways | None = None
+    for place in known:
+        pool = group.pools[place]
+        curve = np.asarray(pool.hi if hi else pool.now, dtype=np.float64)
+        numbers = np.arange(floors[place], max(min(caps[place], len(curve) - 1), floors[place]) + 1)
+        counts = np.tile(np.asarray(floors, dtype=np.int64), (len(numbers), 1))
+        counts[:, place] = numbers
+        level = curve[np.minimum(numbers, len(curve) - 1)] * (group.shares[place] / total)
+        ways = _undominated(_Ways(attainment=level, counts=counts, cost=counts @ draws))
+        whole = ways if whole is None else _together(whole, ways, np.add, draws, floors)
+    return whole
 
 
-def _pareto(bundles: Iterable[Bundle]) -> tuple[Bundle, ...]:
-    """Without those that cost at least as much as another and serve no more; cheapest first, ties by replica counts so that
-    the order in which pools came does not matter."""
-    ordered = sorted(bundles, key=lambda item: (sum(item.gpus), item.gpus, -item.served_rps, sorted(item.replicas.items())))
-    kept: list[Bundle] = []
-    for bundle in ordered:
-        if len(bundle.gpus) == 1:
-            dominated = bool(kept) and kept[-1].served_rps >= bundle.served_rps - EPSILON
-        else:
-            dominated = any(
-                other.served_rps >= bundle.served_rps - EPSILON
-                and all(a <= b for a, b in zip(other.gpus, bundle.gpus, strict=True))
-                for other in kept
-            )
-        if not dominated:
-            kept.append(bundle)
-    return tuple(kept)
+def _together(first: _Ways, second: _Ways, combine: np.ufunc, draws: NDArray[np.float64], floors: Sequence[int]) -> _Ways:
+    """Every way of `first` with every way of `second`, of which no other is better."""
+    base = np.asarray(floors, dtype=np.int64)
+    attainment = combine.outer(first.attainment, second.attainment).ravel()
+    counts = (first.counts[:, None, :] + (second.counts - base)[None, :, :]).reshape(len(attainment), -1)
+    thinned = first.thinned or second.thinned
+    return _undominated(_Ways(attainment=attainment, counts=counts, cost=counts @ draws, thinned=thinned))
+
+
+def _undominated(ways: _Ways) -> _Ways:
+    """The ways than which no other attains as much and costs no more on any limit, in rising attainment."""
+    used = ways.cost - ways.cost.min(axis=0)
+    sums = used.sum(axis=1)
+    order = np.lexsort((sums, -ways.attainment))
+    if _one_dimensional(used):
+        cheapest = np.minimum.accumulate(sums[order])
+        keep = np.concatenate(([True], sums[order][1:] < cheapest[:-1] - _SAME))
+        kept = order[keep][::-1]
+        return _of(ways, kept, thinned=ways.thinned)
+    # Way i beats a later j of the order (which attains no more) where it costs no more anywhere.
+    kept_list: list[int] = []
+    frontier = np.empty((0, used.shape[1]))
+    for place in order.tolist():
+        row = used[place]
+        if len(kept_list) and bool(np.any(np.all(frontier <= row + _SAME, axis=1))):
+            continue
+        kept_list.append(place)
+        frontier = np.vstack((frontier, row))
+    thinned = ways.thinned
+    if len(kept_list) > MAX_WAYS:
+        spread = np.unique(np.linspace(0, len(kept_list) - 1, MAX_WAYS).astype(int))
+        kept_list = [kept_list[index] for index in spread.tolist()]
+        thinned = True
+    return _of(ways, np.asarray(kept_list[::-1], dtype=np.int64), thinned=thinned)
+
+
+def _of(ways: _Ways, kept: NDArray[np.int64], *, thinned: bool) -> _Ways:
+    return _Ways(attainment=ways.attainment[kept], counts=ways.counts[kept], cost=ways.cost[kept], thinned=thinned)
+
+
+def _one_dimensional(used: NDArray[np.float64]) -> bool:
+    """Whether all costs are multiples of one vector, so that their sums order them."""
+    if used.shape[1] <= 1:
+        return True
+    largest = used[int(np.argmax(used.sum(axis=1)))]
+    total = float(largest.sum())
+    if total <= 0:
+        return True
+    return bool(np.allclose(used, np.outer(used.sum(axis=1) / total, largest), rtol=0.0, atol=1e-9))

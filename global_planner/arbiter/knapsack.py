@@ -24,11 +24,13 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """`picks[g]`: index of the option chosen in class g. `bound`: no choice that fits is worth more. `exact`: none is."""
+    """`picks[g]`: index of the option chosen in class g. `bound`: no choice that fits is worth more. `exact`: none is. `solver`
+    is told to people."""
 
     picks: Ints
     bound: float
     exact: bool
+    solver: str = "knapsack"
 
 
 def segment_max(values: Floats, starts: Ints) -> Floats:
@@ -108,7 +110,7 @@ def _fill(values: Floats, weights: Ints, starts: Ints, owner: Ints, light: Ints,
     room = capacity - int(weights[light].sum())
     steps = (weights[heavy] - weights[light]).astype(np.int64)
     picks = light.copy()
-    for group in np.flatnonzero(steps):
+    for group in np.flatnonzero(steps).tolist():
         if steps[group] <= room:
             picks[group] = heavy[group]
             room -= int(steps[group])

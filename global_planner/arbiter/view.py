@@ -118,7 +118,7 @@ class View:
 
 
 def view_of(state: ArbiterState, inputs: RoundInputs, policy: ArbiterPolicy) -> View:
-    """The round as the arbiter sees it. Order in `inputs` does not matter, except that pools of one group keep theirs by name."""
+    """The round as the arbiter sees it; the order of what is in `inputs` does not matter."""
     reports: dict[str, Report] = {}
     for report in inputs.reports:
         known = reports.get(report.pool)
@@ -171,9 +171,7 @@ def _pool_view(
     if holding is not None and before is not None:
         current = before if holding.last_write is None else holding.last_write
         gpus = holding.gpus_per_replica or gpus
-    pool = PoolView(
-        spec=spec, rules=rules, holding=holding, gpus=gpus, current=current, before=before, history=history
-    )
+    pool = PoolView(spec=spec, rules=rules, holding=holding, gpus=gpus, current=current, before=before, history=history)
     proposal = report if isinstance(report, Proposal) and at_s < report.expires_at_s else None
     fault = None if proposal is None else _fault(proposal)
     if proposal is not None and fault is None:

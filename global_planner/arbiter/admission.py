@@ -1,0 +1,51 @@
+"""The rate that a group may admit now: what its ready replicas carry within the SLA, not what is ordered. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from global_planner.arbiter.view import GroupView, PoolView
+
+
+def admitted_rps(group: GroupView) -> float | None:
+    """Requests/s over the group's paths; None: unlimited, because nobody can tell what a path carries.
+
+    A path carries what its tightest stage does. A stage that is short in some pools carries the load of the others in full: a
+    class of requests that starves does not starve the others. One that is short nowhere carries its whole load, and beyond it
+    as much as its mix allows before the first pool is full.
+    """
+    total = 0.0
+    for path in group.paths:
+        rates = [_stage_rps(group, stage) for stage in path]
+        known = [rate for rate in rates if rate is not None]
+        if not known:
+            return None
+        total += min(known)
+    return total
+
+
+def _stage_rps(group: GroupView, stage: Sequence[int]) -> float | None:
+    pools = [group.pools[place] for place in stage]
+    carried = [_ready_rps(pool) for pool in pools]
+    rates = [rate for rate in carried if rate is not None]
+    if len(rates) < len(pools):
+        return None
+    loads = [pool.load for pool in pools]
+    if all(rate >= load for rate, load in zip(rates, loads, strict=True)):
+        total = sum(loads)
+        if total <= 0:
+            return sum(rates)
+        return min(rate * total / load for rate, load in zip(rates, loads, strict=True) if load > 0)
+    return sum(min(rate, load) for rate, load in zip(rates, loads, strict=True))
+
+
+def _ready_rps(pool: PoolView) -> float | None:
+    """What the ready replicas of a pool carry; None: unknown. Where the planner's own curve says that they carry the whole
+    load, it is never less than the load."""
+    if pool.capacity is None or pool.holding is None or pool.holding.unknown is not None:
+        return None
+    ready = sum(1 for replica in pool.holding.replicas if replica.state == "ready")
+    rate = pool.capacity[min(ready, len(pool.capacity) - 1)]
+    if pool.now and pool.now[min(ready, len(pool.now) - 1)] >= 1.0:
+        return max(rate, pool.load)
+    return rate

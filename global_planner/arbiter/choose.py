@@ -1,0 +1,112 @@
+"""Which solver runs: none where nothing binds, the exact knapsack for one limit in whole units, prices beyond. Pure.
+
+The choice depends on the instance alone. Limits that cannot bind are left out first, and classes that share no binding limit
+are solved apart: most instances with several GPU types fall into knapsacks of one limit each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from global_planner.arbiter.knapsack import Choice, Floats, Ints, first_true, knapsack, segment_max
+from global_planner.arbiter.lagrange import choose_within
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Classes of options, consecutive: class g has `sizes[g]` from `starts[g]`. `weights`: options x limits. The first option
+    of each class takes least of every limit."""
+
+    values: Floats
+    weights: Floats
+    sizes: Ints
+
+    @property
+    def starts(self) -> Ints:
+        result: Ints = np.concatenate(([0], np.cumsum(self.sizes)[:-1])).astype(np.int64)
+        return result
+
+
+def choose(options: Options, capacity: Floats) -> Choice:
+    """The best option of every class within `capacity` by limit. The first options together must fit."""
+    starts = options.starts
+    owner = np.repeat(np.arange(len(starts)), options.sizes)
+    weights = options.weights - options.weights[starts][owner]
+    room = capacity - options.weights[starts].sum(axis=0)
+    need = np.maximum.reduceat(weights, starts, axis=0).sum(axis=0) if len(starts) else np.zeros_like(room)
+    binding = np.flatnonzero(need > room + 1e-9)
+    draws = np.maximum.reduceat(weights[:, binding] > 0.0, starts, axis=0)
+
+    picks = starts.copy()
+    bound, exact, solvers = 0.0, True, set[str]()
+    for members, rows in _components(draws):
+        part = np.isin(owner, members)
+        sizes = options.sizes[members]
+        values = options.values[part]
+        inside = weights[np.ix_(part, binding[rows])]
+        result = _solve(values, inside, sizes, room[binding[rows]])
+        places = np.flatnonzero(part)
+        picks[members] = places[result.picks]
+        bound += result.bound
+        exact = exact and result.exact
+        solvers.add(result.solver)
+    return Choice(picks=picks, bound=bound, exact=exact, solver=max(solvers, default="no limit"))
+
+
+def _solve(values: Floats, weights: Floats, sizes: Ints, room: Floats) -> Choice:
+    starts = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    if weights.shape[1] == 0:
+        tie = 1e-12 * max(1.0, float(np.abs(values).max(initial=0.0)))
+        picks = first_true(values >= segment_max(values, starts)[owner] - tie, starts)
+        return Choice(picks=picks, bound=float(values[picks].sum()), exact=True, solver="no limit")
+    column = weights[:, 0]
+    whole = np.round(column)
+    if weights.shape[1] > 1 or bool(np.any(np.abs(column - whole) > 1e-9)):
+        return choose_within(values, weights, starts, sizes, room)
+    capacity = int(np.floor(room[0] + 1e-9))
+    order = np.lexsort((-values, whole, owner))
+    units = whole[order].astype(np.int64)
+    # Among options of rising weight, those that add nothing to the value of a lighter one are left out.
+    rising = _rising(values[order], starts, owner)
+    kept = np.flatnonzero(rising)
+    kept_sizes = np.bincount(owner[kept], minlength=len(sizes)).astype(np.int64)
+    kept_starts = np.concatenate(([0], np.cumsum(kept_sizes)[:-1])).astype(np.int64)
+    divisor = int(np.gcd.reduce(units[kept])) or 1
+    result = knapsack(values[order][kept], units[kept] // divisor, kept_starts, kept_sizes, capacity // divisor)
+    return Choice(picks=order[kept[result.picks]], bound=result.bound, exact=result.exact, solver=result.solver)
+
+
+def _rising(values: Floats, starts: Ints, owner: Ints) -> NDArray[np.bool_]:
+    """Which entries exceed all before them in their class (the first always does)."""
+    low = float(values.min(initial=0.0))
+    spread = float(np.ptp(values)) + 1.0 if len(values) else 1.0
+    lifted = (values - low) + owner * spread  # so that the running maximum starts anew in every class
+    before = np.concatenate(([-np.inf], np.maximum.accumulate(lifted)[:-1]))
+    mask: NDArray[np.bool_] = lifted > before + 1e-15 * spread
+    mask[starts] = True
+    return mask
+
+
+def _components(draws: NDArray[np.bool_]) -> list[tuple[Ints, Sequence[int]]]:
+    """Classes that share limits, directly or through others: (classes, limits). Classes without a limit come as one."""
+    classes, limits = draws.shape
+    label = list(range(limits))
+    for row in np.unique(draws, axis=0) if classes else draws:
+        together = [label[place] for place in np.flatnonzero(row)]
+        if len(set(together)) > 1:
+            label = [min(together) if one in together else one for one in label]
+    parts: list[tuple[Ints, Sequence[int]]] = []
+    for one in sorted(set(label)):
+        rows = [place for place in range(limits) if label[place] == one]
+        members = np.flatnonzero(draws[:, rows].any(axis=1)).astype(np.int64)
+        if len(members):
+            parts.append((members, rows))
+    free = np.flatnonzero(~draws.any(axis=1)).astype(np.int64) if limits else np.arange(classes, dtype=np.int64)
+    if len(free):
+        parts.append((free, []))
+    return parts

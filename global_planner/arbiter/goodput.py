@@ -1,0 +1,204 @@
+"""The objective `goodput`: per class from the highest, the most weighted requests/s within their SLA. Pure.
+
+Two passes over the classes. First everybody is raised with GPUs that are free, at once and without a price. Then GPUs move
+between groups: what the taker gains at its load, less the cold start during which nobody is served, must exceed what the
+giver would lose at 1.1 x its load. Since the giver is judged at its loads' upper side and the taker at its own, noise below the
+headroom cannot pay for a move and for the way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from global_planner.arbiter.choose import Options, choose
+from global_planner.arbiter.frontier import Bundles, Counts, bundles_of
+from global_planner.arbiter.plan import EPS, Array, Plan
+from global_planner.arbiter.state import ArbiterPolicy
+from global_planner.arbiter.view import HEADROOM, GroupView
+
+TIE = 1e-8
+"""Relative weight of the order among equals in a group's value: too little to outweigh anything real."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Class:
+    """One class's options: by member group, replica counts and values; the first takes least."""
+
+    counts: list[list[Counts]]
+    values: list[list[float]]
+
+
+def solve_goodput(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], moves_left: int | None) -> None:
+    """Set `plan.counts`. `ranks` orders groups among equals, 0 first; `moves_left`: groups that may still be raised with GPUs
+    of others (None: any number)."""
+    if not policy.stability:
+        _raise_from_free(plan, ranks)
+        return
+    quo = [
+        [max(plan.reserved[g][p], min(pool.low, plan.caps[g][p])) for p, pool in enumerate(group.pools)]
+        for g, group in enumerate(plan.groups)
+    ]
+    plan.counts = quo
+    if bool((plan.room() >= -EPS).all()):
+        _raise_from_free(plan, ranks)
+    _move(plan, policy, ranks, moves_left)
+
+
+def tie_factor(ranks: Mapping[str, int], group: GroupView) -> float:
+    return 1.0 + TIE * (len(ranks) - ranks[group.spec.name]) / max(1, len(ranks))
+
+
+def _raise_from_free(plan: Plan, ranks: Mapping[str, int]) -> None:
+    """The best bundles at or above the present counts, class by class, within what is free."""
+    for members in plan.classes():
+        stakes = _Class(counts=[], values=[])
+        wants = []
+        for g in members:
+            group = plan.groups[g]
+            bundles = bundles_of(group, plan.counts[g], plan.caps[g], plan.draws[g])
+            _note_thinned(plan, bundles)
+            if len(bundles.counts) > 1:
+                factor = group.scale * tie_factor(ranks, group)
+                wants.append(g)
+                stakes.counts.append(bundles.counts)
+                stakes.values.append([factor * level for level in bundles.attainment])
+        if wants:
+            capacity = plan.room() + plan.usage(plan.counts, wants)
+            _take_best(plan, wants, stakes, capacity)
+
+
+def _move(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], moves_left: int | None) -> None:
+    """GPUs from group to group, and to the classes above from those below, down to what is reserved."""
+    classes = plan.classes()
+    for index, members in enumerate(classes):
+        below = [g for lower in classes[index + 1 :] for g in lower]
+        above = [g for higher in classes[:index] for g in higher]
+        capacity = plan.limits.capacity - plan.usage(plan.counts, above) - plan.usage(plan.reserved, below)
+        crowded = bool((plan.usage(plan.counts, members) > capacity + EPS).any())
+        growth = {g: bundles_of(plan.groups[g], plan.counts[g], plan.caps[g], plan.draws[g]) for g in members}
+        takers = {g for g in members if len(growth[g].counts) > 1}
+        if not crowded and (not takers or moves_left == 0):
+            continue
+        before = {g: list(plan.counts[g]) for g in members}
+        slack = plan.slack
+        offers = {g: _offer(plan, g, growth[g], policy, tie_factor(ranks, plan.groups[g])) for g in members}
+        raised = _settle(plan, members, offers, before, capacity, None)
+        if moves_left is not None and len(raised) > moves_left:
+            best = sorted(raised, key=lambda g: (-raised[g], ranks[plan.groups[g].spec.name]))
+            plan.slack = slack
+            raised = _settle(plan, members, offers, before, capacity, frozenset(best[:moves_left]))
+        if moves_left is not None:
+            moves_left = max(0, moves_left - len(raised))
+        plan.moved.update(raised)
+
+
+def _settle(
+    plan: Plan,
+    members: Sequence[int],
+    offers: Mapping[int, tuple[list[Counts], list[float]]],
+    before: Mapping[int, list[int]],
+    capacity: Array,
+    may_rise: frozenset[int] | None,
+) -> dict[int, float]:
+    """Choose among the offers (`may_rise`: the groups that may gain; None: all); the groups that gained, with their gain."""
+    stakes = _Class(counts=[], values=[])
+    for g in members:
+        counts, values = offers[g]
+        if may_rise is not None and g not in may_rise:
+            kept = [k for k, value in enumerate(values) if value <= 0.0]
+            counts, values = [counts[k] for k in kept], [values[k] for k in kept]
+        stakes.counts.append(counts)
+        stakes.values.append(values)
+    gains = _take_best(plan, members, stakes, capacity)
+    return {
+        g: gain
+        for g, gain in zip(members, gains, strict=True)
+        if gain > 0.0 and any(after > now for after, now in zip(plan.counts[g], before[g], strict=True))
+    }
+
+
+def _offer(plan: Plan, g: int, growth: Bundles, policy: ArbiterPolicy, factor: float) -> tuple[list[Counts], list[float]]:
+    """What a group gives and takes: replica counts, and their value against the present ones (0)."""
+    group, present = plan.groups[g], plan.counts[g]
+    scale = group.scale * factor
+    less = bundles_of(group, plan.reserved[g], present, plan.draws[g], hi=True)
+    _note_thinned(plan, less)
+    at_hi = group.attainment(present, hi=True)
+    tiny = TIE * TIE * max(1.0, group.scale)
+    cache = policy.cache_loss_s / policy.move_horizon_s
+    counts: list[Counts] = []
+    values: list[float] = []
+    now = tuple(present)
+    for level, option in zip(less.attainment, less.counts, strict=True):
+        if option != now:
+            counts.append(option)
+            loss = scale * HEADROOM * (level - at_hi) - tiny
+            values.append(loss - cache * _cooled(group, present, option) if cache else loss)
+    counts.append(now)
+    values.append(0.0)
+    keeps = max(0.0, 1.0 - _cold_start_s(group, present, plan.caps[g], policy) / policy.move_horizon_s)
+    base = growth.attainment[0]
+    for level, option in zip(growth.attainment[1:], growth.counts[1:], strict=True):
+        counts.append(option)
+        values.append(scale * keeps * (level - base) - tiny)
+    if len(growth.counts) > 1 and len(less.counts) > 1 and less.attainment[-1] >= at_hi - EPS and less.counts[-1] != now:
+        _offer_repaired(plan, g, scale, keeps, at_hi, counts, values)
+    return counts, values
+
+
+def _offer_repaired(
+    plan: Plan, g: int, scale: float, keeps: float, at_hi: float, counts: list[Counts], values: list[float]
+) -> None:
+    """Some of what the group has is of no use to it (one stage is larger than its partner): offer to change it for what is."""
+    group, present = plan.groups[g], plan.counts[g]
+    base = group.attainment(present)
+    bundles = bundles_of(group, plan.reserved[g], plan.caps[g], plan.draws[g])
+    for level, option in zip(bundles.attainment, bundles.counts, strict=True):
+        falls = any(after < now for after, now in zip(option, present, strict=True))
+        rises = any(after > now for after, now in zip(option, present, strict=True))
+        if falls and rises:
+            change = min(level - base, HEADROOM * (group.attainment(option, hi=True) - at_hi)) * scale
+            counts.append(option)
+            values.append((change * keeps if change > 0 else change) - TIE * TIE * max(1.0, group.scale))
+
+
+def _cold_start_s(group: GroupView, present: Sequence[int], caps: Sequence[int], policy: ArbiterPolicy) -> float:
+    """The longest cold start among the pools that may grow: the whole path waits for it."""
+    times = [
+        policy.cold_start_s if pool.holding is None or pool.holding.cold_start_s is None else pool.holding.cold_start_s
+        for pool, now, cap in zip(group.pools, present, caps, strict=True)
+        if cap > now
+    ]
+    return max(times, default=0.0)
+
+
+def _cooled(group: GroupView, present: Sequence[int], option: Sequence[int]) -> float:
+    """Weighted requests/s that lose the warm cache of the replicas that go."""
+    return group.weight * sum(
+        pool.load * (now - after) / now for pool, now, after in zip(group.pools, present, option, strict=True) if now > after
+    )
+
+
+def _take_best(plan: Plan, members: Sequence[int], stakes: _Class, capacity: Array) -> list[float]:
+    """Choose one option for each member within `capacity`, set the counts, and return the values chosen."""
+    sizes = np.array([len(values) for values in stakes.values], dtype=np.int64)
+    values = np.array([value for group in stakes.values for value in group])
+    weights = np.concatenate(
+        [np.array(counts, dtype=np.float64) @ plan.draws[g] for g, counts in zip(members, stakes.counts, strict=True)]
+    )
+    options = Options(values=values, weights=weights, sizes=sizes)
+    choice = choose(options, capacity)
+    plan.slack += max(0.0, choice.bound - float(values[choice.picks].sum()))
+    plan.solvers.append(choice.solver)
+    offsets = choice.picks - options.starts
+    for g, counts, pick in zip(members, stakes.counts, offsets.tolist(), strict=True):
+        plan.counts[g] = list(counts[pick])
+    return [group[pick] for group, pick in zip(stakes.values, offsets.tolist(), strict=True)]
+
+
+def _note_thinned(plan: Plan, bundles: Bundles) -> None:
+    if bundles.thinned and "thinned bundles" not in plan.solvers:
+        plan.solvers.append("thinned bundles")

@@ -1,0 +1,228 @@
+"""From counts to the allocation: each line with its reason, the limit that bound, and what one more is worth. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from global_planner.arbiter.admission import admitted_rps
+from global_planner.arbiter.frontier import bundles_of
+from global_planner.arbiter.plan import EPS, Array, Plan
+from global_planner.arbiter.state import ArbiterPolicy
+from global_planner.arbiter.view import GroupView, PoolView
+from global_planner.types import Allocation, GroupGrant, PoolGrant, RoundInputs, RunnerUp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Next:
+    """The most valuable step up of a group: replicas it adds by pool, and weighted requests/s gained per GPU."""
+
+    adds: tuple[int, ...]
+    value_per_gpu: float
+
+
+def allocation_of(plan: Plan, inputs: RoundInputs, policy: ArbiterPolicy) -> Allocation:
+    """The allocation, pools and groups in the order of `inputs`."""
+    room = plan.room()
+    nexts = [_next_step(plan, g) for g in range(len(plan.groups))]
+    ups = _best_by_type(plan, nexts)
+    pool_grants: dict[str, PoolGrant] = {}
+    group_grants: dict[str, GroupGrant] = {}
+    value = 0.0
+    for g, group in enumerate(plan.groups):
+        counts = plan.counts[g]
+        attained = group.attainment(counts)
+        value += group.scale * attained
+        group_grants[group.spec.name] = GroupGrant(
+            group=group.spec.name,
+            load_rps=group.load,
+            attainment=min(1.0, attained),
+            admitted_rps=admitted_rps(group),
+            value=group.scale * attained,
+        )
+        for p, pool in enumerate(group.pools):
+            pool_grants[pool.spec.name] = _grant(plan, g, p, nexts[g], ups, room, policy)
+    none = GroupGrant(group="", load_rps=0.0, attainment=0.0)
+    return Allocation(
+        pools=tuple(pool_grants[spec.name] for spec in inputs.pools if spec.name in pool_grants),
+        groups=tuple(
+            group_grants.get(spec.name, GroupGrant(group=spec.name, load_rps=none.load_rps, attainment=none.attainment))
+            for spec in inputs.groups
+        ),
+        objective=policy.objective,
+        value=value,
+        gap=plan.slack / max(value + plan.slack, 1e-12) if plan.slack > 0 else 0.0,
+        solver=", ".join(dict.fromkeys(plan.solvers)) or "nothing to choose",
+        infeasible=plan.infeasible,
+    )
+
+
+def _next_step(plan: Plan, g: int) -> _Next | None:
+    """What the group would take next, were there room: the bundle above its counts of the most value per GPU."""
+    group, counts = plan.groups[g], plan.counts[g]
+    if group.scale <= 0 or all(count >= cap for count, cap in zip(counts, plan.caps[g], strict=True)):
+        return None
+    bundles = bundles_of(group, counts, plan.caps[g], plan.draws[g])
+    best: _Next | None = None
+    base = bundles.attainment[0]
+    gpus = [pool.gpus for pool in group.pools]
+    for level, option in zip(bundles.attainment[1:], bundles.counts[1:], strict=True):
+        adds = tuple(after - now for after, now in zip(option, counts, strict=True))
+        per_gpu = group.scale * (level - base) / max(1, sum(add * each for add, each in zip(adds, gpus, strict=True)))
+        if best is None or per_gpu > best.value_per_gpu * (1.0 + EPS):
+            best = _Next(adds=adds, value_per_gpu=per_gpu)
+    return best
+
+
+def _best_by_type(plan: Plan, nexts: Sequence[_Next | None]) -> Mapping[str, list[tuple[float, str, str]]]:
+    """By GPU type, the two groups that gain most by a GPU of it: (value per GPU, pool, group), best first."""
+    found: dict[str, list[tuple[float, str, str]]] = {}
+    for group, step in zip(plan.groups, nexts, strict=True):
+        if step is None:
+            continue
+        seen = set[str]()
+        for pool, add in zip(group.pools, step.adds, strict=True):
+            if add > 0 and pool.spec.gpu_type not in seen:
+                seen.add(pool.spec.gpu_type)
+                found.setdefault(pool.spec.gpu_type, []).append((step.value_per_gpu, pool.spec.name, group.spec.name))
+    return {gpu_type: sorted(entries, key=lambda entry: (-entry[0], entry[1]))[:2] for gpu_type, entries in found.items()}
+
+
+def _grant(
+    plan: Plan,
+    g: int,
+    p: int,
+    step: _Next | None,
+    ups: Mapping[str, list[tuple[float, str, str]]],
+    room: Array,
+    policy: ArbiterPolicy,
+) -> PoolGrant:
+    group = plan.groups[g]
+    pool, granted = group.pools[p], plan.counts[g][p]
+    marginal = step.value_per_gpu if step is not None and step.adds[p] > 0 else None
+    runner_up = next(
+        (
+            RunnerUp(pool=name, value_per_gpu=value)
+            for value, name, owner in ups.get(pool.spec.gpu_type, ())
+            if owner != group.spec.name
+        ),
+        None,
+    )
+    binding = _binding(plan, g, p, step, room)
+    return PoolGrant(
+        pool=pool.spec.name,
+        wanted=pool.wanted,
+        granted=granted,
+        before=pool.before,
+        held=pool.held is not None,
+        reason=_reason(plan, group, pool, granted, binding, marginal, runner_up, g, policy),
+        binding=binding,
+        marginal_value=marginal,
+        runner_up=runner_up if binding is not None else None,
+    )
+
+
+def _binding(plan: Plan, g: int, p: int, step: _Next | None, room: Array) -> str | None:
+    """The limit that keeps a pool below what it wants; None: it has that, or is held."""
+    group = plan.groups[g]
+    pool, granted = group.pools[p], plan.counts[g][p]
+    if pool.held is not None or pool.wanted is None or granted >= pool.wanted:
+        return None
+    rules = pool.rules
+    if rules.maximum is not None and granted >= rules.maximum:
+        return rules.max_from or f"max_replicas {rules.maximum}"
+    blocked = plan.limits.blocks(pool)
+    if blocked is not None:
+        return blocked
+    if plan.infeasible:
+        return "minima that do not fit"
+    needs = plan.draws[g][p] if step is None else np.maximum(np.array(step.adds, dtype=np.float64) @ plan.draws[g], 0.0)
+    short = (needs - room) / np.maximum(plan.limits.total, 1.0)
+    short[(needs <= 0) | (needs <= room + EPS)] = -np.inf
+    if len(short) and float(short.max()) > -np.inf:
+        return plan.limits.names[int(np.argmax(short))]
+    if step is None or step.adds[p] == 0:
+        partners = [other.spec.name for q, other in enumerate(group.pools) if q != p and plan.counts[g][q] >= plan.caps[g][q]]
+        return f"partner {partners[0]}" if partners else None
+    return "cost of a move"
+
+
+def _reason(
+    plan: Plan,
+    group: GroupView,
+    pool: PoolView,
+    granted: int,
+    binding: str | None,
+    marginal: float | None,
+    runner_up: RunnerUp | None,
+    g: int,
+    policy: ArbiterPolicy,
+) -> str:
+    if pool.held is not None:
+        return f"held at {granted}, charged {pool.fixed_gpus} GPUs: {pool.held}"
+    head = _change(pool, granted)
+    name = pool.spec.name
+    if name in plan.notes and granted >= (pool.current or 0):
+        return f"{head}: {plan.notes[name]}"
+    if plan.infeasible:
+        return f"{head}: the minima of all pools do not fit together, so nothing grows"
+    if pool.wanted is None:
+        return f"{head}: {pool.rules.min_from or 'its minimum'}; nothing is known of its demand"
+    if pool.current is not None and granted < pool.current:
+        return f"{head}: {_why_lowered(pool, granted, runner_up, policy)}"
+    parts = [_why_enough(pool, granted)]
+    if pool.current is not None and granted > pool.current:
+        parts.append("paid by a group where the GPUs are worth less" if g in plan.moved else "paid from free GPUs")
+    if binding is not None:
+        parts.append(_why_no_more(plan, binding, marginal, runner_up))
+    return f"{head}: {'; '.join(part for part in parts if part)}"
+
+
+def _change(pool: PoolView, granted: int) -> str:
+    of = f" of {pool.wanted} wanted" if pool.wanted is not None and granted < pool.wanted else ""
+    if pool.current is None or granted == pool.current:
+        return f"kept at {granted}{of}"
+    return f"{'raised' if granted > pool.current else 'lowered'} {pool.current} -> {granted}{of}"
+
+
+def _why_enough(pool: PoolView, granted: int) -> str:
+    rules = pool.rules
+    assert pool.wanted is not None
+    if granted == pool.floor and granted > pool.wanted:
+        return f"{rules.min_from or 'its minimum'} is {granted}"
+    if granted < pool.wanted:
+        return f"{pool.load:.3g} req/s needs {pool.wanted}"
+    if granted > pool.wanted and pool.need is not None and granted > pool.need:
+        return f"{max(pool.need, pool.floor)} would do, but not for long enough yet"
+    if granted > pool.wanted:
+        return f"{pool.load:.3g} req/s needs {pool.wanted}, 1.1 x that needs {pool.need}"
+    return f"{pool.load:.3g} req/s needs {pool.wanted}"
+
+
+def _why_lowered(pool: PoolView, granted: int, runner_up: RunnerUp | None, policy: ArbiterPolicy) -> str:
+    rules = pool.rules
+    if rules.maximum is not None and granted >= rules.maximum:
+        return f"{rules.max_from or f'max_replicas is {rules.maximum}'}"
+    if not policy.stability:
+        return f"{pool.load:.3g} req/s needs {pool.wanted}"
+    if granted >= pool.low:
+        return f"{granted} would have carried 1.1 x its load for the last {policy.hold_s:.0f} s"
+    return "its GPUs are worth more elsewhere" + (
+        f" (the next one {runner_up.value_per_gpu:.2g} req/s at {runner_up.pool})" if runner_up is not None else ""
+    )
+
+
+def _why_no_more(plan: Plan, binding: str, marginal: float | None, runner_up: RunnerUp | None) -> str:
+    if binding in plan.limits.names:
+        row = plan.limits.names.index(binding)
+        text = f"{binding} of {plan.limits.total[row]:g} {plan.limits.units[row]} is spent"
+    elif binding == "cost of a move":
+        text = "taking GPUs from another group would cost more than it gains"
+    else:
+        text = binding
+    worth = [] if marginal is None else [f"{marginal:.2g} req/s here"]
+    if runner_up is not None and worth:
+        worth.append(f"{runner_up.value_per_gpu:.2g} at {runner_up.pool}")
+    return f"{text}; the next GPU would be worth {', '.join(worth)}" if worth else text

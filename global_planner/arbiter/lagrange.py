@@ -1,0 +1,232 @@
+"""One option from every class within several capacities at once: a price for each, a choice at these prices, a proof. Pure.
+
+Where limits cannot be separated (groups whose prefill runs on one GPU type and decode on another, a cost limit over types), the
+dual prices are found coordinate by coordinate (exact line searches on a convex piecewise linear function), then by steps along
+subgradients. The choice at these prices is repaired to fit and filled up. What could be better deviates from the relaxed choice
+only by options of small regret: a search over partial deviations, widest first, pruned by bound, fit and equality, ends it
+exactly while few are alive, and improves the choice where it must leave some out. Any prices give a valid bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from global_planner.arbiter.knapsack import Choice, Floats, Ints, first_true, segment_max
+
+MAX_STATES, MIN_STATES = 3000, 32
+SEARCH_WORK = 12_000
+"""Partial deviations that the search follows in all, shared out over its classes within the two limits above."""
+SWEEPS = 3
+SUBGRADIENT_STEPS = 40
+_TINY = 1e-12
+
+
+@dataclass(slots=True, kw_only=True)
+class _Relaxed:
+    """At `prices`: the bound, the value of each class, and a choice that attains it."""
+
+    prices: Floats
+    bound: float
+    best: Floats
+    picks: Ints
+    usage: Floats
+
+
+class _Instance:
+    def __init__(self, values: Floats, weights: Floats, starts: Ints, sizes: Ints, capacity: Floats) -> None:
+        self.values, self.weights, self.starts, self.capacity = values, weights, starts, capacity
+        self.owner = np.repeat(np.arange(len(starts)), sizes)
+        self.tie = _TINY * max(1.0, float(np.abs(values).max(initial=0.0)))
+
+    def relaxed(self, prices: Floats) -> _Relaxed:
+        profit = self.values - self.weights @ prices
+        best = segment_max(profit, self.starts)
+        picks = first_true(profit >= (best - self.tie)[self.owner], self.starts)
+        bound = float(best.sum() + prices @ self.capacity)
+        return _Relaxed(prices=prices, bound=bound, best=best, picks=picks, usage=self.weights[picks].sum(axis=0))
+
+    def worth(self, picks: Ints) -> float:
+        return float(self.values[picks].sum())
+
+
+def choose_within(values: Floats, weights: Floats, starts: Ints, sizes: Ints, capacity: Floats) -> Choice:
+    """The choice of greatest value found, with a bound. `weights` (options x limits) >= 0; the first option of each class
+    takes least of every limit, and these together fit into `capacity`."""
+    instance = _Instance(values, weights, starts, sizes, capacity)
+    relaxed = _dual(instance)
+    picks = _filled(instance, _repaired(instance, relaxed), relaxed)
+    slack = relaxed.bound - instance.worth(picks)
+    tolerance = instance.tie * len(starts)
+    if slack <= tolerance:
+        return Choice(picks=picks, bound=relaxed.bound, exact=True, solver="prices")
+    better, proven = _search(instance, relaxed, slack)
+    if better is not None and instance.worth(better) > instance.worth(picks):
+        picks = better
+    bound = instance.worth(picks) if proven else relaxed.bound
+    return Choice(picks=picks, bound=bound, exact=proven, solver="prices")
+
+
+# ---- prices ----------------------------------------------------------------------------------------------------------
+
+
+def _dual(instance: _Instance) -> _Relaxed:
+    limits = len(instance.capacity)
+    best = instance.relaxed(np.zeros(limits))
+    for _ in range(SWEEPS):
+        before = best.bound
+        for limit in range(limits):
+            best = _line_search(instance, best, limit)
+        if before - best.bound <= 1e-6 * max(1.0, abs(best.bound)):
+            break
+    reach = 0.05 * float(best.prices @ instance.capacity)
+    at = best
+    for _ in range(SUBGRADIENT_STEPS):
+        direction = instance.capacity - at.usage
+        direction[(at.prices <= 0.0) & (direction > 0.0)] = 0.0
+        # Limits are of different units: steps are taken in units of each limit's whole.
+        scaled = direction / np.maximum(instance.capacity, 1.0)
+        length = float(scaled @ scaled)
+        if length <= 0.0:
+            break
+        step = reach / length / np.maximum(instance.capacity, 1.0)
+        at = instance.relaxed(np.maximum(at.prices - step * scaled, 0.0))
+        if at.bound < best.bound:
+            best = at
+        else:
+            reach /= 2.0
+            at = best
+    return best
+
+
+def _line_search(instance: _Instance, at: _Relaxed, limit: int) -> _Relaxed:
+    """The lowest bound along one price: tangents from both sides meet until they meet on the function."""
+    capacity = float(instance.capacity[limit])
+
+    def point(price: float) -> tuple[_Relaxed, float]:
+        prices = at.prices.copy()
+        prices[limit] = price
+        found = instance.relaxed(prices)
+        return found, capacity - float(found.usage[limit])
+
+    left, slope = point(0.0)
+    if slope >= 0.0:
+        return left if left.bound <= at.bound else at
+    drawn = instance.weights[:, limit] > 0.0
+    high = float((instance.values[drawn] / instance.weights[drawn, limit]).max(initial=0.0)) * 2.0 + 1.0
+    right, slope_right = point(high)
+    low, best = 0.0, left if left.bound < right.bound else right
+    for _ in range(60):
+        if slope_right <= 0.0 or slope >= 0.0:
+            break
+        meet = (left.bound - right.bound + slope_right * high - slope * low) / (slope_right - slope)
+        reached, bend = point(meet)
+        if reached.bound < best.bound:
+            best = reached
+        line = left.bound + slope * (meet - low)
+        if reached.bound - line <= 1e-9 * max(1.0, abs(line)):
+            break
+        if bend < 0.0:
+            left, low, slope = reached, meet, bend
+        else:
+            right, high, slope_right = reached, meet, bend
+    return best if best.bound < at.bound else at
+
+
+# ---- a choice that fits ----------------------------------------------------------------------------------------------
+
+
+def _repaired(instance: _Instance, relaxed: _Relaxed) -> Ints:
+    """The relaxed choice, lowered where it does not fit: each time by the change that loses least for the excess it removes."""
+    picks = relaxed.picks.copy()
+    profit = instance.values - instance.weights @ relaxed.prices
+    usage = relaxed.usage.copy()
+    whole = np.maximum(instance.capacity, 1.0)
+    while True:
+        excess = usage - instance.capacity
+        over = excess > 1e-9
+        if not over.any():
+            return picks
+        less = instance.weights[picks][instance.owner] - instance.weights
+        relief = (np.clip(less[:, over], 0.0, excess[over]) / whole[over]).sum(axis=1)
+        relief[(less < -1e-9).any(axis=1)] = 0.0
+        useful = np.flatnonzero(relief > 0.0)
+        loss = (profit[picks][instance.owner] - profit)[useful] + instance.tie
+        change = int(useful[np.argmin(loss / relief[useful])])
+        group = int(instance.owner[change])
+        usage += instance.weights[change] - instance.weights[picks[group]]
+        picks[group] = change
+
+
+def _filled(instance: _Instance, picks: Ints, relaxed: _Relaxed) -> Ints:
+    """The choice, raised while anything more fits: each time by the change of least regret."""
+    regret = relaxed.best[instance.owner] - (instance.values - instance.weights @ relaxed.prices)
+    near = np.flatnonzero(regret <= relaxed.bound - instance.worth(picks) + instance.tie)
+    owner, values, weights = instance.owner[near], instance.values[near], instance.weights[near]
+    room = instance.capacity - instance.weights[picks].sum(axis=0)
+    while True:
+        gain = values - instance.values[picks][owner]
+        extra = weights - instance.weights[picks][owner]
+        fits = np.flatnonzero((gain > instance.tie) & np.all(extra <= room + 1e-9, axis=1))
+        if not len(fits):
+            return picks
+        change = int(fits[np.argmin(regret[near[fits]] - regret[picks][owner[fits]])])
+        room -= extra[change]
+        picks[owner[change]] = near[change]
+
+
+def _search(instance: _Instance, relaxed: _Relaxed, slack: float) -> tuple[Ints | None, bool]:
+    """The best choice that deviates from the relaxed one, and whether nothing better can exist."""
+    regret = relaxed.best[instance.owner] - (instance.values - instance.weights @ relaxed.prices)
+    alive = np.flatnonzero(regret <= slack)
+    by_class = np.split(alive, np.flatnonzero(np.diff(instance.owner[alive])) + 1)
+    base = relaxed.picks
+    moves = []
+    for options in by_class:
+        group = int(instance.owner[options[0]])
+        if len(options) > 1:
+            offsets = instance.weights[options] - instance.weights[base[group]]
+            moves.append((group, options, offsets, np.maximum(regret[options], 0.0)))
+    whole = np.maximum(instance.capacity, 1.0)
+    moves.sort(key=lambda move: (-float((np.ptp(move[2], axis=0) / whole).sum()), move[0]))
+    room = instance.capacity - relaxed.usage
+    falls = [move[2].min(axis=0) for move in moves]
+    rises = [move[2].max(axis=0) for move in moves]
+    fall_after = np.sum(falls, axis=0) if falls else np.zeros_like(room)
+    rise_after = np.sum(rises, axis=0) if rises else np.zeros_like(room)
+
+    used = np.zeros((1, len(room)))
+    cost = np.zeros(1)
+    most = min(MAX_STATES, max(MIN_STATES, SEARCH_WORK // max(1, len(moves)))) if len(moves) > 16 else MAX_STATES
+    proven = True
+    trail: list[tuple[NDArray[np.int64], Ints]] = []
+    for (_, options, offsets, losses), fall, rise in zip(moves, falls, rises, strict=True):
+        fall_after = fall_after - fall
+        rise_after = rise_after - rise
+        next_used = (used[:, None, :] + offsets[None, :, :]).reshape(-1, len(room))
+        next_cost = (cost[:, None] + losses[None, :]).ravel()
+        idle = np.maximum(room - next_used - rise_after, 0.0) @ relaxed.prices
+        keep = np.flatnonzero((next_cost + idle <= slack) & np.all(next_used + fall_after <= room + 1e-9, axis=1))
+        order = keep[np.lexsort((next_cost[keep], *np.round(next_used[keep], 9).T))]
+        if len(order):
+            rows = np.round(next_used[order], 9)
+            order = order[np.concatenate(([True], np.any(rows[1:] != rows[:-1], axis=1)))]
+        if len(order) > most:
+            hope = next_cost[order] + np.maximum(room - next_used[order], 0.0) @ relaxed.prices
+            order = order[np.sort(np.argsort(hope, kind="stable")[:most])]
+            proven = False
+        used, cost = next_used[order], next_cost[order]
+        trail.append((order // len(options), options[order % len(options)]))
+        if not len(order):
+            return None, proven
+    total = np.where(np.all(used <= room + 1e-9, axis=1), cost + (room - used) @ relaxed.prices, np.inf)
+    if not len(total) or not np.isfinite(total.min()):
+        return None, proven
+    at = int(np.argmin(total))
+    picks = base.copy()
+    for (group, _, _, _), (parents, options) in zip(reversed(moves), reversed(trail), strict=True):
+        picks[group] = options[at]
+        at = int(parents[at])
+    return picks, proven

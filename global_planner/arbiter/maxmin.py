@@ -1,0 +1,147 @@
+"""The objective `max_min`: per class from the highest, raise whoever is worst off, as far as everybody can be raised. Pure.
+
+Weights and loads do not count, only the share of each group's load that meets its SLA. First the highest level that all groups
+can reach together (a group that cannot reach it at all stays at its best), then, from the lowest up, what is left over.
+With stability on, GPUs move between groups only where the level after the move, judged at 1.1 x the load of those who give,
+exceeds the level before by more than the cold start costs.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from global_planner.arbiter.frontier import Bundles, bundles_of
+from global_planner.arbiter.plan import EPS, Array, Plan
+from global_planner.arbiter.state import ArbiterPolicy
+
+
+@dataclass(slots=True, kw_only=True)
+class _Ladder:
+    """One group's bundles in rising attainment with what they draw; where limits compete inside a group, the way to a level
+    that takes the smallest share of its tightest limit."""
+
+    group: int
+    bundles: Bundles
+    draws: Array
+
+    def rung(self, level: float) -> int:
+        """The first bundle that reaches the level, else the last."""
+        return min(bisect_left(self.bundles.attainment, level - EPS), len(self.bundles.attainment) - 1)
+
+
+def solve_max_min(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int]) -> None:
+    """Set `plan.counts`."""
+    plan.solvers.append("levels")
+    if policy.stability:
+        plan.counts = [
+            [max(plan.reserved[g][p], min(pool.low, plan.caps[g][p])) for p, pool in enumerate(group.pools)]
+            for g, group in enumerate(plan.groups)
+        ]
+        if bool((plan.room() >= -EPS).all()):
+            for members in plan.classes():
+                _climb(plan, members, plan.counts, plan.room(), ranks)
+    classes = plan.classes()
+    for index, members in enumerate(classes):
+        below = [g for lower in classes[index + 1 :] for g in lower]
+        above = [g for higher in classes[:index] for g in higher]
+        base = plan.usage(plan.counts, above) + plan.usage(plan.reserved, below) + plan.usage(plan.reserved, members)
+        room = plan.limits.capacity - base
+        if policy.stability:
+            _move(plan, members, room, ranks, policy)
+        else:
+            _climb(plan, members, plan.reserved, room, ranks)
+
+
+def _ladders(plan: Plan, members: Sequence[int], floors: Sequence[Sequence[int]], *, hi: bool = False) -> list[_Ladder]:
+    ladders = []
+    for g in members:
+        bundles = bundles_of(plan.groups[g], floors[g], plan.caps[g], plan.draws[g], hi=hi)
+        draws = (np.array(bundles.counts, dtype=np.float64) - np.array(floors[g])) @ plan.draws[g]
+        share = (draws / np.maximum(plan.limits.total, 1.0)).max(axis=1, initial=0.0)
+        order = [0]
+        for k in range(len(share) - 1, 0, -1):
+            if bundles.attainment[k] > bundles.attainment[0] + EPS and (len(order) == 1 or share[k] < share[order[-1]] - EPS):
+                order.append(k)
+        order = [0, *order[:0:-1]]
+        chain = Bundles(attainment=[bundles.attainment[k] for k in order], counts=[bundles.counts[k] for k in order])
+        ladders.append(_Ladder(group=g, bundles=chain, draws=draws[order]))
+    return ladders
+
+
+def _highest_level(ladders: Sequence[_Ladder], room: Array) -> float:
+    """The highest attainment that all groups reach together within `room`."""
+    levels = sorted({level for ladder in ladders for level in ladder.bundles.attainment})
+    low, high = 0, len(levels) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if bool((_cost(ladders, levels[middle]) <= room + EPS).all()):
+            low = middle
+        else:
+            high = middle - 1
+    return levels[low] if levels else 0.0
+
+
+def _cost(ladders: Sequence[_Ladder], level: float) -> Array:
+    total: Array = np.sum([ladder.draws[ladder.rung(level)] for ladder in ladders], axis=0)
+    return total
+
+
+def _climb(plan: Plan, members: Sequence[int], floors: Sequence[Sequence[int]], room: Array, ranks: Mapping[str, int]) -> None:
+    """From `floors`: everybody to the highest common level, then the lowest first, each as far as its next step fits."""
+    ladders = _ladders(plan, members, floors)
+    level = _highest_level(ladders, room)
+    at = [ladder.rung(level) for ladder in ladders]
+    left = room - _cost(ladders, level)
+    heap = [
+        (ladder.bundles.attainment[k], ranks[plan.groups[ladder.group].spec.name], i, k)
+        for i, (ladder, k) in enumerate(zip(ladders, at, strict=True))
+    ]
+    heapq.heapify(heap)
+    while heap:
+        _, rank, i, k = heapq.heappop(heap)
+        ladder = ladders[i]
+        if k + 1 >= len(ladder.bundles.attainment):
+            continue
+        step = ladder.draws[k + 1] - ladder.draws[k]
+        if bool((step <= left + EPS).all()):
+            left = left - step
+            at[i] = k + 1
+            heapq.heappush(heap, (ladder.bundles.attainment[k + 1], rank, i, k + 1))
+    for ladder, k in zip(ladders, at, strict=True):
+        plan.counts[ladder.group] = list(ladder.bundles.counts[k])
+
+
+def _move(plan: Plan, members: Sequence[int], room: Array, ranks: Mapping[str, int], policy: ArbiterPolicy) -> None:
+    """Lift those below a common level to it, with GPUs of those above it, where that pays."""
+    counts = {g: tuple(plan.counts[g]) for g in members}
+    present = {g: plan.groups[g].attainment(counts[g]) for g in members}
+    used = plan.usage(plan.counts, members) - plan.usage(plan.reserved, members)
+    crowded = bool((used > room + EPS).any())
+    givers = {ladder.group: ladder for ladder in _ladders(plan, members, plan.reserved, hi=True)}
+    takers = {ladder.group: ladder for ladder in _ladders(plan, members, plan.reserved)}
+    lowest = min((present[g] for g in members if present[g] < takers[g].bundles.attainment[-1] - EPS), default=1.0)
+    level = _highest_level(list(givers.values()), room)
+    keeps = max(0.0, 1.0 - policy.cold_start_s / policy.move_horizon_s)
+    if not crowded and level * keeps <= lowest + EPS:
+        return
+    counts_then = [list(row) for row in plan.counts]
+    for g in members:
+        own = takers[g] if present[g] < level else givers[g]
+        counts_then[g] = list(own.bundles.counts[own.rung(level)])
+    spare = room - (plan.usage(counts_then, members) - plan.usage(plan.reserved, members))
+    # Nobody gives more than is taken: those above the level keep what they have, the lowest first, as far as it fits.
+    for g in sorted(members, key=lambda g: (present[g], ranks[plan.groups[g].spec.name])):
+        kept = np.array(counts[g]) - np.array(counts_then[g])
+        extra = kept @ plan.draws[g]
+        if bool((kept >= 0).all() and kept.any() and (extra <= spare + EPS).all()):
+            spare = spare - extra
+            counts_then[g] = list(counts[g])
+    for g in members:
+        if any(new > now for new, now in zip(counts_then[g], counts[g], strict=True)):
+            plan.moved.add(g)
+        plan.counts[g] = counts_then[g]

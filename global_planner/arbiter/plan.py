@@ -1,0 +1,115 @@
+"""What every objective starts from and fills in: the replicas reserved for each pool, the room that is left, the counts. Pure.
+
+Minima of every class come first, then guarantees as far as their pools want them, from the highest class down. Minima that do
+not fit together are named, and then nothing grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from global_planner.arbiter.limits import Limits
+from global_planner.arbiter.view import GroupView, View
+
+Array = NDArray[np.float64]
+EPS = 1e-9
+
+
+@dataclass(slots=True, kw_only=True)
+class Plan:
+    """The decision as it grows, by position of the group: `reserved`, `status_quo` and `counts` are replicas by pool,
+    `draws[g]` what a replica of each pool takes of each limit. `slack`: value that a better choice could at most add. `moved`:
+    groups raised with GPUs of others. `notes` by pool: what happened to it beyond plain raising and lowering."""
+
+    view: View
+    limits: Limits
+    draws: list[Array]
+    reserved: list[list[int]]
+    caps: list[list[int]]
+    counts: list[list[int]]
+    slack: float = 0.0
+    solvers: list[str] = field(default_factory=list)
+    moved: set[int] = field(default_factory=set)
+    notes: dict[str, str] = field(default_factory=dict)
+    infeasible: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> tuple[GroupView, ...]:
+        return self.view.groups
+
+    def classes(self) -> list[list[int]]:
+        """Positions of the groups by priority class, the highest first."""
+        ranks = sorted({group.priority_class for group in self.groups}, reverse=True)
+        return [[g for g, group in enumerate(self.groups) if group.priority_class == rank] for rank in ranks]
+
+    def usage(self, counts: Sequence[Sequence[int]], members: Sequence[int] | None = None) -> Array:
+        """What the groups (all, or `members`) draw of each limit."""
+        total = np.zeros(len(self.limits.names))
+        for g in range(len(self.groups)) if members is None else members:
+            total += np.asarray(counts[g], dtype=np.float64) @ self.draws[g]
+        return total
+
+    def room(self) -> Array:
+        """What is left of each limit."""
+        left: Array = self.limits.capacity - self.usage(self.counts)
+        return left
+
+
+def start_plan(view: View, limits: Limits) -> Plan:
+    """A plan in which every pool has what is reserved for it."""
+    rows = len(limits.names)
+    draws = [np.array([limits.draws(pool) for pool in group.pools]).reshape(len(group.pools), rows) for group in view.groups]
+    floors = [[pool.floor for pool in group.pools] for group in view.groups]
+    caps = [[_cap(pool.cap, pool.current, pool.floor, limits.blocks(pool)) for pool in group.pools] for group in view.groups]
+    plan = Plan(view=view, limits=limits, draws=draws, reserved=floors, caps=caps, counts=[list(row) for row in floors])
+    room = plan.room()
+    if bool((room < -EPS).any()):
+        _declare_infeasible(plan, room < -EPS)
+        return plan
+    _reserve_guarantees(plan, room)
+    plan.counts = [list(row) for row in plan.reserved]
+    return plan
+
+
+def _cap(cap: int, current: int | None, floor: int, blocked: str | None) -> int:
+    """A pool that must not grow is capped at what it has."""
+    if blocked is None or current is None:
+        return cap
+    return max(floor, min(cap, current))
+
+
+def _declare_infeasible(plan: Plan, over: NDArray[np.bool_]) -> None:
+    """The floors exceed a limit: name the pools that they are of; keep what is there, and release what is above a floor where
+    a limit is exceeded even so."""
+    plan.infeasible = tuple(
+        sorted(
+            pool.spec.name
+            for g, group in enumerate(plan.groups)
+            for p, pool in enumerate(group.pools)
+            if pool.fixed_gpus is None and pool.floor > 0 and bool((plan.draws[g][p, over] > 0).any())
+        )
+    )
+    present = [[pool.floor if pool.current is None else pool.current for pool in group.pools] for group in plan.groups]
+    exceeded = plan.usage(present) > plan.limits.capacity + EPS
+    for g, group in enumerate(plan.groups):
+        for p, pool in enumerate(group.pools):
+            lower = bool((plan.draws[g][p, exceeded] > 0).any())
+            keeps = min(present[g][p], pool.floor) if lower else present[g][p]
+            most = present[g][p] if pool.rules.maximum is None else max(pool.rules.maximum, pool.floor)
+            plan.counts[g][p] = present[g][p] if pool.fixed_gpus is not None else min(keeps, most)
+
+
+def _reserve_guarantees(plan: Plan, room: Array) -> None:
+    for members in plan.classes():
+        for g in members:
+            for p, pool in enumerate(plan.groups[g].pools):
+                wanted = min(pool.reserved, plan.caps[g][p])
+                while plan.reserved[g][p] < wanted and bool((plan.draws[g][p] <= room + EPS).all()):
+                    plan.reserved[g][p] += 1
+                    room -= plan.draws[g][p]
+                if plan.reserved[g][p] < wanted:
+                    plan.notes[pool.spec.name] = f"its guarantee of {pool.rules.guarantee} does not fit beside those before it"

@@ -1,0 +1,82 @@
+"""What is remembered after a round: needs of the hold window, who borrowed, what was moved. Pure.
+
+The needs are kept as a falling sequence: an earlier and smaller need can never be the window's largest again. So a window of a
+thousand rounds is a handful of entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from global_planner.arbiter.plan import Plan
+from global_planner.arbiter.state import ArbiterPolicy, ArbiterState, DemandHistory
+from global_planner.arbiter.view import PoolView
+
+HOUR_S = 3600.0
+
+
+def remember(state: ArbiterState, plan: Plan, policy: ArbiterPolicy) -> ArbiterState:
+    """The state after the plan. Pools and groups that left the topology are forgotten."""
+    at_s = plan.view.at_s
+    return ArbiterState(
+        at_s=at_s,
+        pools={name: _history(pool, at_s, policy.hold_s) for name, pool in plan.view.pools.items()},
+        debts=_debts(state, plan, policy),
+        moves=_moves(state, plan),
+    )
+
+
+def moves_left(state: ArbiterState, policy: ArbiterPolicy, at_s: float) -> int | None:
+    """Groups that may still be raised with GPUs of others in this hour; None: any number."""
+    if policy.max_moves_per_hour is None:
+        return None
+    return max(0, policy.max_moves_per_hour - sum(count for when_s, count in state.moves if when_s > at_s - HOUR_S))
+
+
+def tie_ranks(state: ArbiterState, plan: Plan) -> Mapping[str, int]:
+    """The order among equals: who borrowed less lately, then by name."""
+    names = sorted((group.spec.name for group in plan.groups), key=lambda name: (state.debts.get(name, 0.0), name))
+    return {name: rank for rank, name in enumerate(names)}
+
+
+def _history(pool: PoolView, at_s: float, hold_s: float) -> DemandHistory:
+    was = pool.history
+    if pool.need is None:  # silence is no evidence: what it needed before must not count as needed throughout
+        return DemandHistory(
+            said_at_s=was.said_at_s, load_rps=was.load_rps, attainment=was.attainment, capacity_rps=was.capacity_rps
+        )
+    need = pool.need
+    kept = tuple(entry for entry in was.needs if entry[0] > at_s - hold_s and entry[1] > need)
+    return DemandHistory(
+        said_at_s=at_s,
+        load_rps=pool.load,
+        attainment=tuple(pool.now),
+        capacity_rps=None if pool.capacity is None else tuple(pool.capacity),
+        needs=(*kept, (at_s, need)),
+        since_s=at_s if was.since_s is None else was.since_s,
+    )
+
+
+def _debts(state: ArbiterState, plan: Plan, policy: ArbiterPolicy) -> Mapping[str, float]:
+    """GPU-seconds beyond what is reserved, counted while some group went short, halved every `debt_half_life_s`."""
+    elapsed_s = 0.0 if state.at_s is None else max(0.0, plan.view.at_s - state.at_s)
+    fade = 0.5 ** (elapsed_s / policy.debt_half_life_s) if policy.debt_half_life_s > 0 else 0.0
+    short = any(
+        count < pool.wanted
+        for group, counts in zip(plan.groups, plan.counts, strict=True)
+        for pool, count in zip(group.pools, counts, strict=True)
+        if pool.wanted is not None
+    )
+    debts = {}
+    for group, counts, reserved in zip(plan.groups, plan.counts, plan.reserved, strict=True):
+        borrowed = sum(max(0, count - own) * pool.gpus for pool, count, own in zip(group.pools, counts, reserved, strict=True))
+        debt = state.debts.get(group.spec.name, 0.0) * fade + (borrowed * elapsed_s if short else 0.0)
+        if debt > 1e-6:
+            debts[group.spec.name] = debt
+    return debts
+
+
+def _moves(state: ArbiterState, plan: Plan) -> tuple[tuple[float, int], ...]:
+    at_s = plan.view.at_s
+    kept = tuple(entry for entry in state.moves if at_s - HOUR_S < entry[0] <= at_s)
+    return (*kept, (at_s, len(plan.moved))) if plan.moved else kept
