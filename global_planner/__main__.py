@@ -60,7 +60,8 @@ def demo(
     with the planners and the arbiter; plays a workload against the public endpoint; ends everything; writes OUT/summary.json
     and OUT/index.html. Exit status: 0 when no request was lost and the budget held, 1 when not, 2 for bad input.
     """
-    from global_planner.demo.run import DemoOptions, run_demo
+    from global_planner.demo.plan import DemoOptions
+    from global_planner.demo.run import run_demo
 
     sys.exit(
         run_demo(

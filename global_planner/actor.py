@@ -8,6 +8,7 @@ ends for any reason the process ends too, and Ray starts it again (crash only: n
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import threading
@@ -269,7 +270,7 @@ class LocalRay:
             num_cpus=2,
             object_store_memory=80 * 2**20,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )
 
     def stop(self) -> None:

@@ -96,7 +96,7 @@ def dry_run(topology: Topology, *, folder: Path, loads: Sequence[str]) -> str:
         )
         source = f"assumed traffic: {told or 'none'}; the pools at their minima"
     _, allocation, steps = decide(memory, inputs, config.policies)
-    return _text(topology, inputs, allocation, acting(steps, config.pools), source)
+    return _text(topology, inputs, allocation, acting(steps, inputs, allocation), source)
 
 
 def _last_round(journal: Path) -> tuple[PlannerMemory, Round] | None:

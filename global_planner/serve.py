@@ -3,56 +3,44 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from pathlib import Path
-from types import FrameType
 
 import click
 
 from global_planner.config import Topology
-from global_planner.demo.run import Watch
 from global_planner.dry_run import describe
 from global_planner.processes import ProcessFailed
 from global_planner.system import System, start_system
+from global_planner.watch import Stopped, Watch, quiet_raylet, stop_on_signals
 
 POLL_WALL_S = 0.5
-
-
-class _Stop(Exception):
-    pass
-
-
-def _raise_stop(signum: int, frame: FrameType | None) -> None:
-    raise _Stop(signal.Signals(signum).name)
 
 
 def serve(topology: Topology, *, folder: Path, speed: float) -> int:
     """Run until SIGINT or SIGTERM; the exit status."""
     system: System | None = None
-    before = {number: signal.signal(number, _raise_stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        click.echo(f"starting {topology.name} in {folder} …")
-        system = start_system(topology, folder=folder, speed=speed)
-        system.wait_ready()
-        addresses = {"public": f"{system.public_url}/v1", "admin": system.admin_url, "speed": speed}
-        (folder / "addresses.json").write_text(json.dumps(addresses, indent=1) + "\n")
-        models = ", ".join(group.model for group in topology.groups)
-        click.echo(f"ready: {system.public_url}/v1 serves {models}; metrics: {system.admin_url}/metrics; Ctrl-C stops")
-        _tell(system)
-    except _Stop as stop:
-        click.echo(f"{stop}: stopping")
-        return 0
+        with stop_on_signals(), quiet_raylet():
+            try:
+                click.echo(f"starting {topology.name} in {folder} …")
+                system = start_system(topology, folder=folder, speed=speed)
+                system.wait_ready()
+                addresses = {"public": f"{system.public_url}/v1", "admin": system.admin_url, "speed": speed}
+                (folder / "addresses.json").write_text(json.dumps(addresses, indent=1) + "\n")
+                models = ", ".join(group.model for group in topology.groups)
+                click.echo(f"ready: {system.public_url}/v1 serves {models}; metrics: {system.admin_url}/metrics; Ctrl-C stops")
+                _tell(system)
+            finally:
+                if system is not None:
+                    click.echo("stopping …")
+                    system.stop()
+    except Stopped as stop:
+        click.echo(f"{stop}: everything is stopped; journal and logs are in {folder}")
     except ProcessFailed as error:
         click.echo(f"error: {error}", err=True)
         return 1
-    finally:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-        if system is not None:
-            system.stop()
-        for number, action in before.items():
-            signal.signal(number, action)
+    return 0
 
 
 def _tell(system: System) -> None:

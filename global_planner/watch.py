@@ -1,0 +1,94 @@
+"""[I/O] What a driver notices of the system that it runs, and how it is told to stop."""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TextIO
+
+from global_planner.system import System
+from global_planner.types import ArbiterSnapshot
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM arrived; the text says which."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """What the driver has noticed of the running system: the arbiter's and planners' restarts, and engines that died."""
+
+    notes: list[tuple[float, str]] = field(default_factory=list)
+    snapshot: ArbiterSnapshot | None = None
+    _gone: bool = False
+    _noted_s: float = -1.0
+    _event: int = 0
+
+    def look(self, system: System) -> None:
+        """Take what is new: the arbiter's notes, its absence, and the cluster's events."""
+        found = system.snapshot()
+        if found is None:
+            if self.snapshot is not None and not self._gone:
+                text = "the arbiter does not answer; pools and router go on with what they have"
+                self.notes.append((system.clock.now(), text))
+            self._gone = self.snapshot is not None
+        else:
+            self._gone = False
+            self.snapshot = found
+            self.notes += [note for note in found.notes if note[0] > self._noted_s]
+            self._noted_s = max([self._noted_s, *(at_s for at_s, _ in found.notes)])
+        for event in system.cluster_events(self._event):
+            self._event = max(self._event, event.no)
+            if event.what.startswith(("died", "killed", "replaces")):
+                self.notes.append((event.at_s, f"engine {event.replica} {event.what}"))
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise Stopped inside, once; while leaving, they are ignored so that nothing is left half ended."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise Stopped(signal.Signals(signum).name)
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+
+@contextmanager
+def quiet_raylet() -> Iterator[None]:
+    """Drop what Ray prints about workers that died: the arbiter's notes say it in our words, once."""
+
+    class Filter(io.TextIOBase):
+        def __init__(self, out: TextIO) -> None:
+            self.out = out
+
+        def write(self, text: str) -> int:
+            return len(text) if "(raylet)" in text else self.out.write(text)
+
+        def flush(self) -> None:
+            self.out.flush()
+
+        def isatty(self) -> bool:
+            return self.out.isatty()
+
+        def fileno(self) -> int:
+            return self.out.fileno()
+
+    before = sys.stdout
+    sys.stdout = Filter(before)
+    try:
+        yield
+    finally:
+        sys.stdout = before
