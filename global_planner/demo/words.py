@@ -25,7 +25,7 @@ def words(summary: Summary) -> str:
         + (f"; {summary.rejected} were turned away" if summary.rejected else "")
         + (f", {summary.abandoned} were cut off when the run was stopped" if summary.abandoned else "")
         + f"; {summary.retried} attempts were repeated.",
-        f"{_percent(summary.ttft_attainment)} met their TTFT and {_percent(summary.itl_attainment)} their ITL.",
+        f"{percent_text(summary.ttft_attainment)} met their TTFT and {percent_text(summary.itl_attainment)} their ITL.",
         f"The budget of {budget} was {kept}.",
         f"{summary.scale_ups} scale-ups and {summary.scale_downs} scale-downs in {summary.rounds} rounds used "
         f"{summary.gpu_hours:.2f} GPU-hours, {_less(saved)} the {summary.gpu_hours_static_peak:.2f} of a fleet that holds "
@@ -52,7 +52,7 @@ def _less(saved: float) -> str:
     return f"{saved:.0%} less than" if saved >= 0 else f"{-saved:.0%} MORE than"
 
 
-def _percent(share: float | None) -> str:
+def percent_text(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
 
 
@@ -60,14 +60,14 @@ def table(summary: Summary) -> str:
     """Models and pools as lines of equal width."""
     rows = [("model", "requests", "lost", "TTFT met", "p50", "p95", "SLA", "ITL met", "p50", "p95", "SLA")]
     for model, one in summary.models.items():
-        ttft = (_percent(one.ttft_attainment), _ms(one.ttft_ms_p50), _ms(one.ttft_ms_p95), _ms(one.ttft_sla_ms))
-        itl = (_percent(one.itl_attainment), _ms(one.itl_ms_p50), _ms(one.itl_ms_p95), _ms(one.itl_sla_ms))
+        ttft = (percent_text(one.ttft_attainment), _ms(one.ttft_ms_p50), _ms(one.ttft_ms_p95), _ms(one.ttft_sla_ms))
+        itl = (percent_text(one.itl_attainment), _ms(one.itl_ms_p50), _ms(one.itl_ms_p95), _ms(one.itl_sla_ms))
         rows.append((model, f"{one.requests:,}", str(one.lost), *ttft, *itl))
     pools = [("pool", "role", "wanted", "granted", "ready", "up", "down", "met SLA", "GPU-hours", "at its peak")]
     for name, pool in summary.pools.items():
         most = (str(pool.max_wanted), str(pool.max_granted), str(pool.max_ready))
         gpus = (f"{pool.gpu_hours:.2f}", f"{pool.gpu_hours_static_peak:.2f}")
-        pools.append((name, pool.role, *most, str(pool.scale_ups), str(pool.scale_downs), _percent(pool.attainment), *gpus))
+        pools.append((name, pool.role, *most, str(pool.scale_ups), str(pool.scale_downs), percent_text(pool.attainment), *gpus))
     return _aligned(rows, left=1) + "\n\n" + _aligned(pools, left=2)
 
 
