@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from global_planner.charge import account, ordered_replicas
 from global_planner.release import overdue, start_limit_s
+from global_planner.rollout import acting_pools
 from global_planner.rollout_state import PoolMemory, RolloutState, backing_off
 from global_planner.types import Allocation, Holding, PoolSpec, RoundInputs, Step, StepOutcome
 
@@ -29,7 +30,7 @@ def conditions(
         *_infeasible(allocation),
         *_pools(state, inputs, allocation),
         *_outcomes(outcomes),
-        *_waiting(inputs, steps),
+        *_waiting(inputs, allocation, steps),
     )
 
 
@@ -95,12 +96,32 @@ def _outcomes(outcomes: Sequence[StepOutcome]) -> Iterator[str]:
         yield f"{outcome.step.pool}: {what} was not applied and is {then}: {outcome.error}"
 
 
-def _waiting(inputs: RoundInputs, steps: Sequence[Step]) -> Iterator[str]:
-    modes = {spec.name: spec.mode for spec in inputs.pools}
-    for mode, says in (("approve", "wait for approval"), ("observe", "are recorded only: their pools are observed, not moved")):
-        pools = sorted({step.pool for step in steps if modes.get(step.pool) == mode})
-        if pools:
-            yield f"steps of {_names(pools)} {says}"
+def _waiting(inputs: RoundInputs, allocation: Allocation, steps: Sequence[Step]) -> Iterator[str]:
+    if inputs.freeze is not None:
+        why = f": {inputs.freeze.reason}" if inputs.freeze.reason else ""
+        since = f"{_by(inputs.freeze.by)} since {inputs.freeze.at_s:.0f} s"
+        yield f"everything is frozen{since}, {len(steps)} steps are not applied{why}"
+    granted = {grant.pool: grant.granted for grant in allocation.pools}
+    refused = {
+        item.pool: item
+        for item in inputs.approvals
+        if item.verdict == "refuse" and inputs.at_s < item.expires_at_s and item.replicas == granted.get(item.pool)
+    }
+    moving = {step.pool for step in steps} - acting_pools(inputs, allocation)
+    for spec in inputs.pools:
+        if spec.name in moving and spec.mode == "approve" and spec.name in refused:
+            verdict = refused[spec.name]
+            why = f": {verdict.reason}" if verdict.reason else ""
+            yield f"{spec.name}: {verdict.replicas} replicas were refused{_by(verdict.by)}{why}"
+        elif spec.name in moving and spec.mode == "approve" and inputs.freeze is None:
+            yield f"{spec.name}: its steps towards {granted.get(spec.name)} replicas wait for approval"
+    observed = sorted(spec.name for spec in inputs.pools if spec.name in moving and spec.mode == "observe")
+    if observed:
+        yield f"steps of {_names(observed)} are recorded only: their pools are observed, not moved"
+
+
+def _by(person: str) -> str:
+    return f" by {person}" if person else ""
 
 
 def _names(pools: Sequence[str]) -> str:

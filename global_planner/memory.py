@@ -48,7 +48,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orders:
-    """What a round is about to apply (`steps`, those of pools in mode `act`), and the memory as if all of it were sent."""
+    """What a round is about to apply (`steps`, those of pools that act), and the memory as if all of it were sent."""
 
     round_no: int
     at_s: float
@@ -59,7 +59,7 @@ class Orders:
 def decide(
     memory: PlannerMemory, inputs: RoundInputs, policies: Policies
 ) -> tuple[PlannerMemory, Allocation, tuple[Step, ...]]:
-    """One decision: the allocation, the steps towards it, and the memory as if those of pools in mode `act` were all sent.
+    """One decision: the allocation, the steps towards it, and the memory as if those of pools that act were all sent.
     Everything that it depends on is in the arguments, so the same call is what a journal is checked with."""
     arbiter, allocation = arbitrate(memory.arbiter, inputs, policies.arbiter)
     rollout, steps = next_steps(memory.rollout, inputs, allocation, policies.rollout)
@@ -68,7 +68,7 @@ def decide(
 
 def after_round(memory: PlannerMemory, done: Round) -> PlannerMemory:
     """The memory after a round: that of its `Orders`, less the orders that certainly were not written."""
-    acted = acting(done.steps, done.inputs.pools)
+    acted = acting(done.steps, done.inputs, done.allocation)
     return replace(memory, rollout=after_apply(memory.rollout, acted, done.outcomes))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from global_planner.types import Cancel, Grow, Holding, Shrink
+from global_planner.types import Approval, Cancel, Freeze, Grow, Holding, Override, Shrink
 from pool_planner.types import Report, Role
 
 
@@ -114,3 +114,18 @@ class Router(Protocol):
     async def drain(self, pool: str, endpoints: Sequence[str], deadline_s: float) -> None: ...
 
     async def put_admission(self, groups: Sequence[GroupAdmission]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controls:
+    """What operators set at run time."""
+
+    freeze: Freeze | None = None
+    approvals: tuple[Approval, ...] = ()
+    overrides: tuple[Override, ...] = ()
+
+
+class Operators(Protocol):
+    """What operators set at run time, wherever it lives: a folder, or objects of the API server. Raises ClusterUnavailable."""
+
+    async def controls(self) -> Controls: ...

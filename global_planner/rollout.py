@@ -36,7 +36,16 @@ from global_planner.types import (
     Undrain,
 )
 
-__all__ = ["RolloutPolicy", "RolloutState", "acting", "after_apply", "effective_pools", "next_steps", "with_memory"]
+__all__ = [
+    "RolloutPolicy",
+    "RolloutState",
+    "acting",
+    "acting_pools",
+    "after_apply",
+    "effective_pools",
+    "next_steps",
+    "with_memory",
+]
 
 DEFAULT_POLICY = RolloutPolicy()
 
@@ -47,11 +56,12 @@ def next_steps(
     """The steps of this round, drains and releases before growth, and the memory as if all of them were sent.
 
     `inputs.holdings` are merged by `with_memory`. Pools that are held, unknown or in a rolling update get no order. Steps of
-    pools that are not in mode `act` are planned but not remembered: whoever applies steps sends only those of `acting`.
+    pools that are not `acting_pools` are planned but not remembered: whoever applies steps sends only those of `acting`.
     After applying, `after_apply` takes back what certainly was not written.
     """
     holdings = {holding.pool: holding for holding in inputs.holdings}
     grants = {grant.pool: grant for grant in allocation.pools}
+    acts = acting_pools(inputs, allocation)
     memories: dict[str, PoolMemory] = {}  # a pool that left the topology is forgotten
     for spec in inputs.pools:
         holding = holdings.get(spec.name)
@@ -72,7 +82,7 @@ def next_steps(
                 endpoint_steps.append(serve)
                 memory = _forget_drains(memory, serve)
         else:
-            plan = release(memory, holding, spec, grant, policy, inputs.at_s)
+            plan = release(memory, holding, _bounded_below(spec, inputs), grant, policy, inputs.at_s)
             endpoint_steps.extend(plan.drains)
             if plan.undrain is not None:
                 endpoint_steps.append(plan.undrain)
@@ -81,10 +91,10 @@ def next_steps(
             if plan.order is not None:
                 releases.append(plan.order)
                 memory = ordering(memory, holding, spec, plan.order, inputs.at_s)
-        if spec.mode == "act":
+        if spec.name in acts:
             memories[spec.name] = memory
 
-    grows = _grow(inputs, allocation, memories, {step.pool for step in releases})
+    grows = _grow(inputs, allocation, memories, {step.pool for step in releases}, acts)
     moved = {step.pool for step in releases} | {step.pool for step in grows}
     backs: list[Shrink] = []
     for spec in inputs.pools:
@@ -98,15 +108,44 @@ def next_steps(
     orders: tuple[Order, ...] = (*backs, *grows)
     for step in orders:
         spec = specs[step.pool]
-        if spec.mode == "act":
+        if spec.name in acts:
             memories[step.pool] = ordering(memories[step.pool], holdings[step.pool], spec, step, inputs.at_s)
     return RolloutState(pools=memories), (*endpoint_steps, *releases, *backs, *grows)
 
 
-def acting(steps: tuple[Step, ...], pools: tuple[PoolSpec, ...]) -> tuple[Step, ...]:
-    """The steps that are to be applied: those of pools in mode `act`."""
-    act = {spec.name for spec in pools if spec.mode == "act"}
-    return tuple(step for step in steps if step.pool in act)
+def acting_pools(inputs: RoundInputs, allocation: Allocation) -> frozenset[str]:
+    """The pools whose steps are applied: those in mode `act`, and those in mode `approve` whose present grant a person has
+    approved; none while everything is frozen."""
+    if inputs.freeze is not None:
+        return frozenset()
+    granted = {grant.pool: grant.granted for grant in allocation.pools}
+    approved = {
+        item.pool
+        for item in inputs.approvals
+        if item.verdict == "approve" and inputs.at_s < item.expires_at_s and item.replicas == granted.get(item.pool)
+    }
+    return frozenset(
+        spec.name for spec in inputs.pools if spec.mode == "act" or (spec.mode == "approve" and spec.name in approved)
+    )
+
+
+def acting(steps: tuple[Step, ...], inputs: RoundInputs, allocation: Allocation) -> tuple[Step, ...]:
+    """The steps that are to be applied: those of the `acting_pools`."""
+    pools = acting_pools(inputs, allocation)
+    return tuple(step for step in steps if step.pool in pools)
+
+
+def _bounded_below(spec: PoolSpec, inputs: RoundInputs) -> PoolSpec:
+    """The pool with its minimum in force: what a person pins or caps below the configured one is not ours to keep up."""
+    set_lower = [
+        item.replicas
+        for item in inputs.overrides
+        if item.pool == spec.name
+        and item.replicas is not None
+        and item.kind in ("pin", "cap")
+        and (item.expires_at_s is None or inputs.at_s < item.expires_at_s)
+    ]
+    return replace(spec, min_replicas=min([spec.min_replicas, *set_lower]))
 
 
 def _readable(holding: Holding) -> bool:
@@ -118,7 +157,7 @@ def _forget_drains(memory: PoolMemory, step: Undrain) -> PoolMemory:
 
 
 def _grow(
-    inputs: RoundInputs, allocation: Allocation, memories: dict[str, PoolMemory], releasing: set[str]
+    inputs: RoundInputs, allocation: Allocation, memories: dict[str, PoolMemory], releasing: set[str], acting: frozenset[str]
 ) -> tuple[Grow, ...]:
     """Growth of the pools that act, then, on paper, of the others with what those leave."""
     if allocation.infeasible:
@@ -138,7 +177,7 @@ def _grow(
             if charged is None:
                 continue
             grows = (
-                (spec.mode == "act") == acts
+                (spec.name in acting) == acts
                 and spec.name not in releasing
                 and _may_grow(memories[spec.name], holding, grant, inputs.at_s)
             )

@@ -21,7 +21,7 @@ from global_planner.compile import budget_of, group_specs, pool_specs
 from global_planner.conditions import conditions
 from global_planner.config import ArbiterConfig, Topology
 from global_planner.memory import Orders, PlannerMemory, Policies, decide
-from global_planner.ports import Clock, Cluster, GroupAdmission, Journal, Pools, Router, RouterState
+from global_planner.ports import Clock, Cluster, Controls, GroupAdmission, Journal, Operators, Pools, Router, RouterState
 from global_planner.reports import believable
 from global_planner.rollout import RolloutPolicy, acting, after_apply, effective_pools, with_memory
 from global_planner.rollout_state import RolloutState, endpoints
@@ -29,6 +29,7 @@ from global_planner.types import (
     Allocation,
     Budget,
     Drain,
+    Freeze,
     GroupSpec,
     Holding,
     PoolSpec,
@@ -45,13 +46,14 @@ __all__ = ["PlannerMemory", "Ports", "RoundConfig", "admission", "policies_of", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """The world as a round sees it."""
+    """The world as a round sees it. Without `operators` nobody can freeze, approve or override at run time."""
 
     cluster: Cluster
     router: Router
     pools: Pools
     journal: Journal
     clock: Clock
+    operators: Operators | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +94,7 @@ async def run_round(
     at_s = ports.clock.now()
     observed, missing = await _observe(ports.cluster, troubles)
     router = await _router_state(ports.router, troubles)
+    controls = await _controls(ports.operators, at_s)
     holdings = with_memory(memory.rollout, config.pools, observed or (), router, at_s, missing)
     inputs = RoundInputs(
         round_no=memory.round_no + 1,
@@ -101,15 +104,18 @@ async def run_round(
         pools=effective_pools(memory.rollout, config.pools, holdings, at_s),
         holdings=holdings,
         reports=believable(ports.pools.reports(), config.pools, at_s),
+        overrides=controls.overrides,
+        approvals=controls.approvals,
+        freeze=controls.freeze,
     )
 
     started = timer()
     decided, allocation, steps = decide(memory, inputs, config.policies)
     decide_ms = (timer() - started) * 1000.0
 
-    acted = acting(steps, config.pools)
+    acted = acting(steps, inputs, allocation)
     written = _written_down(ports.journal, decided, inputs, acted, troubles)
-    outcomes = await _apply(ports, acted if written else _without_orders(acted))
+    outcomes = await _apply(ports, acted if written else _without_orders(acted), at_s)
     settled = replace(decided, rollout=after_apply(decided.rollout, acted, outcomes))
     if observed is not None:
         outcomes += await _tell_router(ports.router, settled.rollout, inputs, allocation, acted, troubles)
@@ -145,6 +151,16 @@ async def _router_state(router: Router, troubles: list[str]) -> RouterState | No
         return None
 
 
+async def _controls(operators: Operators | None, at_s: float) -> Controls:
+    """What operators set; when that cannot be read, everything is frozen: they may have said stop."""
+    if operators is None:
+        return Controls()
+    try:
+        return await operators.controls()
+    except WorldError as error:
+        return Controls(freeze=Freeze(at_s=at_s, reason=f"what operators set cannot be read: {error}"))
+
+
 def _written_down(
     journal: Journal, decided: PlannerMemory, inputs: RoundInputs, acted: tuple[Step, ...], troubles: list[str]
 ) -> bool:
@@ -169,13 +185,18 @@ def _without_orders(acted: tuple[Step, ...]) -> tuple[Step, ...]:
     return tuple(step for step in acted if isinstance(step, Drain | Undrain))
 
 
-async def _apply(ports: Ports, acted: Sequence[Step]) -> tuple[StepOutcome, ...]:
-    """The outcomes of drains and orders, in the order of the steps. An Undrain happens by telling the router the endpoints."""
-    outcomes = []
+async def _apply(ports: Ports, acted: Sequence[Step], at_s: float) -> tuple[StepOutcome, ...]:
+    """The outcomes of drains and orders, in the order of the steps; a freeze stops before the next one. An Undrain happens by
+    telling the router the endpoints."""
+    outcomes: list[StepOutcome] = []
     for step in acted:
+        if isinstance(step, Undrain):
+            continue
+        if (await _controls(ports.operators, at_s)).freeze is not None:
+            break
         if isinstance(step, Drain):
             outcomes.append(await _outcome(step, ports.router.drain(step.pool, step.replicas, step.deadline_s)))
-        elif not isinstance(step, Undrain):
+        else:
             outcomes.append(await _outcome(step, ports.cluster.apply(step)))
     return tuple(outcomes)
 

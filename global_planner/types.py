@@ -244,6 +244,28 @@ class Override:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Approval:
+    """A person's word on what a pool in mode `approve` is to do: its steps towards `replicas` granted ones may be applied
+    (or are refused) until `expires_at_s`. A round that grants another number asks again."""
+
+    pool: str
+    replicas: int
+    verdict: Literal["approve", "refuse"]
+    expires_at_s: float
+    by: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freeze:
+    """A person stopped all writes; until it is taken back nothing is ordered and nothing is drained."""
+
+    at_s: float
+    by: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundInputs:
     """Everything that a round decided on: with the state before it, enough to reproduce the decision."""
 
@@ -255,6 +277,8 @@ class RoundInputs:
     holdings: tuple[Holding, ...]
     reports: tuple[Report, ...]
     overrides: tuple[Override, ...] = ()
+    approvals: tuple[Approval, ...] = ()
+    freeze: Freeze | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -191,4 +191,4 @@ def test_observed_pools_beside_acting_ones(tmp_path: Path, monkeypatch: pytest.M
     done = next(record for record in read(tmp_path / "mixed") if isinstance(record, Round))
     page = explain_round(done)
     assert "grow docs-agg from 0 to 1: as wanted [not sent]" in page
-    assert "steps of docs-agg wait for approval" in page
+    assert "docs-agg: its steps towards 1 replicas wait for approval" in page

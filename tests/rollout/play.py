@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from global_planner.arbiter.state import ArbiterPolicy, ArbiterState
-
 from global_planner.charge import charge_or_last_known, ordered_replicas
 from global_planner.memory import PlannerMemory, Policies, Snapshot, memories
+from global_planner.ports import Operators
 from global_planner.rollout_state import RolloutPolicy
 from global_planner.round import Ports, RoundConfig, run_round
 from global_planner.types import Allocation, GroupGrant, GroupSpec, PoolGrant, PoolSpec, Round, RoundInputs
@@ -107,6 +107,7 @@ class Play:
         self.config = config or RoundConfig(
             budget=world.budget, groups=groups(world.specs), pools=tuple(world.specs), policies=POLICIES
         )
+        self.operators: Operators | None = None
         self.memory = PlannerMemory()
         self.journal.kept.append(wire.encode(Snapshot(at_s=0.0, memory=self.memory, policies=self.config.policies)))
         self.rounds: list[Round] = []
@@ -125,7 +126,7 @@ class Play:
         """One round and the time until the next; None when it crashed."""
         world = self.world
         world.operation = 0
-        ports = Ports(cluster=world, router=world, pools=world, journal=self.journal, clock=world)
+        ports = Ports(cluster=world, router=world, pools=world, journal=self.journal, clock=world, operators=self.operators)
         done: Round | None = None
         try:
             self.memory, done = finish(run_round(ports, self.memory, self.config, timer=lambda: 0.0))
