@@ -24,9 +24,8 @@ LONG, REFIT_EVERY, WINDOW = 400, 12, 400  # bins; a long series is refitted ever
 def dynamo(peer: str, series: dict[str, Any]) -> dict[str, list[float]]:
     """The planner's own predictor, with its defaults. Its one forecast is of the next interval; 3 bins ahead it is the same."""
     predictors = import_module("dynamo.planner.core.load.predictors")
-    config = import_module("dynamo.planner.config.planner_config").PlannerConfig.model_construct(
-        throughput_adjustment_interval_seconds=series["step_s"]
-    )
+    shipped = import_module("dynamo.planner.config.planner_config").PlannerConfig
+    config = shipped.model_construct(throughput_adjustment_interval_seconds=series["step_s"])
     predictor = getattr(predictors, f"{peer}Predictor")(config)
     forecasts, last = [], 0.0
     for value in series["values"]:
