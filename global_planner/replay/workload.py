@@ -60,8 +60,8 @@ class WorkloadParameters:
     isl_long_median_tokens: float = 2800.0
     isl_long_sigma: float = 0.3
     long_share: float = 0.2
-    tail_share: float = 0.01
-    tail_alpha: float = 2.5
+    tail_share: float = 0.02
+    tail_alpha: float = 1.5
     isl_max_tokens: int = 6144
     osl_mean_tokens: float = 60.0
     osl_sigma: float = 0.7
