@@ -21,12 +21,13 @@ from router.policy import Ask, Stages
 class ModelState:
     """One model of the configuration, and what the router has learned about it. `frontends` by namespace label."""
 
-    __slots__ = ("config", "frontends", "lengths", "name", "outcomes", "stages")
+    __slots__ = ("by_prefix", "config", "frontends", "lengths", "name", "outcomes", "stages")
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
         self.name = config.model
         self.stages = Stages(config)
+        self.by_prefix = any(pool.pick == "prefix_affinity" for pool in config.pools)
         self.lengths = Lengths()
         self.outcomes = OutcomeMetrics(config.model)
         namespaces = dict.fromkeys(pool.namespace_label for pool in config.pools if pool.role != "decode")

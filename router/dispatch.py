@@ -21,7 +21,7 @@ from router.door import Door
 from router.endpoints import Endpoint, Endpoints, Pool
 from router.exchange import RETRIABLE, Collected, EngineFailed, Relayed
 from router.http1 import ClientConnection, Request
-from router.openai import BadRequest, decode_body, error_body, handed_over, parse, prefill_body
+from router.openai import BadRequest, decode_body, error_body, handed_over, parse, prefill_body, prefix_blocks
 from router.policy import Ask, Path
 from router.upstream import Upstream
 
@@ -97,7 +97,7 @@ class Dispatch:
             ttft_ms=call.ttft_ms,
             itl_ms=call.itl_ms,
             priority=call.priority,
-            prefix=call.prefix,
+            blocks=prefix_blocks(call) if model.by_prefix else (),
         )
         paths = model.stages.paths(ask, self._load)
         progress = Progress(model, request, call, ask, arrived, [self._pools[name] for name in paths[0].assigned])

@@ -15,7 +15,8 @@ from zlib import crc32
 import orjson
 
 CHARS_PER_TOKEN = 4.0
-PREFIX_CHARS = 2048
+BLOCK_BYTES = 2048
+MAX_BLOCKS = 512
 KV_REQUEST = {
     "do_remote_decode": True,
     "do_remote_prefill": False,
@@ -64,7 +65,8 @@ class Call:
     priority: int | None
     ttft_ms: float | None
     itl_ms: float | None
-    prefix: int
+    texts: list[str]
+    ids: list[Any]
 
 
 def parse(raw: bytes) -> Call:
@@ -105,28 +107,26 @@ def parse(raw: bytes) -> Call:
         priority=_integer(hints.get("priority")) if isinstance(hints, dict) else None,
         ttft_ms=_target(extra.get("ttft_target")) if isinstance(extra, dict) else None,
         itl_ms=_target(extra.get("itl_target")) if isinstance(extra, dict) else None,
-        prefix=length.prefix,
+        texts=length.texts,
+        ids=length.ids,
     )
 
 
 class _Length:
-    """Adds up a prompt's text and token ids, whatever shape it has, and hashes its first characters."""
+    """Adds up a prompt's text and token ids, whatever shape it has, and keeps hold of its pieces."""
 
-    __slots__ = ("_hashed", "chars", "prefix", "pure", "token_ids")
+    __slots__ = ("chars", "ids", "pure", "texts", "token_ids")
 
     def __init__(self) -> None:
         self.chars = 0
         self.token_ids = 0
         self.pure = True
-        self.prefix = 0
-        self._hashed = 0
+        self.texts: list[str] = []
+        self.ids: list[Any] = []
 
     def text(self, text: str) -> None:
         self.chars += len(text)
-        if self._hashed < PREFIX_CHARS:
-            piece = text[: PREFIX_CHARS - self._hashed]
-            self._hashed += len(piece)
-            self.prefix = crc32(piece.encode("utf-8", "surrogatepass"), self.prefix)
+        self.texts.append(text)
 
     def messages(self, messages: list[Any]) -> None:
         for message in messages:
@@ -147,10 +147,23 @@ class _Length:
         elif isinstance(prompt, list) and prompt:
             if isinstance(prompt[0], int):
                 self.token_ids += len(prompt)
-                self.prefix = crc32(repr(prompt[: PREFIX_CHARS // 4]).encode())
+                self.ids += prompt
             else:
                 for item in prompt:
                     self.prompt(item)
+
+
+def prefix_blocks(call: Call) -> tuple[int, ...]:
+    """Hashes of ever longer beginnings of the prompt, one for each whole `BLOCK_BYTES` (about 512 tokens) and one for all of
+    a shorter prompt; at most `MAX_BLOCKS`. The depth is part of each, so that equal blocks at different places differ."""
+    limit = BLOCK_BYTES * MAX_BLOCKS
+    data = "\0".join(call.texts).encode("utf-8", "surrogatepass") if call.texts else repr(call.ids[: limit // 4]).encode()
+    size = min(len(data), limit)
+    blocks, chain = [], 0
+    for depth, end in enumerate(range(BLOCK_BYTES, size + 1, BLOCK_BYTES)):
+        chain = crc32(data[end - BLOCK_BYTES : end], chain)
+        blocks.append(chain << 16 | depth)
+    return tuple(blocks) or (crc32(data) << 16,)
 
 
 def _integer(value: Any) -> int | None:

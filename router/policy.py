@@ -12,6 +12,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
+from math import ceil
 from typing import Protocol, TypeVar
 
 from pool_planner.types import Role
@@ -22,14 +24,14 @@ from router.config import AxisConfig, GridConfig, ModelConfig, Pick
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What of a request decides where it goes. Targets in model ms; None: the request names none. `prefix` is a hash of the
-    prompt's beginning."""
+    """What of a request decides where it goes. Targets in model ms; None: the request names none. `blocks` are hashes of
+    ever longer beginnings of the prompt (only where a pool picks by them)."""
 
     isl_tokens: float
     ttft_ms: float | None = None
     itl_ms: float | None = None
     priority: int | None = None
-    prefix: int = 0
+    blocks: tuple[int, ...] = ()
 
     def along(self, axis: str) -> float | None:
         """The request's coordinate on a grid's axis. At the decode stage the context is the prompt."""
@@ -224,30 +226,66 @@ class PowerOfTwo:
 
 
 class PrefixAffinity:
-    """Prompts with the same beginning go to the same endpoint, while its load allows: consistent hashing with bounded loads
-    (Mirrokni, Thorup and Zadimoghaddam, 2018). An endpoint is passed over while it holds more than `bound` times the mean
-    outstanding tokens; then the next one on the ring takes the request."""
+    """A prompt goes where most of its beginning was already computed, while the load there allows.
+
+    Remembered are the endpoints that served each block of a prompt lately; the deepest block that an endpoint below the bound
+    has served decides, and the least loaded of several. A beginning that nobody remembers goes by consistent hashing of its
+    first `ROOT_BLOCKS` blocks, so that several router processes agree. The bound is that of consistent hashing with bounded
+    loads (Mirrokni, Thorup and Zadimoghaddam, 2018): at most ceil(bound x (requests + 1) / endpoints) requests at one
+    endpoint.
+    """
 
     POINTS = 64
+    ROOT_BLOCKS = 3
+    MAX_BLOCKS = 200_000
+    MAX_OWNERS = 32
 
     def __init__(self, bound: float = 1.25) -> None:
         self._bound = bound
         self._members: tuple[str, ...] = ()
         self._ring: list[int] = []
         self._owners: list[str] = []
+        self._served: dict[int, tuple[str, ...]] = {}
 
     def pick(self, endpoints: Sequence[C], ask: Ask) -> C:
-        by_id: Mapping[str, C] = {endpoint.id: endpoint for endpoint in endpoints}
-        members = tuple(sorted(by_id))
+        allowed = ceil(self._bound * (sum(endpoint.in_flight for endpoint in endpoints) + 1) / len(endpoints))
+        free = {endpoint.id: endpoint for endpoint in endpoints if endpoint.in_flight < allowed}
+        chosen = self._remembered(free, ask) or self._by_ring(endpoints, free, ask)
+        self._remember(chosen.id, ask)
+        return chosen
+
+    def _remembered(self, free: Mapping[str, C], ask: Ask) -> C | None:
+        served = self._served
+        for block in reversed(ask.blocks):
+            owners = [free[name] for name in served.get(block, ()) if name in free]
+            if len(owners) == len(free):
+                # Everybody has it, a system prompt perhaps: it says nothing about where the rest was computed.
+                return None
+            if owners:
+                return min(owners, key=lambda endpoint: endpoint.outstanding_tokens)
+        return None
+
+    def _by_ring(self, endpoints: Sequence[C], free: Mapping[str, C], ask: Ask) -> C:
+        members = tuple(sorted(endpoint.id for endpoint in endpoints))
         if members != self._members:
             self._build(members)
-        allowed = self._bound * sum(endpoint.outstanding_tokens for endpoint in endpoints) / len(endpoints)
-        start = bisect_left(self._ring, _spread(ask.prefix))
+        root = ask.blocks[: self.ROOT_BLOCKS]
+        start = bisect_left(self._ring, _point(repr(root[-1:]).encode()))
         for step in range(len(self._ring)):
-            endpoint = by_id[self._owners[(start + step) % len(self._owners)]]
-            if endpoint.outstanding_tokens <= allowed:
-                return endpoint
+            owner = self._owners[(start + step) % len(self._owners)]
+            if owner in free:
+                return free[owner]
         return min(endpoints, key=lambda endpoint: endpoint.outstanding_tokens)
+
+    def _remember(self, name: str, ask: Ask) -> None:
+        served = self._served
+        for block in ask.blocks:
+            # Taken out and put back: the order of the dictionary is that of the last use.
+            owners = served.pop(block, ())
+            served[block] = owners if name in owners else (*owners[1 - self.MAX_OWNERS :], name)
+        if len(served) > self.MAX_BLOCKS:
+            for block in list(islice(served, self.MAX_BLOCKS // 4)):
+                del served[block]
 
     def _build(self, members: tuple[str, ...]) -> None:
         points = sorted((_point(f"{member}#{i}".encode()), member) for member in members for i in range(self.POINTS))
@@ -258,10 +296,6 @@ class PrefixAffinity:
 
 def _point(name: bytes) -> int:
     return int.from_bytes(blake2b(name, digest_size=8).digest(), "big")
-
-
-def _spread(prefix: int) -> int:
-    return _point(prefix.to_bytes(8, "big", signed=False))
 
 
 def picker(kind: Pick, *, below: Callable[[int], int]) -> Picker:

@@ -95,8 +95,8 @@ StartEngine = Callable[..., Awaitable[FakeEngine]]
 
 @pytest.fixture
 async def start_router() -> AsyncIterator[StartRouter]:
-    """start_router(pools, speed=…, model=…, **sections): pools as in the configuration. An exception that nobody in the router
-    waited for fails the test."""
+    """start_router(pools, speed=…, model=…, **sections): pools as in the configuration. An exception that nobody in the
+    router waited for fails the test."""
     started: list[Running] = []
     strays: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: strays.append(context))

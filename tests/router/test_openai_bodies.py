@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.openai import BadRequest, Lengths, decode_body, handed_over, parse, prefill_body, usage_in
+from router.openai import BadRequest, Lengths, decode_body, handed_over, parse, prefill_body, prefix_blocks, usage_in
 
 
 def call(**body: Any) -> Any:
@@ -124,3 +124,18 @@ def test_lengths_learn_from_answers() -> None:
     assert lengths.of_events(26) == pytest.approx(100, rel=0.05)
     assert lengths.osl(asked) < 256
     assert lengths.osl(call(prompt="", max_tokens=10)) == 10
+
+
+def test_prefix_blocks() -> None:
+    """Prompts share the hashes of as many whole blocks as they share."""
+    one, two = "a" * 5000, "a" * 4096 + "b" * 904
+    first, second = prefix_blocks(call(prompt=one)), prefix_blocks(call(messages=[{"role": "user", "content": two}]))
+    assert len(first) == len(second) == 2
+    assert first == second
+    longer = prefix_blocks(call(prompt=one + "c" * 2000))
+    assert longer[:2] == first
+    assert len(longer) == 3
+    assert (
+        len(prefix_blocks(call(prompt="short"))) == len(prefix_blocks(call(prompt=[1, 2]))) == len(prefix_blocks(call())) == 1
+    )
+    assert prefix_blocks(call(prompt="short")) != prefix_blocks(call(prompt="shore"))
