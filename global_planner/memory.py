@@ -74,25 +74,31 @@ def after_round(memory: PlannerMemory, done: Round) -> PlannerMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decided:
-    """A recorded round with what it was decided from: the memory before it and the policies."""
+    """A recorded round with what it was decided from: the memory before it and the policies. `continues` is False when that
+    memory is not what the records before left (somebody started anew)."""
 
     memory: PlannerMemory
     policies: Policies
     orders: Orders
     done: Round
+    continues: bool = True
 
 
 def decided(records: Iterable[object]) -> Iterator[Decided]:
-    """The rounds of a journal's records, each with what was before it."""
-    memory, policies, orders = PlannerMemory(), Policies(), None
+    """The rounds of a journal's records, each with what was before it. Orders whose round was cut off count as sent."""
+    memory: PlannerMemory | None = None
+    policies, orders, continues = Policies(), None, True
     for record in records:
+        if isinstance(record, Snapshot | Orders) and orders is not None:
+            memory, orders = orders.memory, None
         if isinstance(record, Snapshot):
-            memory, policies, orders = record.memory, record.policies, None
+            continues = continues and memory in (None, record.memory)
+            memory, policies = record.memory, record.policies
         elif isinstance(record, Orders):
             orders = record
-        elif isinstance(record, Round) and orders is not None and orders.round_no == record.inputs.round_no:
-            yield Decided(memory=memory, policies=policies, orders=orders, done=record)
-            memory, orders = after_round(orders.memory, record), None
+        elif isinstance(record, Round) and orders is not None and memory is not None:
+            yield Decided(memory=memory, policies=policies, orders=orders, done=record, continues=continues)
+            memory, orders, continues = after_round(orders.memory, record), None, True
 
 
 def memories(records: Iterable[object]) -> Iterator[PlannerMemory]:

@@ -86,7 +86,8 @@ def policies_of(config: ArbiterConfig) -> Policies:
 async def run_round(
     ports: Ports, memory: PlannerMemory, config: RoundConfig, *, timer: Callable[[], float]
 ) -> tuple[PlannerMemory, Round]:
-    """One round from `memory`; the memory after it, and its record. Raises nothing of the world.
+    """One round from `memory`; the memory after it, and its record. Raises nothing of the world. A round whose orders could not
+    be written down leaves the memory as it was.
 
     `timer` gives seconds of some monotonic clock: it measures how long deciding took and decides nothing.
     """
@@ -129,9 +130,7 @@ async def run_round(
         conditions=conditions(settled.rollout, inputs, allocation, steps, outcomes, troubles),
         decide_ms=decide_ms,
     )
-    if written:
-        done = _recorded(ports.journal, done)
-    return settled, done
+    return _recorded(ports.journal, done, decided=decided, settled=settled) if written else (memory, done)
 
 
 async def _observe(cluster: Cluster, troubles: list[str]) -> tuple[tuple[Holding, ...] | None, str]:
@@ -173,12 +172,14 @@ def _written_down(
     return True
 
 
-def _recorded(journal: Journal, done: Round) -> Round:
+def _recorded(journal: Journal, done: Round, *, decided: PlannerMemory, settled: PlannerMemory) -> tuple[PlannerMemory, Round]:
+    """Record the round. The memory goes on with what the journal says, so that a restart would not know better or worse: when
+    the record cannot be written, what became of the orders stays open."""
     try:
         journal.append(done)
     except WorldError as error:
-        return replace(done, conditions=(*done.conditions, f"this round is not recorded: {error}"))
-    return done
+        return decided, replace(done, conditions=(*done.conditions, f"this round is not recorded: {error}"))
+    return settled, done
 
 
 def _without_orders(acted: tuple[Step, ...]) -> tuple[Step, ...]:

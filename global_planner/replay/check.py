@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from global_planner.journal import JournalCorrupt, Torn, code_version
-from global_planner.journal_reader import read_segment, segment_header, segments
-from global_planner.memory import Orders, PlannerMemory, Policies, Snapshot, after_round, decide
+from global_planner.journal import Torn, code_version
+from global_planner.journal_reader import read, segment_header, segments
+from global_planner.memory import Orders, PlannerMemory, Policies, decide, decided
 from global_planner.types import Round
 
 
@@ -63,37 +63,26 @@ def check(directory: Path, *, other_version: bool = False) -> CheckResult:
         raise FileNotFoundError(f"{directory}: there is no journal here")
     if not other_version:
         _same_code(files)
-    rounds = 0
-    differences: list[Difference] = []
     notes: list[str] = []
-    memory: PlannerMemory | None = None
-    policies = Policies()
-    orders: Orders | None = None
-    for path in files:
-        for record in read_segment(path):
-            if isinstance(record, Torn):
-                notes.append(str(record))
-            elif isinstance(record, Snapshot):
-                if memory is not None and record.memory != memory:
-                    notes.append(f"{path}: starts from another memory than the segment before it ended with")
-                memory, policies, orders = record.memory, record.policies, None
-            elif isinstance(record, Orders):
-                orders = record
-            elif isinstance(record, Round):
-                if memory is None or orders is None or orders.round_no != record.inputs.round_no:
-                    raise JournalCorrupt(str(path), 0, f"round {record.inputs.round_no} has no orders before it")
-                rounds += 1
-                found = decided_again(memory, orders, record, policies)
-                if found is not None:
-                    differences.append(found)
-                    if not other_version:
-                        return CheckResult(
-                            rounds=rounds, segments=len(files), differences=tuple(differences), notes=tuple(notes)
-                        )
-                memory, orders = after_round(orders.memory, record), None
-        if orders is not None:  # the round was cut off after its orders were written: they count
-            memory = orders.memory
+    differences: list[Difference] = []
+    rounds = 0
+    for item in decided(_noting(read(directory), notes)):
+        rounds += 1
+        if not item.continues:
+            notes.append(f"round {item.done.inputs.round_no} starts from another memory than the rounds before it left")
+        found = decided_again(item.memory, item.orders, item.done, item.policies)
+        if found is not None:
+            differences.append(found)
+            if not other_version:
+                break
     return CheckResult(rounds=rounds, segments=len(files), differences=tuple(differences), notes=tuple(notes))
+
+
+def _noting(records: Iterator[object], notes: list[str]) -> Iterator[object]:
+    for record in records:
+        if isinstance(record, Torn):
+            notes.append(str(record))
+        yield record
 
 
 def decided_again(memory: PlannerMemory, orders: Orders, done: Round, policies: Policies) -> Difference | None:

@@ -19,7 +19,9 @@ from pool_planner.types import Proposal
 from tests.rollout.world import Crash, World
 
 ROUND_S = 10.0
-POLICIES = Policies(rollout=RolloutPolicy(drain_deadline_s=60.0, backoff_base_s=30.0, backoff_max_s=240.0))
+POLICIES = Policies(
+    arbiter=ArbiterPolicy(hold_s=30.0), rollout=RolloutPolicy(drain_deadline_s=60.0, backoff_base_s=30.0, backoff_max_s=240.0)
+)
 
 _T = TypeVar("_T")
 

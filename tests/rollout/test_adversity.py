@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from global_planner import memory as memory_module
+from global_planner.memory import decided
+from global_planner.replay.check import decided_again
 from global_planner.types import Budget, Grow
 from tests.rollout.play import Play, grant_in_order, proposal
 from tests.rollout.world import Crash, World, specs
@@ -80,18 +82,21 @@ def suffer(play: Play, bad: Bad) -> None:
         assert not any(isinstance(step, Grow) for step in done.steps), "over budget we only release"
 
 
-@pytest.fixture(autouse=True)
-def dumb_arbiter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_module, "arbitrate", grant_in_order)
+@pytest.fixture(params=["in order", "real"])
+def arbiter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What rollout and round promise must hold under any allocation: a dumb one that jumps, and the real one."""
+    if request.param == "in order":
+        monkeypatch.setattr(memory_module, "arbitrate", grant_in_order)
+    return str(request.param)
 
 
 @settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(st.lists(bad_rounds, min_size=1, max_size=14), st.tuples(*([st.integers(0, 6)] * len(POOLS))))
+@given(bad_times=st.lists(bad_rounds, min_size=1, max_size=14), finally_wanted=st.tuples(*([st.integers(0, 6)] * len(POOLS))))
 def test_nothing_is_broken_whatever_happens_and_the_allocation_is_reached_afterwards(
-    bad_times: list[Bad], finally_wanted: tuple[int, ...]
+    arbiter: str, bad_times: list[Bad], finally_wanted: tuple[int, ...]
 ) -> None:
     play = Play(World(specs=specs(), budget=Budget(max_gpus={"h100": 14})))
     for bad in bad_times:
@@ -105,3 +110,5 @@ def test_nothing_is_broken_whatever_happens_and_the_allocation_is_reached_afterw
     for name in POOLS:
         assert play.world.settled_at(name, granted[name]), (name, granted[name], play.world.pools[name])
     assert play.world.violations == []
+    again = [decided_again(item.memory, item.orders, item.done, item.policies) for item in decided(play.journal.records())]
+    assert again == [None] * len(again) and len(again) >= len(play.rounds)
