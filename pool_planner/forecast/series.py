@@ -66,6 +66,7 @@ class SeriesPredictor:
         self._known_at_s = -math.inf
         self._last: float | None = None
         self._largest = 0.0
+        self._refitted = False  # parameters have changed since the forecasts of the newest bin were issued
         self.learned = 0  # bins, those of unknown value included
         self.unknown = 0  # values offered that were None, NaN, infinite or negative
         self.late = 0  # values offered for a bin that had already been taken
@@ -96,6 +97,7 @@ class SeriesPredictor:
 
     def _take(self, value: float | None) -> None:
         self.learned += 1
+        self._refitted = False
         for horizon in self._horizons:
             forecast = horizon.issued.popleft()
             if value is not None and forecast is not None:
@@ -131,7 +133,8 @@ class SeriesPredictor:
             return None
         horizon = next((h for h in self._horizons if h.steps >= steps), self._horizons[-1])
         issued = horizon.issued[-1]
-        mean = issued[0] if issued is not None and horizon.steps == steps else self._mean(steps)
+        ready = issued is not None and horizon.steps == steps and not self._refitted
+        mean = issued[0] if issued is not None and ready else self._mean(steps)
         widen = math.sqrt(steps / horizon.steps) if steps > horizon.steps else 1.0
         quantiles = tuple((level, max(0.0, mean + widen * horizon.errors.quantile(level))) for level in sorted(levels))
         return Prediction(steps=steps, mean=mean, quantiles=quantiles, known_at_s=self._known_at_s)
@@ -156,3 +159,4 @@ class SeriesPredictor:
         if not hasattr(self._model, "fitted"):
             raise TypeError(f"predictor {self._name!r} has no background fit to take a result of")
         cast(Fittable, self._model).fitted(cast(FitResult, result))
+        self._refitted = True

@@ -49,7 +49,7 @@ def statsforecast(peer: str, series: dict[str, Any]) -> dict[str, list[float]]:
         if value is not None and len(history) >= 5:
             window = np.array(history[-WINDOW:])
             path = None
-            with contextlib.suppress(ValueError, ZeroDivisionError, np.linalg.LinAlgError):
+            with contextlib.suppress(ArithmeticError, LookupError, ValueError, NotImplementedError, np.linalg.LinAlgError):
                 if model is None or index % refit_every == 0:
                     model = getattr(models, peer)(season_length=1).fit(window)
                     path = model.predict(3)["mean"]
