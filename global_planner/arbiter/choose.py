@@ -35,6 +35,8 @@ def choose(options: Options, capacity: Floats) -> Choice:
     """The best option of every class within `capacity` by limit. The first options together must fit."""
     starts = options.starts
     owner = np.repeat(np.arange(len(starts)), options.sizes)
+    scale = float(np.abs(options.values).max(initial=0.0)) or 1.0  # tolerances below are for values near 1
+    worth = options.values / scale
     weights = options.weights - options.weights[starts][owner]
     room = capacity - options.weights[starts].sum(axis=0)
     need = np.maximum.reduceat(weights, starts, axis=0).sum(axis=0) if len(starts) else np.zeros_like(room)
@@ -46,7 +48,7 @@ def choose(options: Options, capacity: Floats) -> Choice:
     for members, rows in _components(draws):
         part = np.isin(owner, members)
         sizes = options.sizes[members]
-        values = options.values[part]
+        values = worth[part]
         inside = weights[np.ix_(part, binding[rows])]
         result = _solve(values, inside, sizes, room[binding[rows]])
         places = np.flatnonzero(part)
@@ -54,7 +56,7 @@ def choose(options: Options, capacity: Floats) -> Choice:
         bound += result.bound
         exact = exact and result.exact
         solvers.add(result.solver)
-    return Choice(picks=picks, bound=bound, exact=exact, solver=max(solvers, default="no limit"))
+    return Choice(picks=picks, bound=bound * scale, exact=exact, solver=max(solvers, default="no limit"))
 
 
 def _solve(values: Floats, weights: Floats, sizes: Ints, room: Floats) -> Choice:

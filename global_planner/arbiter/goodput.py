@@ -19,8 +19,12 @@ from global_planner.arbiter.plan import EPS, Array, Plan
 from global_planner.arbiter.state import ArbiterPolicy
 from global_planner.arbiter.view import HEADROOM, GroupView
 
-TIE = 1e-8
-"""Relative weight of the order among equals in a group's value: too little to outweigh anything real."""
+DEAR = 1e-8
+"""What all GPUs together count against all value, so that among equal values the cheaper one is chosen."""
+TIE = 1e-10
+"""What the order among equals counts, relative to a group's value: less than any GPU."""
+INERTIA = 1e-6
+"""What any change counts against a group's value where GPUs would move: nothing moves for nothing."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,10 +51,6 @@ def solve_goodput(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], m
     _move(plan, policy, ranks, moves_left)
 
 
-def tie_factor(ranks: Mapping[str, int], group: GroupView) -> float:
-    return 1.0 + TIE * (len(ranks) - ranks[group.spec.name]) / max(1, len(ranks))
-
-
 def _raise_from_free(plan: Plan, ranks: Mapping[str, int]) -> None:
     """The best bundles at or above the present counts, class by class, within what is free."""
     for members in plan.classes():
@@ -61,13 +61,13 @@ def _raise_from_free(plan: Plan, ranks: Mapping[str, int]) -> None:
             bundles = bundles_of(group, plan.counts[g], plan.caps[g], plan.draws[g])
             _note_thinned(plan, bundles)
             if len(bundles.counts) > 1:
-                factor = group.scale * tie_factor(ranks, group)
+                scale = group.scale
                 wants.append(g)
                 stakes.counts.append(bundles.counts)
-                stakes.values.append([factor * level for level in bundles.attainment])
+                stakes.values.append([scale * level for level in bundles.attainment])
         if wants:
             capacity = plan.room() + plan.usage(plan.counts, wants)
-            _take_best(plan, wants, stakes, capacity)
+            _take_best(plan, wants, stakes, capacity, ranks)
 
 
 def _move(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], moves_left: int | None) -> None:
@@ -84,12 +84,12 @@ def _move(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], moves_lef
             continue
         before = {g: list(plan.counts[g]) for g in members}
         slack = plan.slack
-        offers = {g: _offer(plan, g, growth[g], policy, tie_factor(ranks, plan.groups[g])) for g in members}
-        raised = _settle(plan, members, offers, before, capacity, None)
+        offers = {g: _offer(plan, g, growth[g], policy) for g in members}
+        raised = _settle(plan, members, offers, before, capacity, ranks, None)
         if moves_left is not None and len(raised) > moves_left:
             best = sorted(raised, key=lambda g: (-raised[g], ranks[plan.groups[g].spec.name]))
             plan.slack = slack
-            raised = _settle(plan, members, offers, before, capacity, frozenset(best[:moves_left]))
+            raised = _settle(plan, members, offers, before, capacity, ranks, frozenset(best[:moves_left]))
         if moves_left is not None:
             moves_left = max(0, moves_left - len(raised))
         plan.moved.update(raised)
@@ -101,6 +101,7 @@ def _settle(
     offers: Mapping[int, tuple[list[Counts], list[float]]],
     before: Mapping[int, list[int]],
     capacity: Array,
+    ranks: Mapping[str, int],
     may_rise: frozenset[int] | None,
 ) -> dict[int, float]:
     """Choose among the offers (`may_rise`: the groups that may gain; None: all); the groups that gained, with their gain."""
@@ -112,7 +113,7 @@ def _settle(
             counts, values = [counts[k] for k in kept], [values[k] for k in kept]
         stakes.counts.append(counts)
         stakes.values.append(values)
-    gains = _take_best(plan, members, stakes, capacity)
+    gains = _take_best(plan, members, stakes, capacity, ranks)
     return {
         g: gain
         for g, gain in zip(members, gains, strict=True)
@@ -120,14 +121,14 @@ def _settle(
     }
 
 
-def _offer(plan: Plan, g: int, growth: Bundles, policy: ArbiterPolicy, factor: float) -> tuple[list[Counts], list[float]]:
+def _offer(plan: Plan, g: int, growth: Bundles, policy: ArbiterPolicy) -> tuple[list[Counts], list[float]]:
     """What a group gives and takes: replica counts, and their value against the present ones (0)."""
     group, present = plan.groups[g], plan.counts[g]
-    scale = group.scale * factor
+    scale = group.scale
     less = bundles_of(group, plan.reserved[g], present, plan.draws[g], hi=True)
     _note_thinned(plan, less)
     at_hi = group.attainment(present, hi=True)
-    tiny = TIE * TIE * max(1.0, group.scale)
+    tiny = INERTIA * scale
     cache = policy.cache_loss_s / policy.move_horizon_s
     counts: list[Counts] = []
     values: list[float] = []
@@ -162,7 +163,7 @@ def _offer_repaired(
         if falls and rises:
             change = min(level - base, HEADROOM * (group.attainment(option, hi=True) - at_hi)) * scale
             counts.append(option)
-            values.append((change * keeps if change > 0 else change) - TIE * TIE * max(1.0, group.scale))
+            values.append((change * keeps if change > 0 else change) - INERTIA * scale)
 
 
 def _cold_start_s(group: GroupView, present: Sequence[int], caps: Sequence[int], policy: ArbiterPolicy) -> float:
@@ -182,16 +183,22 @@ def _cooled(group: GroupView, present: Sequence[int], option: Sequence[int]) -> 
     )
 
 
-def _take_best(plan: Plan, members: Sequence[int], stakes: _Class, capacity: Array) -> list[float]:
+def _take_best(plan: Plan, members: Sequence[int], stakes: _Class, capacity: Array, ranks: Mapping[str, int]) -> list[float]:
     """Choose one option for each member within `capacity`, set the counts, and return the values chosen."""
     sizes = np.array([len(values) for values in stakes.values], dtype=np.int64)
     values = np.array([value for group in stakes.values for value in group])
     weights = np.concatenate(
         [np.array(counts, dtype=np.float64) @ plan.draws[g] for g, counts in zip(members, stakes.counts, strict=True)]
     )
-    options = Options(values=values, weights=weights, sizes=sizes)
+    best = np.maximum.reduceat(values, np.concatenate(([0], np.cumsum(sizes)[:-1])))
+    whole = float(best.sum() - sum(group[0] for group in stakes.values))
+    order = np.array([len(ranks) - ranks[plan.groups[g].spec.name] for g in members], dtype=np.float64) / len(ranks)
+    judged = values * (1.0 + TIE * np.repeat(order, sizes))
+    if weights.shape[1]:
+        judged -= DEAR * whole * (weights / np.maximum(capacity, 1.0)).mean(axis=1)
+    options = Options(values=judged, weights=weights, sizes=sizes)
     choice = choose(options, capacity)
-    plan.slack += max(0.0, choice.bound - float(values[choice.picks].sum()))
+    plan.slack += max(0.0, choice.bound - float(judged[choice.picks].sum()))
     plan.solvers.append(choice.solver)
     offsets = choice.picks - options.starts
     for g, counts, pick in zip(members, stakes.counts, offsets.tolist(), strict=True):

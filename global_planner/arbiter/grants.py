@@ -14,6 +14,9 @@ from global_planner.arbiter.state import ArbiterPolicy
 from global_planner.arbiter.view import GroupView, PoolView
 from global_planner.types import Allocation, GroupGrant, PoolGrant, RoundInputs, RunnerUp
 
+ROUNDING = 1e-9
+"""Relative distance to the bound below which a value is the optimum."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Next:
@@ -53,7 +56,7 @@ def allocation_of(plan: Plan, inputs: RoundInputs, policy: ArbiterPolicy) -> All
         ),
         objective=policy.objective,
         value=value,
-        gap=plan.slack / max(value + plan.slack, 1e-12) if plan.slack > 0 else 0.0,
+        gap=plan.slack / (value + plan.slack) if plan.slack > ROUNDING * value else 0.0,
         solver=", ".join(dict.fromkeys(plan.solvers)) or "nothing to choose",
         infeasible=plan.infeasible,
     )

@@ -60,6 +60,8 @@ def solve_max_min(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int]) -
 def _ladders(plan: Plan, members: Sequence[int], floors: Sequence[Sequence[int]], *, hi: bool = False) -> list[_Ladder]:
     ladders = []
     for g in members:
+        if plan.groups[g].load <= 0:
+            continue  # nobody is badly off without a request; it keeps what is reserved for it
         bundles = bundles_of(plan.groups[g], floors[g], plan.caps[g], plan.draws[g], hi=hi)
         draws = (np.array(bundles.counts, dtype=np.float64) - np.array(floors[g])) @ plan.draws[g]
         share = (draws / np.maximum(plan.limits.total, 1.0)).max(axis=1, initial=0.0)
@@ -87,13 +89,16 @@ def _highest_level(ladders: Sequence[_Ladder], room: Array) -> float:
 
 
 def _cost(ladders: Sequence[_Ladder], level: float) -> Array:
-    total: Array = np.sum([ladder.draws[ladder.rung(level)] for ladder in ladders], axis=0)
+    drawn = [ladder.draws[ladder.rung(level)] for ladder in ladders]
+    total: Array = np.sum(drawn, axis=0) if drawn else np.zeros(0)
     return total
 
 
 def _climb(plan: Plan, members: Sequence[int], floors: Sequence[Sequence[int]], room: Array, ranks: Mapping[str, int]) -> None:
     """From `floors`: everybody to the highest common level, then the lowest first, each as far as its next step fits."""
     ladders = _ladders(plan, members, floors)
+    if not ladders:
+        return
     level = _highest_level(ladders, room)
     at = [ladder.rung(level) for ladder in ladders]
     left = room - _cost(ladders, level)
@@ -118,6 +123,15 @@ def _climb(plan: Plan, members: Sequence[int], floors: Sequence[Sequence[int]], 
 
 def _move(plan: Plan, members: Sequence[int], room: Array, ranks: Mapping[str, int], policy: ArbiterPolicy) -> None:
     """Lift those below a common level to it, with GPUs of those above it, where that pays."""
+    idle = [g for g in members if plan.groups[g].load <= 0]
+    members = [g for g in members if plan.groups[g].load > 0]
+    room = room - (plan.usage(plan.counts, idle) - plan.usage(plan.reserved, idle))
+    if bool((room < -EPS).any()):  # those without load give all that they have beyond their reserve
+        room = room + (plan.usage(plan.counts, idle) - plan.usage(plan.reserved, idle))
+        for g in idle:
+            plan.counts[g] = list(plan.reserved[g])
+    if not members:
+        return
     counts = {g: tuple(plan.counts[g]) for g in members}
     present = {g: plan.groups[g].attainment(counts[g]) for g in members}
     used = plan.usage(plan.counts, members) - plan.usage(plan.reserved, members)

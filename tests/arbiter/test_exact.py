@@ -1,0 +1,95 @@
+"""With the stability rules off, the allocation is the best there is: against every combination, and against HiGHS."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from global_planner.arbiter.choose import Options, choose
+from global_planner.types import RoundInputs
+from tests.arbiter.brute import best_goodput, best_lowest, lowest_attainment, served_by_class
+from tests.arbiter.builders import AT_ONCE, EXAMPLES, decide, granted
+from tests.arbiter.instances import rounds
+
+SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large)
+
+
+@given(rounds())
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
+def test_nothing_is_better_than_goodput(round_inputs: RoundInputs) -> None:
+    best = best_goodput(round_inputs)
+    allocation = decide(round_inputs)
+    if best is None:
+        assert allocation.infeasible
+        return
+    assert not allocation.infeasible
+    assert served_by_class(round_inputs, granted(allocation)) == pytest.approx(best, abs=1e-6)
+    assert allocation.value == pytest.approx(sum(best), abs=1e-6)
+    assert allocation.gap == 0.0
+
+
+@given(rounds(classes=3))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
+def test_a_higher_class_comes_first_and_leaves_the_most_to_the_next(round_inputs: RoundInputs) -> None:
+    best = best_goodput(round_inputs)
+    if best is not None:
+        assert served_by_class(round_inputs, granted(decide(round_inputs))) == pytest.approx(best, abs=1e-6)
+
+
+@given(rounds(types=3, most=2))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
+def test_several_gpu_types(round_inputs: RoundInputs) -> None:
+    best = best_goodput(round_inputs)
+    allocation = decide(round_inputs)
+    if best is None:
+        assert allocation.infeasible
+        return
+    value = served_by_class(round_inputs, granted(allocation))
+    assert value == pytest.approx(best, abs=1e-6)
+    assert allocation.gap <= 1e-6
+
+
+@given(rounds(minima=False))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
+def test_max_min_lifts_the_worst_off_as_far_as_possible(round_inputs: RoundInputs) -> None:
+    from dataclasses import replace
+
+    counts = granted(decide(round_inputs, replace(AT_ONCE, objective="max_min")))
+    assert lowest_attainment(round_inputs, counts) == pytest.approx(best_lowest(round_inputs), abs=1e-6)
+
+
+@pytest.mark.parametrize(("classes", "limits"), [(30, 1), (60, 1), (30, 2), (40, 3)])
+def test_against_highs(classes: int, limits: int) -> None:
+    """Medium instances of the bare choice; HiGHS solves the same integer programme."""
+    rng = np.random.default_rng(classes + limits)
+    for _ in range(4):
+        sizes = rng.integers(2, 12, classes)
+        values, weights = [], []
+        for size in sizes:
+            attained = np.minimum(1.0, np.arange(size) / rng.uniform(2, 12))
+            values.append(rng.lognormal(1, 1) * attained)
+            drawn = np.zeros((size, limits))
+            for limit in rng.choice(limits, min(limits, 2), replace=False):
+                drawn[:, limit] = np.arange(size) * rng.choice([1, 2, 4, 8])
+            weights.append(drawn)
+        options = Options(values=np.concatenate(values), weights=np.concatenate(weights), sizes=sizes.astype(np.int64))
+        capacity = np.floor(rng.uniform(0.3, 0.9) * np.sum([w[-1] for w in weights], axis=0))
+        choice = choose(options, capacity)
+        value = float(options.values[choice.picks].sum())
+        owner = np.repeat(np.arange(classes), sizes)
+        one_each = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))
+        oracle = milp(
+            -options.values,
+            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(options.weights.T, -np.inf, capacity)],
+            integrality=np.ones(len(owner)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 1e-9, "time_limit": 20},
+        )
+        assert np.all(options.weights[choice.picks].sum(axis=0) <= capacity + 1e-9)
+        assert choice.bound >= -oracle.fun - 1e-6
+        assert value >= -oracle.fun * (1 - (1e-9 if limits == 1 else 0.005))
+        if limits == 1:
+            assert choice.exact
