@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import click
+
+if TYPE_CHECKING:  # imports happen in the commands, so that --help is quick
+    from global_planner.config import Topology
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "two-models" / "topology.yaml"
 
@@ -124,7 +128,7 @@ def plan(topology_path: Path, budget: int | None, folder: Path | None, loads: tu
         _refuse(str(error))
 
 
-def _topology(path: Path, budget: int | None):  # type: ignore[no-untyped-def]
+def _topology(path: Path, budget: int | None) -> Topology:
     from global_planner.topology_file import TopologyError, load_topology, with_budget
 
     try:
@@ -134,7 +138,7 @@ def _topology(path: Path, budget: int | None):  # type: ignore[no-untyped-def]
         _refuse("\n".join(error.problems))
 
 
-def _refuse(text: str) -> None:
+def _refuse(text: str) -> NoReturn:
     click.echo(text, err=True)
     sys.exit(2)
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from global_planner.compile import planner_setups_of, pool_specs
+from global_planner.compile import planner_setups_of
 from global_planner.config import GroupConfig, PoolConfig, Topology
 from global_planner.journal_reader import read, segments
 from global_planner.memory import PlannerMemory, decide, memories
@@ -21,49 +21,30 @@ from global_planner.rollout import acting
 from global_planner.round import RoundConfig
 from global_planner.topology_file import load_profiles
 from global_planner.types import Allocation, Holding, Replica, Round, RoundInputs, Step
-from pool_planner.planner import plan
-from pool_planner.state import start
-from pool_planner.types import Grant, Observation, Report
+from pool_planner.assume import AssumedLoad, assumed_reports, mixed, parse_load
+from pool_planner.types import Report
 
 WIDTH = 118
-DEFAULT_ISL_TOKENS = 700.0
-DEFAULT_OSL_TOKENS = 60.0
-# Forecasters need a few bins before they trust a series; a constant load says the same in each.
-ASSUMED_TICKS = 6
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AssumedLoad:
-    """Traffic of one model: requests/s, mean prompt and answer tokens."""
-
-    model: str
-    rps: float
-    isl_tokens: float = DEFAULT_ISL_TOKENS
-    osl_tokens: float = DEFAULT_OSL_TOKENS
-
-
-def parse_load(text: str, models: Sequence[str]) -> AssumedLoad:
+def parse_model_load(text: str, models: Sequence[str]) -> tuple[str, AssumedLoad]:
     """`MODEL=RPS[,ISL[,OSL]]`. Raises ValueError with what is allowed.
 
-    >>> parse_load("m=1.5,900", ["m"]).isl_tokens
-    900.0
+    >>> parse_model_load("m=1.5,900", ["m"])
+    ('m', AssumedLoad(rps=1.5, isl_tokens=900.0, osl_tokens=60.0))
     """
     model, _, numbers = text.partition("=")
     if model not in models:
         raise ValueError(f"--load {text}: no model {model!r} (has: {', '.join(models)})")
     try:
-        values = [float(number) for number in numbers.split(",")]
-    except ValueError:
-        raise ValueError(f"--load {text}: must be MODEL=RPS[,ISL[,OSL]] with numbers") from None
-    if len(values) > 3 or not 0.0 <= values[0] < 1e9 or not all(1.0 <= value < 1e9 for value in values[1:]):
-        raise ValueError(f"--load {text}: RPS must be 0 or more, ISL and OSL 1 or more, and nothing may follow")
-    named = dict(zip(("rps", "isl_tokens", "osl_tokens"), values, strict=False))
-    return AssumedLoad(model=model, **named)
+        return model, parse_load(numbers)
+    except ValueError as error:
+        raise ValueError(f"--load {text}: {error}") from None
 
 
 def dry_run(topology: Topology, *, folder: Path, loads: Sequence[str]) -> str:
     """The text of `global-planner plan`. Raises ValueError for a bad --load, JournalCorrupt for a damaged journal."""
-    assumed = [parse_load(text, [group.model for group in topology.groups]) for text in loads]
+    assumed = [parse_model_load(text, [group.model for group in topology.groups]) for text in loads]
     config = RoundConfig.of(topology)
     memory = PlannerMemory()
     last = None if assumed else _last_round(folder / "journal")
@@ -92,7 +73,7 @@ def dry_run(topology: Topology, *, folder: Path, loads: Sequence[str]) -> str:
             reports=reports,
         )
         told = ", ".join(
-            f"{each.model} {each.rps:g} req/s ({each.isl_tokens:g} → {each.osl_tokens:g} tokens)" for each in assumed
+            f"{model} {x.rps:g} req/s ({x.isl_tokens:g} → {x.osl_tokens:g} tokens)" for model, x in assumed
         )
         source = f"assumed traffic: {told or 'none'}; the pools at their minima"
     _, allocation, steps = decide(memory, inputs, config.policies)
@@ -114,54 +95,15 @@ def _last_round(journal: Path) -> tuple[PlannerMemory, Round] | None:
 # ---- assumed traffic --------------------------------------------------------------------------------------------------
 
 
-def _assumed_reports(topology: Topology, loads: Sequence[AssumedLoad]) -> tuple[Report, ...]:
-    """What the planners would report after a few ticks of constant traffic."""
-    reports: tuple[Report, ...] = ()
-    specs = {spec.name: spec for spec in pool_specs(topology)}
-    places = {pool.name: (group, pool) for group, pool in topology.placed_pools()}
-    for setup in planner_setups_of(topology, load_profiles(topology)).values():
-        state = start(setup)
-        made: tuple[Report, ...] = ()
-        for tick in range(1, ASSUMED_TICKS + 1):
-            now = tick * setup.tick_s
-            seen: dict[str, Observation] = {}
-            grants: dict[str, Grant] = {}
-            for pool in setup.pools:
-                group, config = places[pool.name]
-                seen[pool.name] = _assumed_observation(group, config, loads, now, setup.tick_s)
-                least = specs[pool.name].min_replicas
-                grants[pool.name] = Grant(
-                    pool=pool.name,
-                    at_s=now,
-                    replicas_spec=least,
-                    replicas_ready=least,
-                    replicas_starting=0,
-                    replicas_draining=0,
-                )
-            state, made = plan(state, seen, grants, now, setup)
-        reports += made
-    return reports
-
-
-def _assumed_observation(
-    group: GroupConfig, pool: PoolConfig, loads: Sequence[AssumedLoad], now: float, tick_s: float
-) -> Observation:
-    mine = [load for load in loads if load.model == group.model and _takes(group, pool, load.isl_tokens)]
-    requests = sum(load.rps for load in mine) * tick_s
-    share = {id(load): load.rps * tick_s / requests for load in mine} if requests else {}
-    return Observation(
-        pool=pool.name,
-        at_s=now,
-        interval_s=tick_s,
-        front_door_up=True,
-        requests=requests,
-        completed=requests,
-        shed=0.0,
-        queued_requests=0.0,
-        queued_tokens=0.0,
-        isl_tokens=sum(load.isl_tokens * share[id(load)] for load in mine) if share else None,
-        osl_tokens=sum(load.osl_tokens * share[id(load)] for load in mine) if share else None,
-    )
+def _assumed_reports(topology: Topology, loads: Sequence[tuple[str, AssumedLoad]]) -> tuple[Report, ...]:
+    """What the planners would report; each load goes to the pools that its prompts go to."""
+    replicas = {pool.name: pool.min_replicas for _, pool in topology.placed_pools()}
+    by_pool = {
+        pool.name: mixed(tuple(x for model, x in loads if model == group.model and _takes(group, pool, x.isl_tokens)))
+        for group, pool in topology.placed_pools()
+    }
+    setups = planner_setups_of(topology, load_profiles(topology)).values()
+    return tuple(report for setup in setups for report in assumed_reports(setup, by_pool, replicas))
 
 
 def _takes(group: GroupConfig, pool: PoolConfig, isl_tokens: float) -> bool:
@@ -242,6 +184,3 @@ def describe(step: Step) -> str:
 
 def _count(value: int | None) -> str:
     return "unknown" if value is None else str(value)
-
-
-__all__ = ["AssumedLoad", "describe", "dry_run", "parse_load"]
