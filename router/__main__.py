@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import ipaddress
 import json
 import os
 import signal
@@ -32,6 +33,13 @@ def load(path: Path, *, model: str, default_ttft_ms: float | None, default_itl_m
     if is_foreign(raw):
         return translate(raw, source=path.name, model=model, default_ttft_ms=default_ttft_ms, default_itl_ms=default_itl_ms)
     return validate(raw, source=path.name)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def die_with_parent() -> None:
@@ -128,6 +136,10 @@ def main(
             config = config.model_copy(update={"admin": config.admin.model_copy(update={"port": admin_port})})
         if access_log is not None:
             config = config.model_copy(update={"access_log": access_log})
+        if not _loopback(config.listen.host) and not config.keys and not config.listen.without_keys:
+            raise ConfigError(
+                f"listen.host: {config.listen.host} can be reached by others; configure keys, or set listen.without_keys: true"
+            )
         if check:
             click.echo(f"{config_path.name}: {len(config.models)} models, {sum(len(m.pools) for m in config.models)} pools")
             return

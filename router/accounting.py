@@ -12,7 +12,7 @@ import orjson
 from router.config import ModelConfig
 from router.endpoints import Endpoint, Pool
 from router.exchange import Relayed
-from router.http1 import Request
+from router.message import Request
 from router.metrics import FrontendMetrics, OutcomeMetrics, PoolMetrics
 from router.openai import Call, Lengths, usage_in
 from router.policy import Ask, Stages

@@ -19,7 +19,8 @@ from router.admission import RateLimit
 from router.config import AdminConfig, QueueConfig
 from router.door import Door
 from router.endpoints import Endpoints, EndpointSpec, Pool
-from router.http1 import ClientConnection, Request
+from router.http1 import ClientConnection
+from router.message import Request
 from router.metrics import BLOCK_TOKENS, CONTENT_TYPE, PoolGauges, Scrape, WorkerGauges, render
 from router.openai import error_body
 

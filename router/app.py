@@ -23,8 +23,10 @@ from router.dispatch import Dispatch
 from router.door import Door
 from router.endpoints import Endpoints, Pool
 from router.exchange import Collected, EngineFailed
-from router.http1 import ClientConnection, HttpServer, Request
-from router.openai import error_body
+from router.http1 import ClientConnection, HttpServer
+from router.identity import Keys
+from router.message import Request
+from router.openai import BadRequest, error_body
 from router.policy import picker
 from router.upstream import EngineLink, Upstream
 
@@ -82,6 +84,7 @@ class RouterApp:
         self.door = Door(
             admission, loop=loop, now=now, speed=speed, usable=lambda path: self.dispatch.usable(path), met_zero=self._met_zero
         )
+        self._keys = Keys(config.keys)
         self._log = AccessLog(config.access_log) if config.access_log else None
         self.dispatch = Dispatch(
             config,
@@ -92,6 +95,7 @@ class RouterApp:
             loop=loop,
             now=now,
             speed=speed,
+            keys=self._keys,
             access_log=self._log,
         )
         self.admin = Admin(
@@ -150,15 +154,19 @@ class RouterApp:
         elif method not in (b"GET", b"HEAD"):
             client.respond(404, _error("There is no such path.", "not_found"))
         else:
-            status, body = self._get(path)
+            status, body = self._get(path, request.authorization)
             client.respond(status, body, head=method == b"HEAD")
 
-    def _get(self, path: bytes) -> tuple[int, bytes]:
+    def _get(self, path: bytes, authorization: bytes) -> tuple[int, bytes]:
         if path == b"/health":
             return 200, b'{"status":"ok"}'
         if path == b"/ready":
             ready = self.ready()
             return 200 if ready else 503, orjson.dumps({"ready": ready})
+        try:
+            self._keys.owner(authorization)
+        except BadRequest as error:
+            return error.status, error.body
         if path == b"/v1/models":
             return 200, orjson.dumps({"object": "list", "data": [_card(name) for name in self.models]})
         if path.startswith(b"/v1/models/"):

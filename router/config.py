@@ -41,10 +41,25 @@ class Section(BaseModel):
 
 
 class ListenConfig(Section):
-    """Where clients connect. Port 0: any free port."""
+    """Where clients connect. Port 0: any free port. On an address that others can reach, `pool-router` starts only with API
+    keys, or when `without_keys` says that a gateway in front checks who asks."""
 
     host: str = "127.0.0.1"
     port: Port = 8000
+    without_keys: bool = False
+
+
+class KeyConfig(Section):
+    """One API key, known by its SHA-256 (`printf %s "$KEY" | sha256sum`). `models`: the only ones it may use (absent: all).
+    `priority`, `ttft_ms`, `itl_ms`: of requests that name none themselves; `max_priority`: the highest they may claim."""
+
+    name: str = Field(min_length=1, max_length=64)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    models: tuple[str, ...] | None = None
+    priority: int | None = None
+    max_priority: int | None = None
+    ttft_ms: PositiveFloat | None = None
+    itl_ms: PositiveFloat | None = None
 
 
 class AdminConfig(Section):
@@ -266,6 +281,7 @@ class RouterConfig(Section):
     retry: RetryConfig = RetryConfig()
     queue: QueueConfig = QueueConfig()
     health: HealthConfig = HealthConfig()
+    keys: tuple[KeyConfig, ...] = ()
     planner_url: HttpUrl | None = None
     access_log: str | None = None
 
@@ -276,6 +292,10 @@ class RouterConfig(Section):
         models = [model.model for model in self.models]
         problems += [f"two pools are named {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
         problems += [f"two models are named {name!r}" for name in sorted({m for m in models if models.count(m) > 1})]
+        digests = [key.sha256 for key in self.keys]
+        problems += [f"two keys are the same: {name[:8]}…" for name in sorted({d for d in digests if digests.count(d) > 1})]
+        strangers = sorted({name for key in self.keys for name in key.models or ()} - set(models))
+        problems += [f"keys name the model {name!r}, which is not here" for name in strangers]
         if self.listen.port and (self.listen.host, self.listen.port) == (self.admin.host, self.admin.port):
             problems.append(f"listen and admin are both {self.listen.host}:{self.listen.port}")
         if self.admin.token_env and self.admin.token_file:

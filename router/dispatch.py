@@ -20,7 +20,9 @@ from router.config import RouterConfig
 from router.door import Door
 from router.endpoints import Endpoint, Endpoints, Pool
 from router.exchange import RETRIABLE, Collected, EngineFailed, Relayed
-from router.http1 import ClientConnection, Request
+from router.http1 import ClientConnection
+from router.identity import Keys, complete
+from router.message import Request
 from router.openai import BadRequest, decode_body, error_body, handed_over, parse, prefill_body, prefix_blocks
 from router.policy import Ask, Path
 from router.upstream import Upstream
@@ -53,6 +55,7 @@ class Dispatch:
         loop: asyncio.AbstractEventLoop,
         now: Callable[[], float],
         speed: float,
+        keys: Keys,
         access_log: AccessLog | None,
     ) -> None:
         self._config = config
@@ -65,6 +68,7 @@ class Dispatch:
         self._now = now
         self._speed = speed
         self._access_log = access_log
+        self._keys = keys
         self._budget = RetryBudget(ratio=config.retry.ratio, burst=config.retry.burst)
         self._prefix = os.urandom(6).hex()
         self._numbers = count(1)
@@ -82,12 +86,14 @@ class Dispatch:
         if not request.request_id:
             request.request_id = f"{self._prefix}-{next(self._numbers):x}".encode()
         try:
+            key = self._keys.owner(request.authorization)
             call = parse(request.body)
+            complete(call, request.hints, key)
         except BadRequest as error:
             self._answer(client, request, error.status, error.body)
             return
         model = self._models.get(call.model) or self._models.get("*")
-        if model is None:
+        if model is None or (key is not None and key.models is not None and call.model not in key.models):
             text = f"The model `{call.model[:256]}` does not exist."
             body = error_body(text, kind="invalid_request_error", code="model_not_found", param="model")
             self._answer(client, request, 404, body)
@@ -276,13 +282,16 @@ class Dispatch:
     def _payload(self, request: Request, endpoint: Endpoint, body: bytes) -> bytes:
         link = endpoint.link
         target = request.path + b"?" + request.query if request.query else request.path
+        # A key of ours is nobody else's business; without keys, what the client says is for the engine.
+        passed = request.authorization if not self._keys.required else b""
+        lines = [*request.forward, b"authorization: %b\r\n" % passed] if passed else request.forward
         return b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (
             link.base_path,
             target,
             link.host_header,
             len(body),
             request.request_id,
-            b"".join(request.forward),
+            b"".join(lines),
             body,
         )
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from router.http1 import ClientConnection, Flow, status_line
+from router.http1 import ClientConnection, Flow
+from router.message import status_line
 
 MAX_COLLECTED_BYTES = 64 * 1024 * 1024
 _NOT_RETURNED = frozenset(

@@ -15,70 +15,11 @@ from typing import Any, Protocol, cast
 import httptools
 
 from router.config import LimitsConfig
+from router.message import CONTINUE, HINT_HEADERS, NOT_FORWARDED, Request, status_line
 from router.openai import error_body
 
 MAX_PIPELINED = 16
 LINGER_S = 2.0
-_REASONS = {
-    100: "Continue",
-    200: "OK",
-    400: "Bad Request",
-    401: "Unauthorized",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    408: "Request Timeout",
-    409: "Conflict",
-    413: "Content Too Large",
-    415: "Unsupported Media Type",
-    417: "Expectation Failed",
-    429: "Too Many Requests",
-    431: "Request Header Fields Too Large",
-    500: "Internal Server Error",
-    502: "Bad Gateway",
-    503: "Service Unavailable",
-    504: "Gateway Timeout",
-}
-STATUS_LINES = {status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in _REASONS.items()}
-
-# Headers that belong to one connection and not to the message (RFC 9110 section 7.6.1), and those that the router sets itself.
-_NOT_FORWARDED = frozenset(
-    [
-        b"host",
-        b"connection",
-        b"content-length",
-        b"transfer-encoding",
-        b"keep-alive",
-        b"proxy-connection",
-        b"proxy-authorization",
-        b"te",
-        b"trailer",
-        b"upgrade",
-        b"expect",
-        b"x-request-id",
-        b"accept-encoding",
-    ]
-)
-
-
-def status_line(status: int) -> bytes:
-    return STATUS_LINES.get(status) or f"HTTP/1.1 {status} Status\r\n".encode()
-
-
-class Request:
-    """One request as read from the socket. `forward` holds the header lines that go on to an engine, ready to be sent."""
-
-    __slots__ = ("authorization", "body", "forward", "keep_alive", "method", "path", "query", "request_id", "version")
-
-    def __init__(self) -> None:
-        self.method = b""
-        self.path = b""
-        self.query = b""
-        self.version = "1.1"
-        self.body = b""
-        self.forward: list[bytes] = []
-        self.authorization = b""
-        self.request_id = b""
-        self.keep_alive = True
 
 
 class Flow(Protocol):
@@ -198,10 +139,12 @@ class ClientConnection(asyncio.Protocol):
         if request is None or self._carried is not None:
             return
         lower = name.lower()
-        if lower not in _NOT_FORWARDED:
+        if lower not in NOT_FORWARDED:
             request.forward.append(b"%b: %b\r\n" % (name, value))
-            if lower == b"authorization":
-                request.authorization = value
+            if lower in HINT_HEADERS:
+                request.hints[HINT_HEADERS[lower]] = value
+        elif lower == b"authorization":
+            request.authorization = value
         elif lower == b"x-request-id":
             request.request_id = value[:128]
         elif lower == b"expect":
@@ -218,7 +161,7 @@ class ClientConnection(asyncio.Protocol):
             # To be asked here: at the end of the message the parser has forgotten its headers.
             self._request.keep_alive = self._parser.should_keep_alive()
         if self._expects_continue and not self._refused and self._task is None and self._transport is not None:
-            self._transport.write(STATUS_LINES[100] + b"\r\n")
+            self._transport.write(CONTINUE)
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)

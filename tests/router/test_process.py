@@ -75,6 +75,14 @@ async def test_a_bad_configuration_is_refused_with_every_problem(start: Start) -
     assert b"router.yaml: listn: unknown key; did you mean 'listen'?" in err
 
 
+async def test_an_open_door_must_be_meant(start: Start) -> None:
+    text = config("http://127.0.0.1:9").replace('{"models"', '{"listen": {"host": "0.0.0.0"}, "models"')
+    process, _ = await start(text)
+    _, err = await process.communicate()
+    assert process.returncode == 2
+    assert b"listen.without_keys" in err
+
+
 async def test_the_router_does_not_outlive_its_parent(tmp_path: Path) -> None:
     """A shell starts the router and is killed; the router goes too."""
     (tmp_path / "r.yaml").write_text(config("http://127.0.0.1:9"))
