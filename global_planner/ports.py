@@ -129,3 +129,31 @@ class Operators(Protocol):
     """What operators set at run time, wherever it lives: a folder, or objects of the API server. Raises ClusterUnavailable."""
 
     async def controls(self) -> Controls: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """Replicas that an order decided on `version` may bring about in a pool. It counts until that version has moved on."""
+
+    pool: str
+    replicas: int
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservations:
+    """The whole ledger at one version."""
+
+    version: str
+    entries: tuple[Reservation, ...] = ()
+
+
+class Ledger(Protocol):
+    """One object that all leaders share, changed by compare-and-swap: who wants to grow reserves first. Raises
+    ClusterUnavailable."""
+
+    async def read(self) -> Reservations: ...
+
+    async def swap(self, version: str, entries: Sequence[Reservation]) -> None:
+        """Replace the entries if the ledger is still at `version`; raises Conflict otherwise (nothing was changed)."""
+        ...

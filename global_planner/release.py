@@ -113,13 +113,14 @@ def release(
     return Release(drains=drains, undrain=undrain, order=order, drained=drained)
 
 
-def take_back(memory: PoolMemory, holding: Holding, spec: PoolSpec) -> Shrink | None:
-    """An order upwards whose outcome is not known, and that is not wanted any more, would stay charged for ever. Ordering
-    what is in force anyway settles it: either of the two finds its version gone."""
+def take_back(holding: Holding, spec: PoolSpec) -> Shrink | None:
+    """An order upwards whose outcome is not known (ours, or one that the ledger has of a leader before us), and that is not
+    wanted any more, would stay charged for ever. Ordering what is in force anyway settles it: either of the two finds its
+    version gone."""
     ordered = ordered_replicas(holding)
-    if memory.write is None or ordered is None or memory.write.highest <= ordered:
+    if ordered is None or holding.last_write is None or holding.last_write <= ordered:
         return None
-    reason = f"takes back the order of {memory.write.highest}, of which it is not known whether it will take effect"
+    reason = f"takes back the order of {holding.last_write}, of which it is not known whether it will take effect"
     return Shrink(pool=spec.name, before=ordered, after=ordered, victims=(), version=holding.version, reason=reason)
 
 

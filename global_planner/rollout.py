@@ -100,7 +100,7 @@ def next_steps(
     for spec in inputs.pools:
         grant, holding = grants.get(spec.name), holdings.get(spec.name)
         if spec.name not in moved and grant is not None and not grant.held and holding is not None and _readable(holding):
-            back = take_back(memories[spec.name], holding, spec)
+            back = take_back(holding, spec)
             if back is not None:
                 backs.append(back)
 
@@ -167,7 +167,7 @@ def _grow(
     holdings = {holding.pool: holding for holding in inputs.holdings}
     classes = {group.name: group.priority_class for group in inputs.groups}
     steps: list[Grow] = []
-    for acts in (True, False):
+    for acts in sorted({spec.name in acting for spec in inputs.pools}, reverse=True):
         pools = []
         for spec in inputs.pools:
             holding, grant = holdings.get(spec.name), grants.get(spec.name)

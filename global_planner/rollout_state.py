@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from global_planner.charge import charge, live_replicas, ordered_replicas
-from global_planner.ports import Endpoint, EndpointLoad, PoolEndpoints, RouterState
+from global_planner.ports import Endpoint, EndpointLoad, PoolEndpoints, Reservation, RouterState
 from global_planner.types import Cancel, Grow, Holding, PoolSpec, Replica, Shrink, Step, StepOutcome
 
 Order = Shrink | Grow | Cancel
@@ -124,10 +124,15 @@ def with_memory(
     router: RouterState | None,
     at_s: float,
     missing: str = "the cluster does not show this pool",
+    reserved: Sequence[Reservation] = (),
 ) -> tuple[Holding, ...]:
     """The holdings of `pools`, in their order, with what the router and our memory know merged in. `router` None: it did not
-    answer, so work in flight and drains are unknown. A pool that was not observed is unknown, for the reason `missing`."""
+    answer, so work in flight and drains are unknown. A pool that was not observed is unknown, for the reason `missing`.
+    `reserved`: what the ledger holds, of other leaders too."""
     observed = {holding.pool: holding for holding in holdings}
+    by_pool: dict[str, list[Reservation]] = {}
+    for reservation in reserved:
+        by_pool.setdefault(reservation.pool, []).append(reservation)
     merged = []
     for spec in pools:
         memory = state.of(spec.name)
@@ -137,12 +142,34 @@ def with_memory(
             replace(
                 holding,
                 replicas=tuple(_with_router(replica, memory, router) for replica in holding.replicas),
-                last_write=None if write is None else write.highest,
+                last_write=_last_write(write, holding, by_pool.get(spec.name, ())),
                 lingering=sum(item.replicas for item in _lingering(memory, holding, at_s, 0.0)),
                 last_known_gpus=memory.known_gpus,
             )
         )
     return tuple(merged)
+
+
+def _last_write(write: Write | None, holding: Holding, reserved: Sequence[Reservation]) -> int | None:
+    ours = [] if write is None else [write.highest]
+    return max(ours + [item.replicas for item in reserved if in_force(item, holding)], default=None)
+
+
+def in_force(reservation: Reservation, holding: Holding) -> bool:
+    """The order behind the reservation may still take effect."""
+    if ordered_replicas(holding) is None or reservation.version is None:
+        return True
+    return holding.version == reservation.version
+
+
+def reservations(state: RolloutState, holdings: Sequence[Holding], reserved: Sequence[Reservation]) -> tuple[Reservation, ...]:
+    """The ledger as it is to be: what may still take effect of it, and every order upwards of our own that may."""
+    by_pool = {holding.pool: holding for holding in holdings}
+    kept = {item for item in reserved if item.pool not in by_pool or in_force(item, by_pool[item.pool])}
+    for pool, memory in state.pools.items():
+        if memory.write is not None and memory.write.highest > memory.write.before:
+            kept.add(Reservation(pool=pool, replicas=memory.write.highest, version=memory.write.version))
+    return tuple(sorted(kept, key=lambda item: (item.pool, item.version or "", item.replicas)))
 
 
 def _with_router(replica: Replica, memory: PoolMemory, router: RouterState | None) -> Replica:

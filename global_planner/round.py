@@ -1,8 +1,8 @@
 """One round: observe, decide, write down, apply, tell the router, record. Pure: the world is reached through ports only.
 
-    1. observe the cluster and the router, and take the reports of the pools that are still in force;
+    1. read the ledger, then observe the cluster and the router, and take the reports of the pools that are still in force;
     2. merge them with what is remembered, arbitrate, and plan the steps that may be taken now;
-    3. write the orders down before any of them leaves;
+    3. write the orders down, and reserve what is to grow, before any of them leaves;
     4. apply them one by one: endpoints, releases, growth; a failure is an outcome, not an end;
     5. tell the router the whole state of the endpoints and what each group may admit;
     6. record what happened.
@@ -19,18 +19,31 @@ from global_planner.arbiter.state import ArbiterPolicy
 from global_planner.charge import account
 from global_planner.compile import budget_of, group_specs, pool_specs
 from global_planner.conditions import conditions
-from global_planner.config import ArbiterConfig, Topology
+from global_planner.config import Topology
 from global_planner.memory import Orders, PlannerMemory, Policies, decide
-from global_planner.ports import Clock, Cluster, Controls, GroupAdmission, Journal, Operators, Pools, Router, RouterState
+from global_planner.ports import (
+    Clock,
+    Cluster,
+    Controls,
+    GroupAdmission,
+    Journal,
+    Ledger,
+    Operators,
+    Pools,
+    Reservations,
+    Router,
+    RouterState,
+)
 from global_planner.reports import believable
 from global_planner.rollout import RolloutPolicy, acting, after_apply, effective_pools, with_memory
-from global_planner.rollout_state import RolloutState, endpoints
+from global_planner.rollout_state import RolloutState, endpoints, reservations
 from global_planner.types import (
     Allocation,
     Budget,
     Drain,
     Freeze,
     GroupSpec,
+    Grow,
     Holding,
     PoolSpec,
     Round,
@@ -46,7 +59,8 @@ __all__ = ["PlannerMemory", "Ports", "RoundConfig", "admission", "policies_of", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """The world as a round sees it. Without `operators` nobody can freeze, approve or override at run time."""
+    """The world as a round sees it. Without `operators` nobody can freeze, approve or override at run time. Without a `ledger`
+    nobody else may write: the journal's lock sees to that on one machine."""
 
     cluster: Cluster
     router: Router
@@ -54,6 +68,7 @@ class Ports:
     journal: Journal
     clock: Clock
     operators: Operators | None = None
+    ledger: Ledger | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +87,22 @@ class RoundConfig:
             budget=budget_of(topology),
             groups=group_specs(topology),
             pools=pool_specs(topology),
-            policies=policies_of(topology.arbiter),
+            policies=policies_of(topology),
         )
 
 
-def policies_of(config: ArbiterConfig) -> Policies:
+def policies_of(topology: Topology) -> Policies:
+    """How decisions are made in a deployment."""
+    config, gpus = topology.arbiter, topology.budget.gpus
     return Policies(
-        arbiter=ArbiterPolicy(objective=config.objective, hold_s=config.hold_s, move_horizon_s=config.move_horizon_s),
+        arbiter=ArbiterPolicy(
+            objective=config.objective,
+            hold_s=config.hold_s,
+            move_horizon_s=config.move_horizon_s,
+            cold_start_s=topology.cluster.cold_start_s,
+            prices={name: budget.price_per_hour for name, budget in gpus.items() if budget.price_per_hour is not None},
+            surplus_pools=tuple(pool for budget in gpus.values() for pool in budget.surplus_pools),
+        ),
         rollout=RolloutPolicy(drain_deadline_s=config.drain_deadline_s),
     )
 
@@ -93,10 +117,13 @@ async def run_round(
     """
     troubles: list[str] = []
     at_s = ports.clock.now()
+    # Before the cluster: what was taken out of the ledger by then is seen in it, what is put in later fails the swap.
+    ledger = await _reserved(ports.ledger, troubles)
     observed, missing = await _observe(ports.cluster, troubles)
     router = await _router_state(ports.router, troubles)
     controls = await _controls(ports.operators, at_s)
-    holdings = with_memory(memory.rollout, config.pools, observed or (), router, at_s, missing)
+    reserved = () if ledger is None else ledger.entries
+    holdings = with_memory(memory.rollout, config.pools, observed or (), router, at_s, missing, reserved)
     inputs = RoundInputs(
         round_no=memory.round_no + 1,
         at_s=at_s,
@@ -116,7 +143,9 @@ async def run_round(
 
     acted = acting(steps, inputs, allocation)
     written = _written_down(ports.journal, decided, inputs, acted, troubles)
-    outcomes = await _apply(ports, acted if written else _without_orders(acted), at_s)
+    grows = written and await _reserve(ports.ledger, ledger, decided.rollout, inputs, acted, troubles)
+    possible = acted if grows else tuple(step for step in acted if not isinstance(step, Grow))
+    outcomes = await _apply(ports, possible if written else _without_orders(acted), at_s)
     settled = replace(decided, rollout=after_apply(decided.rollout, acted, outcomes))
     if observed is not None:
         outcomes += await _tell_router(ports.router, settled.rollout, inputs, allocation, acted, troubles)
@@ -148,6 +177,43 @@ async def _router_state(router: Router, troubles: list[str]) -> RouterState | No
     except WorldError as error:
         troubles.append(f"the router does not answer, so no replica that serves can be released: {error}")
         return None
+
+
+async def _reserved(ledger: Ledger | None, troubles: list[str]) -> Reservations | None:
+    if ledger is None:
+        return None
+    try:
+        return await ledger.read()
+    except WorldError as error:
+        troubles.append(f"the ledger cannot be read, so nothing grows: {error}")
+        return None
+
+
+async def _reserve(
+    ledger: Ledger | None,
+    seen: Reservations | None,
+    state: RolloutState,
+    inputs: RoundInputs,
+    acted: Sequence[Step],
+    troubles: list[str],
+) -> bool:
+    """Whether growth may be ordered: every order upwards is in the ledger, and nobody else reserved since we looked."""
+    if ledger is None:
+        return True
+    if seen is None:
+        return False
+    entries = reservations(state, inputs.holdings, seen.entries)
+    if entries == seen.entries and not any(isinstance(step, Grow) for step in acted):
+        return True
+    try:
+        await ledger.swap(seen.version, entries)
+    except Conflict:
+        troubles.append("another leader has reserved GPUs since this round began, so nothing grows in it")
+        return False
+    except WorldError as error:
+        troubles.append(f"the ledger cannot be written, so nothing grows: {error}")
+        return False
+    return True
 
 
 async def _controls(operators: Operators | None, at_s: float) -> Controls:
