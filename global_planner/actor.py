@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -261,6 +262,18 @@ class LocalRay:
         self._folder = folder
 
     def start(self) -> None:
+        """Start it and connect. Signals stay with those who handled them before: Ray takes SIGTERM over when it starts, and
+        would end this process with its own status and a stack trace."""
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._init()
+        except SystemExit:  # Ray's answer to a SIGTERM in between: hand it on to whom it was meant for
+            _restore(handlers)
+            signal.raise_signal(signal.SIGTERM)
+            raise
+        _restore(handlers)
+
+    def _init(self) -> None:
         ray.init(
             address="local",
             _node_ip_address="127.0.0.1",
@@ -275,3 +288,8 @@ class LocalRay:
 
     def stop(self) -> None:
         ray.shutdown()
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    for number, action in handlers.items():
+        signal.signal(number, action)
