@@ -146,12 +146,14 @@ class RouterClient:
 
     async def put_admission(self, groups: Sequence[GroupAdmission]) -> None:
         """The rates of all models; models that are absent are unlimited."""
+        # Each process sees its part of the requests, and admits its part of the rate.
+        part = 1.0 / len(self._urls)
         message = [
             {
                 "model": group.model,
-                "admitted_rps": group.admitted_rps,
-                "burst": group.burst,
-                "by_priority": dict(group.by_priority),
+                "admitted_rps": None if group.admitted_rps is None else group.admitted_rps * part,
+                "burst": None if group.burst is None else group.burst * part,
+                "by_priority": {priority: rate * part for priority, rate in group.by_priority.items()},
             }
             for group in groups
         ]

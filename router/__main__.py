@@ -6,7 +6,6 @@ import asyncio
 import ctypes
 import gc
 import ipaddress
-import json
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from pool_planner.clock import clock_from_environment
 from router.app import RouterApp
 from router.config import ANY_MODEL, ConfigError, RouterConfig, read, validate
 from router.foreign import is_foreign, translate
+from router.workers import run_workers, share, tell
 
 PR_SET_PDEATHSIG = 1
 
@@ -51,22 +51,19 @@ def die_with_parent() -> None:
         sys.exit(1)
 
 
-async def run(config: RouterConfig, port_file: Path | None) -> bool:
+async def run(config: RouterConfig, port_file: Path | None, *, reuse_port: bool = False) -> bool:
     """Serve until SIGTERM or SIGINT; whether every running request ended."""
     loop = asyncio.get_running_loop()
     app = RouterApp(config, clock_from_environment(), loop)
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    port, admin_port = await app.start()
+    port, admin_port = await app.start(reuse_port=reuse_port)
     # Everything made so far lives for ever: looking at it in every collection costs latency and finds nothing.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-    if port_file is not None:
-        whole = port_file.with_suffix(port_file.suffix + ".tmp")
-        whole.write_text(json.dumps({"port": port, "admin_port": admin_port, "pid": os.getpid()}), encoding="utf-8")
-        whole.replace(port_file)
+    tell(port_file, port, [admin_port])
     public, admin = config.listen.host, config.admin.host
     click.echo(f"clients: http://{public}:{port}/v1  planner, metrics: http://{admin}:{admin_port}", err=True)
     await stop.wait()
@@ -106,6 +103,8 @@ The JSON of an existing global router (mode, num_prefill_pools, ...) is taken as
     "--port-file", type=click.Path(dir_okay=False, path_type=Path), help="When listening, write {port, admin_port, pid}."
 )
 @click.option("--access-log", help="One JSON line a request to this file (-: standard output), instead of access_log.")
+@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes on the one public port.")
+@click.option("--one-of", type=click.IntRange(2, 256), hidden=True, help="This process is one of so many workers.")
 @click.option("--die-with-parent", "with_parent", is_flag=True, help="End when the process that started this one ends.")
 @click.option("--check", is_flag=True, help="Read the configuration, say what is wrong with it, and stop.")
 def main(
@@ -117,6 +116,8 @@ def main(
     default_itl_target: float | None,
     port_file: Path | None,
     access_log: str | None,
+    workers: int,
+    one_of: int | None,
     with_parent: bool,
     check: bool,
 ) -> None:
@@ -143,7 +144,19 @@ def main(
         if check:
             click.echo(f"{config_path.name}: {len(config.models)} models, {sum(len(m.pools) for m in config.models)} pools")
             return
-        finished = uvloop.run(run(config, port_file))
+        if workers > 1:
+            passed = {
+                "--model": model,
+                "--default-ttft-target": default_ttft_target,
+                "--default-itl-target": default_itl_target,
+                "--access-log": access_log,
+            }
+            options = [word for name, value in passed.items() if value is not None for word in (name, str(value))]
+            finished = uvloop.run(run_workers(config, config_path, options, workers, port_file))
+        elif one_of is not None:
+            finished = uvloop.run(run(share(config, one_of), port_file, reuse_port=True))
+        else:
+            finished = uvloop.run(run(config, port_file))
     except ConfigError as error:
         click.echo(str(error), err=True)
         sys.exit(2)

@@ -7,6 +7,7 @@ flight, admission that expires, and the state. Malformed input is answered 400 a
 from __future__ import annotations
 
 import hmac
+import os
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -189,6 +190,7 @@ class Admin:
         admission.expire(self._now())
         return 200, {
             "at_s": self._now(),
+            "pid": os.getpid(),
             "speed": self._speed,
             "endpoints_version": self._endpoints.version,
             "admission": {

@@ -115,11 +115,12 @@ class RouterApp:
         self._private = HttpServer(self.admin.serve, config.limits, loop)
         self._stopping = False
 
-    async def start(self) -> tuple[int, int]:
-        """Listen. Raises OSError when an address cannot be had."""
+    async def start(self, *, reuse_port: bool = False) -> tuple[int, int]:
+        """Listen; with `reuse_port`, beside other processes on the public port. Raises OSError when an address cannot be
+        had."""
         listen, admin = self.config.listen, self.config.admin
         admin_port = await self._private.listen(admin.host, admin.port)
-        port = await self._public.listen(listen.host, listen.port)
+        port = await self._public.listen(listen.host, listen.port, reuse_port=reuse_port)
         return port, admin_port
 
     async def stop(self) -> bool:

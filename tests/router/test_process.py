@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +17,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from global_planner.ports import Endpoint, PoolEndpoints
+from global_planner.router_client import RouterClient
+from pool_planner.types import ClusterUnavailable
 from tests.router.conftest import MODEL, StartEngine, until
 from tests.router.engines import DONE, SSE_HEAD, chat_chunk, chunk, sending
 
@@ -75,6 +81,59 @@ async def test_a_bad_configuration_is_refused_with_every_problem(start: Start) -
     assert b"router.yaml: listn: unknown key; did you mean 'listen'?" in err
 
 
+async def test_workers_share_a_port_and_all_acknowledge_a_drain(start: Start, start_engine: StartEngine) -> None:
+    """Two processes: both serve, both are told, one is killed and comes back on its admin port knowing nothing, is told
+    again, and SIGTERM ends all."""
+    one, two = await start_engine("one", tokens=1), await start_engine("two", tokens=1)
+    text = json.dumps({"models": [{"model": MODEL, "own_admitted_rps": 100, "pools": [{"name": "a", "role": "agg"}]}]})
+    process, ports = await start(text, "--workers", "2")
+    admin_urls = [f"http://127.0.0.1:{port}" for port in ports["admin_ports"]]  # type: ignore[attr-defined]
+    endpoints = tuple(Endpoint(id=engine.name, url=engine.url, state="ready") for engine in (one, two))
+    url = f"http://127.0.0.1:{ports['port']}/v1/chat/completions"
+    async with RouterClient(admin_urls, admission_valid_s=60.0) as client, aiohttp.ClientSession() as session:
+        await client.put_endpoints([PoolEndpoints(name="a", role="agg", endpoints=endpoints)])
+
+        async def ask(times: int) -> None:
+            for _ in range(times):
+                # A connection each: the kernel chooses the process.
+                async with session.post(url, json={"model": MODEL, "messages": []}, headers={"Connection": "close"}) as answer:
+                    assert answer.status == 200
+
+        await ask(40)
+        served = []
+        pids = []
+        for admin in admin_urls:
+            async with session.get(admin + "/metrics") as answer:
+                text = await answer.text()
+            served.append(float(text.split("\ndynamo_component_router_requests_total{")[1].split("} ")[1].split()[0]))
+            async with session.get(admin + "/admin/state") as answer:
+                state = await answer.json()
+                assert state["admission"]["admitted_rps"] == {MODEL: 50.0}
+                pids.append(state["pid"])
+        assert sum(served) == 40
+        assert min(served) > 0
+
+        await client.drain("a", ["one"], 60.0)
+        state = await client.state()
+        assert (state.processes, state.endpoints["one"].state) == (2, "draining")
+        before = len(one.calls)
+        await ask(10)
+        assert len(one.calls) == before
+
+        os.kill(pids[1], signal.SIGKILL)
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            with contextlib.suppress(ClusterUnavailable):
+                await client.state()
+                break
+        state = await client.state()
+        assert {name: load.state for name, load in state.endpoints.items()} == {"one": "draining", "two": "ready"}
+        await ask(10)
+    process.terminate()
+    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert not _alive(pids[0])
+
+
 async def test_an_open_door_must_be_meant(start: Start) -> None:
     text = config("http://127.0.0.1:9").replace('{"models"', '{"listen": {"host": "0.0.0.0"}, "models"')
     process, _ = await start(text)
@@ -97,6 +156,11 @@ async def test_the_router_does_not_outlive_its_parent(tmp_path: Path) -> None:
     await until(lambda: not _alive(pid), within_s=5)
 
 
+def _rss_mb(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -104,3 +168,29 @@ def _alive(pid: int) -> bool:
         return False
     # A zombie that nobody has reaped yet has ended too.
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 10_500, reason="needs 10,500 open files")
+async def test_ten_thousand_idle_connections(start: Start, start_engine: StartEngine) -> None:
+    """They cost memory, a bounded amount, and nothing else: a request among them is answered as ever."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    engine = await start_engine()
+    process, ports = await start(config(engine.url))
+    idle: list[socket.socket] = []
+    try:
+        for number in range(10_000):
+            # Several source addresses: one alone could run out of ports.
+            idle.append(socket.create_connection(("127.0.0.1", ports["port"]), source_address=(f"127.0.0.{1 + number % 4}", 0)))
+            if number % 500 == 0:
+                await asyncio.sleep(0)
+        url = f"http://127.0.0.1:{ports['port']}/v1/chat/completions"
+        async with aiohttp.ClientSession() as session:
+            for _ in range(20):
+                async with session.post(url, json={"model": MODEL, "messages": []}) as answer:
+                    assert answer.status == 200
+        assert _rss_mb(process.pid) < 160
+    finally:
+        for connection in idle:
+            connection.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -42,7 +42,7 @@ async def test_two_processes_are_seen_as_one(start_router: StartRouter, start_en
         assert (await client.state()).endpoints["one"].state == "ready"
 
         await client.put_admission([GroupAdmission(model=MODEL, admitted_rps=3.0)])
-        assert [(await router.state())["admission"]["admitted_rps"][MODEL] for router in routers] == [3.0, 3.0]
+        assert [(await router.state())["admission"]["admitted_rps"][MODEL] for router in routers] == [1.5, 1.5]
         for call in calls:
             call.cancel()
 
