@@ -96,7 +96,8 @@ def _head(snapshot: Snapshot, width: int) -> Text:
     state = "starting" if snapshot.load is None else "finishing" if snapshot.now_s > snapshot.end_s else "playing"
     title = Text.assemble((snapshot.title, "bold"), f"  {state}  ")
     clock = f" {clock_text(snapshot.now_s)} of {clock_text(snapshot.end_s)} model time, {snapshot.speed:g}× "
-    bar = max(10, width - len(title) - len(clock) - 1)
+    title.no_wrap, title.overflow = True, "crop"
+    bar = max(0, width - len(title) - len(clock) - 1)
     title.append("━" * round(bar * done), style="bold")
     title.append("━" * (bar - round(bar * done)), style="bright_black")
     title.append(clock, style="dim")
