@@ -23,7 +23,7 @@ _NUMBERS = (
     *("requests", "completed", "shed", "queued_requests", "queued_tokens"),
     *("isl_tokens", "osl_tokens", "ttft_ms", "itl_ms", "duration_s"),
 )
-CALM = 0.85  # utilisation above which latencies tell about the queue, not about the engine
+CALM = 0.75  # utilisation above which latencies tell about the queue, not about the engine
 CALM_STAYS = 2.0  # a pool must have been calm, with the same replicas, for this many stays of a request
 
 

@@ -21,6 +21,7 @@ class PoolSetup:
 
     `cold_start_s`: from order to ready, until it was measured. `ttft_offset_ms`: what a request is known to pay between its
     prefill and the first token at the client (KV transfer, first decode step), before live correction learns the rest.
+    `max_num_seqs`, `prefill_chunk_tokens`: most sequences at once and most prompt tokens in one step of the engine.
     """
 
     name: str
@@ -34,6 +35,7 @@ class PoolSetup:
     cold_start_s: float = 60.0
     ttft_offset_ms: float = 0.0
     max_num_seqs: int = 256
+    prefill_chunk_tokens: int = 8192
 
     @property
     def engine(self) -> Engine | None:
@@ -50,6 +52,7 @@ class PoolSetup:
             prefill=prefill,
             decode=decode,
             max_num_seqs=self.max_num_seqs,
+            step_tokens=self.prefill_chunk_tokens,
         )
 
 

@@ -78,7 +78,7 @@ def queueing_capacity(engine: Engine, shape: Shape, correction: Correction, *, t
         return met
 
     ceiling = np.minimum(
-        queueing.MAX_UTILISATION * n / prefill.mix.mean if prefill is not None else np.inf,
+        queueing.MAX_UTILISATION * n / prefill.mix.work if prefill is not None else np.inf,
         n * decode.batching.pace[-1] / shape.osl.mean if decode is not None else np.inf,
     )
     rps = _highest(lambda rate: share(rate, planned=True) >= target, ceiling)

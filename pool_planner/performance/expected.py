@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ def expected(engine: Engine, shape: Shape, correction: Correction, *, rate_rps: 
     ttft_s = itl_s = step_s = None
     prefill = PrefillWork(engine, shape, correction, []) if engine.role != "decode" else None
     if prefill is not None:
-        utilisation = float(rate[0] * prefill.mix.mean / n[0])
+        utilisation = float(rate[0] * prefill.mix.work / n[0])
         busy = np.minimum(rate / n * prefill.mix.mean, 1.0 - 1e-6)
     if engine.role != "prefill":
         decode = DecodeWork(engine, shape, correction, [])
@@ -39,9 +40,9 @@ def expected(engine: Engine, shape: Shape, correction: Correction, *, rate_rps: 
         if np.isfinite(crowd[0]):
             step_s = float(decode.step_s(np.maximum(crowd, 1.0))[0])
             itl_s = step_s / (1.0 - float(busy[0]))
-    if prefill is not None and utilisation < 1.0:
-        wait = float(queueing.mean_wait_s(rate, n, prefill.mix, shape.arrival_cv2)[0])
-        ttft_s = prefill.mix.mean + wait + prefill.offset_s + (step_s or 0.0)
+    if prefill is not None:
+        computed = float(queueing.mean_ttft_s(rate, n, prefill.mix, shape.arrival_cv2)[0])
+        ttft_s = computed + prefill.offset_s + (step_s or 0.0) if math.isfinite(computed) else None
     return Expected(
         ttft_ms=None if ttft_s is None else 1e3 * ttft_s,
         itl_ms=None if itl_s is None else 1e3 * itl_s,

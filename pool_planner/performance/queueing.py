@@ -1,10 +1,15 @@
 """Waiting and crowding in a pool of n replicas: what share of requests meets its SLA at a given rate. Pure.
 
-Prefill is a queue with n servers (M/G/n with the arrival variability of the data). P(wait) and the mean wait are
+Prefill at low load is a queue with n servers (M/G/n with the arrival variability of the data). P(wait) and the mean wait are
 Sakasegawa's closed form with Allen and Cunneen's variability factor; the wait of those who wait is taken as exponential,
 which is exact for exponential service and the heavy-traffic limit otherwise (Kingman 1962; Whitt, "Approximations for the
 GI/G/m queue", 1993). The router sends each request to the replica with the least outstanding work, which is the same
 queue (least work left = one central queue) as far as it knows the work: DISPATCH_LOSS is what it loses for not knowing it.
+
+Prefill at high load is a gated queue: an engine computes everything that waits in one step, which pays its start once, and
+what comes meanwhile is the next step (as a polling system with one queue and a switch-over time; Takagi 1986). Steps grow
+with their own batches, so their length varies; an arrival meets a long one more often, waits out the rest of it, and ends
+with its own. Either view is pessimistic where the other is right, so the better one counts.
 
 Decode is a station that serves everybody at once, the slower the more there are. The crowd moves around its mean like a
 birth-death process: its variance is that of Poisson over the elasticity of the departure rate (who slows others down makes
@@ -16,6 +21,7 @@ All functions are vectorised over n: arrays of shape (N,) for n = 1..N, rates in
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,10 +39,19 @@ BISECTIONS = 26
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceMix:
-    """Service times of the classes of requests: `seconds[i]` with share `share[i]` (shares sum to 1)."""
+    """Service times of the classes of requests: `seconds[i]` with share `share[i]` (shares sum to 1). `start_s`: the part of
+    each that a step pays once, however many requests it serves. `tokens[i]`: prompt tokens, `step_tokens`: of one step."""
 
     seconds: Array
     share: Array
+    start_s: float = 0.0
+    tokens: Array | None = None
+    step_tokens: float = math.inf
+
+    @property
+    def work(self) -> float:
+        """Mean seconds without the start."""
+        return self.mean - self.start_s
 
     @property
     def mean(self) -> float:
@@ -60,12 +75,46 @@ def conditional_wait_s(rho: Array, servers: Array, mix: ServiceMix, arrival_cv2:
     return DISPATCH_LOSS * mix.mean * variability / (servers * (1.0 - rho))
 
 
-def mean_wait_s(rate: Array, servers: Array, mix: ServiceMix, arrival_cv2: float) -> Array:
-    """Mean wait (s) of all requests; infinite where the pool cannot keep up."""
+def mean_ttft_s(rate: Array, servers: Array, mix: ServiceMix, arrival_cv2: float) -> Array:
+    """Mean time (s) from arrival to the end of prefill; infinite where the pool cannot keep up."""
     rho = rate * mix.mean / servers
     safe = np.minimum(rho, 1.0 - 1e-9)
     wait = wait_probability(safe, servers) * conditional_wait_s(safe, servers, mix, arrival_cv2)
-    return np.where(rho < 1.0, wait, np.inf)
+    alone = np.where(rho < 1.0, mix.mean + wait, np.inf)
+    if mix.start_s <= 0.0:
+        return alone
+    steps = _steps(rate, servers, mix, arrival_cv2)
+    return np.minimum(alone, np.where(steps.keeps_up, steps.mean_s + mix.mean, np.inf))
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """Back-to-back prefill steps of a replica: what an arrival waits besides its own computation (mean and variance, s) is
+    the rest of the step that it meets, and the others of its own step."""
+
+    mean_s: Array
+    variance: Array
+    keeps_up: NDArray[np.bool_]
+
+
+def _steps(rate: Array, servers: Array, mix: ServiceMix, arrival_cv2: float) -> _Steps:
+    each = rate / servers
+    load = np.minimum(each * mix.work, 1.0 - 1e-6)
+    length = mix.start_s / (1.0 - load)
+    # Second moment of the work that one arrival brings; irregular arrivals count like irregular work.
+    square = float(mix.seconds**2 @ mix.share) - 2.0 * mix.start_s * mix.mean + mix.start_s**2
+    square += (arrival_cv2 - 1.0) * mix.work**2
+    # Length of the next step = start + work of what came during this one; its stationary variance. The router evens out
+    # what the replicas get, so that of each is that of the total over n.
+    variance = each * length * square / (1.0 - load**2) / servers
+    ratio = variance / length**2
+    met = length * (1.0 + ratio)  # the step that an arrival meets, a gamma variate counted by its length
+    part = 1.0 / 3.0 + load + load**2  # E[(U + load)^2], U the share of that step that is left
+    mean_s = met * (0.5 + load)
+    spread = length**2 * (1.0 + ratio) * (1.0 + 2.0 * ratio) * part - mean_s**2 + each * met * square / servers
+    tokens = 0.0 if mix.tokens is None else float(mix.tokens @ mix.share)
+    keeps_up = (each * mix.work < 1.0) & (each * length * tokens <= mix.step_tokens)
+    return _Steps(mean_s, np.maximum(spread, 1e-12), keeps_up)
 
 
 def share_in_time(
@@ -86,8 +135,12 @@ def share_in_time(
     scale = np.maximum(conditional_wait_s(safe, servers, mix, arrival_cv2), 1e-12)[:, None]
     left = slack_s[None, :] - np.reshape(later_s, (-1, 1))
     late = np.where(left >= 0.0, waits * np.exp(-np.maximum(left, 0.0) / scale), 1.0)
-    share: Array = 1.0 - late @ weight
-    return np.where(rho < 1.0, share, 0.0)
+    alone: Array = np.where(rho < 1.0, 1.0 - late @ weight, 0.0)
+    if mix.start_s <= 0.0:
+        return alone
+    steps = _steps(rate, servers, mix, arrival_cv2)
+    met = gamma_cdf(left, steps.mean_s[:, None], steps.variance[:, None]) @ weight
+    return np.maximum(alone, np.where(steps.keeps_up, met, 0.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,3 +191,11 @@ def normal_cdf(z: Array) -> Array:
     z = np.clip(z, -8.0, 8.0)
     cdf: Array = 0.5 * (1.0 + np.tanh(0.7978845608 * (z + 0.044715 * z**3)))
     return cdf
+
+
+def gamma_cdf(x: Array, mean: Array, variance: Array) -> Array:
+    """Distribution function of the gamma variate with this mean and variance (Wilson and Hilferty 1931); 0 below 0."""
+    shape = mean**2 / variance
+    root = np.cbrt(np.maximum(x, 0.0) / mean)
+    cdf = normal_cdf((root - (1.0 - 1.0 / (9.0 * shape))) * 3.0 * np.sqrt(shape))
+    return np.where(x > 0.0, cdf, 0.0)

@@ -22,6 +22,9 @@ SLACK = 0.15
 class PrefillTimes(Protocol):
     """TTFT over prompt length (`interpolation.PrefillCurve`)."""
 
+    @property
+    def isl_tokens(self) -> tuple[float, ...]: ...
+
     def ttft_ms(self, isl: float) -> float: ...
 
     def thpt_per_gpu(self, isl: float) -> float: ...
@@ -41,7 +44,8 @@ class DecodeTimes(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """What one replica of a pool can do, and what is asked of it. A role needs the curves of its work."""
+    """What one replica of a pool can do, and what is asked of it. A role needs the curves of its work. `max_num_seqs`: most
+    sequences that run at once; `step_tokens`: most prompt tokens of one step (chunk of prefill)."""
 
     role: Role
     gpus: int
@@ -50,6 +54,7 @@ class Engine:
     prefill: PrefillTimes | None = None
     decode: DecodeTimes | None = None
     max_num_seqs: int = 256
+    step_tokens: int = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +83,14 @@ class PrefillWork:
     def __init__(self, engine: Engine, shape: Shape, correction: Correction, notes: list[str], joined_s: float = 0.0) -> None:
         curve = prefill_curve(engine)
         seconds = np.array([curve.ttft_ms(tokens) for tokens in shape.isl.tokens]) / 1e3
-        self.mix = ServiceMix(seconds=seconds, share=np.array(shape.isl.share))
+        self.mix = ServiceMix(
+            seconds=seconds,
+            share=np.array(shape.isl.share),
+            # Among decoding sequences a step is never idle, and what it pays once is paid already.
+            start_s=min(start_ms(curve) / 1e3, float(seconds.min())) if engine.role == "prefill" else 0.0,
+            tokens=np.array(shape.isl.tokens),
+            step_tokens=float(engine.step_tokens),
+        )
         self.offset_s = correction.ttft_offset_ms / 1e3
         sla_s = engine.ttft_ms / 1e3
         self.slack_s = sla_s - self.offset_s - joined_s - seconds
@@ -142,6 +154,15 @@ class DecodeWork:
     def _fitting(self, itl_s: Array) -> Array:
         fitting: Array = np.interp(itl_s, self.batching.itl_s, self.batching.sequences)
         return fitting
+
+
+def start_ms(curve: PrefillTimes) -> float:
+    """What a prefill step costs whatever its length (ms): the line through the two shortest prompts, at no tokens."""
+    shortest, next_one = curve.isl_tokens[0], curve.isl_tokens[min(1, len(curve.isl_tokens) - 1)]
+    if next_one <= shortest:
+        return 0.0
+    slope = (curve.ttft_ms(next_one) - curve.ttft_ms(shortest)) / (next_one - shortest)
+    return max(0.0, curve.ttft_ms(shortest) - slope * shortest)
 
 
 def unreachable(what: str, sla_ms: float, best_ms: float) -> str:

@@ -1,12 +1,14 @@
-"""A pool in a closed loop with its planner: requests, replicas with a cold start, observations, plans; all in virtual time."""
+"""A pool in a closed loop with its planner: requests, engines with a cold start, observations, plans; all in virtual time."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from global_planner.replay.engine import Replica
+from global_planner.replay.engine_spec import EngineRequest, EngineSpec
 from pool_planner.planner import plan
 from pool_planner.setup import PlannerSetup
 from pool_planner.state import start
@@ -16,16 +18,25 @@ EDGES = tuple(float(base << shift) for shift in range(4, 17) for base in (2, 3))
 
 
 @dataclass(slots=True)
-class Replica:
-    ready_s: float
-    free_at: float = 0.0
-    pending: list[tuple[float, float]] = field(default_factory=list)
-    running: list[list[float]] = field(default_factory=list)  # [arrived, tokens left, tokens, seconds]
+class Engine:
+    """One replica of the pool, and what the router knows of it."""
+
+    name: str
+    replica: Replica
+    tokens: int = 0
+    sequences: int = 0
     draining: bool = False
-    name: str = ""
     last_isl: float | None = None
-    last_ttft: float | None = None
-    last_itl: float | None = None
+    last_ttft_s: float | None = None
+    last_itl_s: float | None = None
+
+
+@dataclass(slots=True)
+class Flight:
+    arrived_s: float
+    isl: int
+    osl: int
+    first_s: float = math.nan
 
 
 @dataclass(slots=True)
@@ -40,151 +51,157 @@ class Outcome:
     wanted: list[int]
 
 
+@dataclass(slots=True)
+class Interval:
+    """What was seen since the last observation."""
+
+    arrived: int = 0
+    finished: int = 0
+    isl: list[float] = field(default_factory=list)
+    osl: list[float] = field(default_factory=list)
+    ttft: list[float] = field(default_factory=list)
+    itl: list[float] = field(default_factory=list)
+
+
 def run(
     setup: PlannerSetup,
+    spec: EngineSpec,
     arrivals: Sequence[tuple[float, int, int]],
     *,
     cold_start_s: float,
     until_s: float,
-    service: Callable[[int], float] | None = None,
-    itl: Callable[[int], float] | None = None,
     begin: int = 1,
-    step_s: float = 0.5,
     overhead_s: float = 0.0,
 ) -> Outcome:
-    """`arrivals` are (time, isl, osl); `service(isl)` makes it a prefill pool, `itl(batch)` a decode pool. Releases drain."""
+    """`arrivals` are (time, isl, osl). Requests of a decode pool come with their blocks; releases drain. The cluster follows
+    every proposal. `overhead_s` is paid by every request before its first token is seen."""
     pool = setup.pools[0]
-    replicas = [Replica(ready_s=0.0, name=f"w{i}") for i in range(begin)]
+    engines = [Engine(name=f"w{i}", replica=Replica(spec)) for i in range(begin)]
     made = begin
-    state, wanted_over_time = start(setup), []
-    done: list[tuple[float, float]] = []  # (finished, latency s)
-    seen: dict[str, list[float]] = {"isl": [], "osl": [], "ttft": [], "itl": []}
-    tick_s = setup.tick_s
-    now, index, arrived, used, most, moves, next_tick = 0.0, 0, 0, 0.0, begin, 0, tick_s
-    while now < until_s:
-        now += step_s
-        used += step_s * len(replicas)
-        while index < len(arrivals) and arrivals[index][0] <= now:
-            at, isl, osl = arrivals[index]
-            index, arrived = index + 1, arrived + 1
-            seen["isl"].append(isl)
-            ready = [r for r in replicas if r.ready_s <= now and not r.draining] or [r for r in replicas if not r.draining]
-            if service is not None:
-                for r in ready:
-                    r.pending = [p for p in r.pending if p[0] > at]
-                pick = min(ready, key=lambda r: sum(work for _, work in r.pending))
-                begin_s = max(at, pick.free_at, pick.ready_s)
-                pick.free_at = begin_s + service(isl)
-                pick.pending.append((pick.free_at, isl))
-                pick.last_isl, pick.last_ttft = float(isl), pick.free_at - at + overhead_s
-                done.append((pick.free_at, pick.free_at - at + overhead_s))
-            else:
-                pick = min(ready, key=lambda r: len(r.running))
-                pick.running.append([at, float(osl), float(osl), 0.0])
-        if itl is not None:
-            _decode(replicas, now, step_s, itl, done, seen)
-        replicas = [r for r in replicas if not (r.draining and not r.running and r.free_at <= now)]
-        if now + 1e-9 >= next_tick:
-            next_tick += tick_s
-            if service is not None:
-                seen["ttft"] += [latency for finished, latency in done if now - tick_s < finished <= now]
-            finished = sum(now - tick_s < each[0] <= now for each in done)
-            told = replace(_observe(pool.name, now, tick_s, arrived, finished, seen), workers=_gauges(replicas, now))
-            active = [r for r in replicas if not r.draining]
-            ready_now = sum(r.ready_s <= now for r in active)
-            grant = Grant(
-                pool=pool.name,
-                at_s=now,
-                replicas_spec=len(active),
-                replicas_ready=ready_now,
-                replicas_starting=len(active) - ready_now,
-                cold_start_s=cold_start_s,
-            )
-            state, (report,) = plan(state, {pool.name: told}, {pool.name: grant}, now, setup)
-            arrived, seen = 0, {key: [] for key in seen}
-            if isinstance(report, Proposal):
-                wanted_over_time.append(report.wanted)
-                moves += report.wanted != len(active)
-                for _ in range(report.wanted - len(active)):
-                    replicas.append(Replica(ready_s=now + cold_start_s, name=f"w{made}"))
-                    made += 1
-                for r in sorted(active, key=lambda r: (len(r.running), r.free_at))[: max(0, len(active) - report.wanted)]:
-                    r.draining = True
-                most = max(most, len(replicas))
-    limit = (pool.ttft_ms if service is not None else pool.itl_ms) / 1e3
-    kept = [latency for finished, latency in done if finished <= until_s]
+    flights: dict[str, Flight] = {}
+    seen = Interval()
+    late: list[bool] = []
+    state, wanted = start(setup), []
+    used, most, moves, before = 0.0, begin, 0, 0.0
+
+    def collect(now: float) -> None:
+        for engine in engines:
+            for event in engine.replica.advance(now):
+                flight = flights[event.id]
+                if event.kind == "first_token":
+                    flight.first_s = event.at_s
+                if event.kind != "finished":
+                    continue
+                del flights[event.id]
+                engine.tokens, engine.sequences = engine.tokens - flight.isl, engine.sequences - 1
+                seen.finished += 1
+                ttft = (flight.first_s if flight.osl > 1 else event.at_s) - flight.arrived_s + overhead_s
+                ok = True
+                if pool.role != "decode":
+                    seen.ttft.append(ttft)
+                    engine.last_ttft_s, engine.last_isl = ttft, float(flight.isl)
+                    ok = ttft <= pool.ttft_ms / 1e3
+                if pool.role == "prefill":
+                    engine.replica.pull(now, event.id)
+                else:
+                    seen.osl.append(float(flight.osl))
+                    if flight.osl > 1:
+                        itl = (event.at_s - flight.first_s) / (flight.osl - 1)
+                        seen.itl.append(itl)
+                        engine.last_itl_s = itl
+                        ok = ok and itl <= pool.itl_ms / 1e3
+                late.append(not ok)
+
+    moments = sorted(
+        [(at, 0, index) for index, (at, _, _) in enumerate(arrivals) if at < until_s]
+        + [(setup.tick_s * k, 1, k) for k in range(1, int(until_s / setup.tick_s) + 1)]
+    )
+    for now, what, index in moments:
+        used += (now - before) * len(engines)
+        before = now
+        collect(now)
+        engines = [engine for engine in engines if not (engine.draining and engine.sequences == 0)]
+        if what == 0:
+            _, isl, osl = arrivals[index]
+            osl = 1 if pool.role == "prefill" else osl
+            able = [e for e in engines if not e.draining and e.replica.ready_at_s <= now]
+            least = "tokens" if pool.role == "prefill" else "sequences"
+            engine = min(able, key=lambda e: (getattr(e, least), e.name))
+            request = EngineRequest(id=str(index), isl=isl, osl=osl, kv_transferred=pool.role == "decode")
+            assert engine.replica.submit(now, request) is None
+            flights[request.id] = Flight(arrived_s=now, isl=isl, osl=osl)
+            engine.tokens, engine.sequences = engine.tokens + isl, engine.sequences + 1
+            seen.arrived += 1
+            seen.isl.append(float(isl))
+            continue
+        active = [engine for engine in engines if not engine.draining]
+        ready = sum(engine.replica.ready_at_s <= now for engine in active)
+        told = observe(pool.name, now, setup.tick_s, seen, active)
+        grant = Grant(
+            pool=pool.name,
+            at_s=now,
+            replicas_spec=len(active),
+            replicas_ready=ready,
+            replicas_starting=len(active) - ready,
+            cold_start_s=cold_start_s,
+        )
+        state, (report,) = plan(state, {pool.name: told}, {pool.name: grant}, now, setup)
+        seen = Interval()
+        if isinstance(report, Proposal):
+            wanted.append(report.wanted)
+            moves += report.wanted != len(active)
+            for _ in range(report.wanted - len(active)):
+                engines.append(Engine(name=f"w{made}", replica=Replica(spec, ready_at_s=now + cold_start_s)))
+                made += 1
+            # Those that are still starting go first, then those with the least to do; one that is ready always stays.
+            leaving = sorted(active, key=lambda e: (e.replica.ready_at_s <= now, e.sequences, e.name))
+            for engine in leaving[: max(0, min(len(active) - report.wanted, len(active) - 1))]:
+                engine.draining = True
+            most = max(most, len(engines))
     return Outcome(
-        met=sum(latency <= limit for latency in kept) / len(kept),
+        met=1.0 - sum(late) / len(late),
         replica_hours=used / 3600.0,
         most=most,
         moves=moves,
-        requests=len(kept),
-        wanted=wanted_over_time,
+        requests=len(late),
+        wanted=wanted,
     )
 
 
-def _decode(
-    replicas: list[Replica],
-    now: float,
-    step_s: float,
-    itl: Callable[[int], float],
-    done: list[tuple[float, float]],
-    seen: Mapping[str, list[float]],
-) -> None:
-    for replica in replicas:
-        if not replica.running or replica.ready_s > now:
-            continue
-        pace = step_s / itl(len(replica.running))
-        for one in replica.running:
-            one[1] -= pace
-            one[3] += step_s
-        for one in [one for one in replica.running if one[1] <= 0.0]:
-            replica.running.remove(one)
-            done.append((now, one[3] / one[2]))
-            replica.last_itl = one[3] / one[2]
-            seen["itl"].append(one[3] / one[2])
-            seen["osl"].append(one[2])
+def observe(name: str, now: float, tick_s: float, seen: Interval, active: Sequence[Engine]) -> Observation:
+    def mean(values: Sequence[float], scale: float = 1.0) -> float | None:
+        return scale * sum(values) / len(values) if values else None
 
-
-def _gauges(replicas: Sequence[Replica], now: float) -> tuple[WorkerLoad, ...]:
-    return tuple(
-        WorkerLoad(
-            worker_id=r.name,
-            active_prefill_tokens=sum(tokens for finished, tokens in r.pending if finished > now),
-            active_decode_blocks=float(len(r.running)),
-            last_isl_tokens=r.last_isl,
-            last_ttft_ms=None if r.last_ttft is None else 1e3 * r.last_ttft,
-            last_itl_ms=None if r.last_itl is None else 1e3 * r.last_itl,
-        )
-        for r in replicas
-        if not r.draining and r.ready_s <= now
-    )
-
-
-def _observe(name: str, now: float, tick_s: float, arrived: int, finished: int, seen: Mapping[str, list[float]]) -> Observation:
-    def mean(values: list[float]) -> float | None:
-        return sum(values) / len(values) if values else None
-
-    ttft, itl = mean(seen["ttft"]), mean(seen["itl"])
     return Observation(
         pool=name,
         at_s=now,
         interval_s=tick_s,
         front_door_up=True,
-        requests=float(arrived),
-        completed=float(finished),
-        isl_tokens=mean(seen["isl"]),
-        osl_tokens=mean(seen["osl"]),
-        ttft_ms=None if ttft is None else 1e3 * ttft,
-        itl_ms=None if itl is None else 1e3 * itl,
-        isl_histogram=_histogram(seen["isl"]),
-        osl_histogram=_histogram(seen["osl"]),
+        requests=float(seen.arrived),
+        completed=float(seen.finished),
+        isl_tokens=mean(seen.isl),
+        osl_tokens=mean(seen.osl),
+        ttft_ms=mean(seen.ttft, 1e3),
+        itl_ms=mean(seen.itl, 1e3),
+        isl_histogram=histogram(seen.isl),
+        osl_histogram=histogram(seen.osl),
+        workers=tuple(gauges(engine) for engine in active if engine.replica.ready_at_s <= now),
     )
 
 
-def _histogram(values: Sequence[float]) -> Histogram | None:
-    if not values:
-        return None
-    bounds = (-math.inf, *EDGES, math.inf)
-    counts = tuple(float(sum(low < value <= high for value in values)) for low, high in pairwise(bounds))
-    return Histogram(edges=EDGES, counts=counts)
+def gauges(engine: Engine) -> WorkerLoad:
+    return WorkerLoad(
+        worker_id=engine.name,
+        active_prefill_tokens=float(engine.tokens),
+        active_decode_blocks=float(engine.sequences),
+        last_isl_tokens=engine.last_isl,
+        last_ttft_ms=None if engine.last_ttft_s is None else 1e3 * engine.last_ttft_s,
+        last_itl_ms=None if engine.last_itl_s is None else 1e3 * engine.last_itl_s,
+    )
+
+
+def histogram(values: Sequence[float]) -> Histogram | None:
+    counts = [0.0] * (len(EDGES) + 1)
+    for value in values:
+        counts[bisect_left(EDGES, value)] += 1.0
+    return Histogram(edges=EDGES, counts=tuple(counts)) if values else None

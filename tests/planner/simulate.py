@@ -6,28 +6,34 @@ import heapq
 import random
 from collections.abc import Callable, Sequence
 
+from global_planner.replay.engine import Replica
+from global_planner.replay.engine_spec import EngineRequest, EngineSpec
+
 
 def prefill_ttft(
-    *, rate: float, replicas: int, seconds: Callable[[random.Random], float], requests: int, seed: int, knows: float = 1.0
+    *, spec: EngineSpec, rate: float, replicas: int, tokens: Callable[[random.Random], float], requests: int, seed: int
 ) -> list[float]:
-    """TTFT of each request: first come first served on each replica, each request to the one with the least outstanding
-    work. `knows`: how well the dispatcher knows the work (1: exactly, 0: it only counts requests)."""
+    """TTFT of each request that finished, on engines of the project's model; each request goes to the engine with the fewest
+    outstanding prompt tokens."""
     rng = random.Random(seed)
-    now = 0.0
-    free_at = [0.0] * replicas  # when the replica's queue is worked off
-    queues: list[list[tuple[float, float]]] = [[] for _ in range(replicas)]  # (finish, work as the dispatcher sees it)
-    out = []
-    for _ in range(requests):
+    engines = [Replica(spec) for _ in range(replicas)]
+    outstanding = [0] * replicas
+    born: dict[str, tuple[float, int]] = {}
+    now, out = 0.0, []
+    for index in range(requests):
         now += rng.expovariate(rate)
-        work = seconds(rng)
-        for queue in queues:
-            while queue and queue[0][0] <= now:
-                queue.pop(0)
-        pick = min(range(replicas), key=lambda i: (sum(w for _, w in queues[i]), i))
-        begin = max(now, free_at[pick])
-        free_at[pick] = begin + work
-        queues[pick].append((free_at[pick], knows * work + (1.0 - knows)))
-        out.append(free_at[pick] - now)
+        for i, engine in enumerate(engines):
+            for event in engine.advance(now):
+                if event.id in born:
+                    at, isl = born.pop(event.id)
+                    out.append(event.at_s - at)
+                    outstanding[i] -= isl
+                    engine.pull(now, event.id)
+        isl = int(tokens(rng))
+        pick = min(range(replicas), key=lambda i: (outstanding[i], i))
+        assert engines[pick].submit(now, EngineRequest(id=str(index), isl=isl, osl=1)) is None
+        born[str(index)] = (now, isl)
+        outstanding[pick] += isl
     return out
 
 

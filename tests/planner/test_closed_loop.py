@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from global_planner.replay.engine_spec import EngineSpec
+from pool_planner.performance.profile import Profile, profile_from_raw, raw_profile
 from pool_planner.setup import PlannerSetup
 from tests.planner.closed_loop import Outcome, run
 from tests.planner.story import PROFILE, config, pool
 
-SECONDS, COLD_START_S, CONTEXT = 2400.0, 30.0, 700.0
+SECONDS, COLD_START_S = 2400.0, 30.0
 
 
 def traffic(mean_rps: float, seed: int = 3) -> list[tuple[float, int, int]]:
@@ -26,26 +28,29 @@ def traffic(mean_rps: float, seed: int = 3) -> list[tuple[float, int, int]]:
     return list(zip(times.tolist(), isl.tolist(), osl.tolist(), strict=True))
 
 
+def slower_profile(factor: float) -> Profile:
+    """The profile of an engine whose every decode step takes `factor` times as long."""
+    raw = raw_profile(PROFILE)
+    decode = raw["decode"]
+    assert decode is not None
+    itl, thpt = decode["z_itl"], decode["z_thpt_per_gpu"]
+    assert isinstance(itl, list) and isinstance(thpt, list)
+    changed = {**decode, "z_itl": [factor * v for v in itl], "z_thpt_per_gpu": [v / factor for v in thpt]}
+    return profile_from_raw({**raw, "decode": changed}, source="slower")
+
+
 def play(role: str, mean_rps: float, *, begin: int, overhead_s: float = 0.0, slower: float = 1.0, **changes: Any) -> Outcome:
-    settings = {"throughput_adjustment_interval": 20, "ttft": 6000.0, "load_predictor": "kalman", **changes}
-    setup = PlannerSetup(
-        config=config(**settings), pools=(pool(role, ttft_ms=6000.0, max_replicas=30, cold_start_s=COLD_START_S),)
-    )
-    prefill, decode = PROFILE.prefill, PROFILE.decode
-    assert prefill is not None and decode is not None
-
-    def itl(batch: int) -> float:
-        return slower * decode.itl_ms(batch * CONTEXT / decode.max_kv_tokens, CONTEXT) / 1e3
-
+    settings = {"throughput_adjustment_interval": 20, "ttft": 6000.0, "load_predictor": "auto", **changes}
+    pools = (pool(role, ttft_ms=6000.0, max_replicas=30, cold_start_s=COLD_START_S),)
+    spec = EngineSpec(role=role, profile=slower_profile(slower))  # type: ignore[arg-type]
     return run(
-        setup,
+        PlannerSetup(config=config(**settings), pools=pools),
+        spec,
         traffic(mean_rps),
         cold_start_s=COLD_START_S,
         until_s=SECONDS,
         begin=begin,
         overhead_s=overhead_s,
-        service=(lambda isl: prefill.ttft_ms(isl) / 1e3) if role == "prefill" else None,
-        itl=itl if role == "decode" else None,
     )
 
 
@@ -55,8 +60,10 @@ def play(role: str, mean_rps: float, *, begin: int, overhead_s: float = 0.0, slo
 def test_the_sla_holds_with_less_than_the_peak_all_day(role: str, rps: float, begin: int) -> None:
     ours, plain = play(role, rps, begin=begin), play(role, rps, begin=begin, extensions={"plain": True})
     assert ours.met >= 0.95
-    assert ours.replica_hours < 0.85 * ours.most * SECONDS / 3600
-    assert plain.met < ours.met - 0.1, "the guide's plain behaviour plans for the mean of what was completed"
+    assert ours.replica_hours < 0.85 * ours.most * SECONDS / 3600, "less than its own peak all day"
+    assert plain.met < ours.met, "the guide's plain behaviour plans for the mean of what was completed"
+    if role == "decode":
+        assert plain.met < 0.7
 
 
 def test_what_requests_pay_on_their_way_is_learned() -> None:
