@@ -14,6 +14,9 @@ from itertools import pairwise
 from global_planner.types import PoolSpec
 from pool_planner.types import Hold, Proposal, Report
 
+MOST_REPLICAS = 1_000_000
+"""More than any pool can have: a number beyond it is a mistake, not a wish."""
+
 REFUSED_FOR_S = 60.0
 """How long the Hold in place of a refused report is in force; only the round that made it reads it."""
 
@@ -49,7 +52,7 @@ def flaw(report: Report, pool: str) -> str | None:
 def _odd_proposal(report: Proposal) -> str | None:
     if report.load_rps < 0:
         return f"load_rps is {report.load_rps}"
-    if report.wanted < 0:
+    if not 0 <= report.wanted <= MOST_REPLICAS:
         return f"wanted is {report.wanted}"
     curves = {"attainment_headroom": report.attainment_headroom}
     if report.curve is not None:
