@@ -1,24 +1,28 @@
 """[I/O] Child processes of a system: started with the system's clock, found through a port file, ended by process id.
 
 Children run in a session of their own, so that Ctrl-C in a terminal reaches only the parent, which then ends them in order.
-They write to one log file each.
+They write to one log file each. Each is told by the kernel (SIGTERM) when its parent ends in a way that it could not act on.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pool_planner.types import WorldError
 
 LOG_TAIL_LINES = 15
+PR_SET_PDEATHSIG = 1
+# Loaded before any fork: the child may do next to nothing between fork and exec.
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ProcessFailed(WorldError):
@@ -75,7 +79,8 @@ def start(
 ) -> ChildProcess:
     """Start `python -m module arguments…` and wait until it has written its port file (when it has one).
 
-    The log is `folder/NAME.log`. Raises ProcessFailed when the child ends first or `timeout_s` wall seconds pass.
+    The log is `folder/NAME.log`. Call it from the main thread: the kernel ends children with the thread that made them.
+    Raises ProcessFailed when the child ends first or `timeout_s` wall seconds pass; whatever is raised, no child is left.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"{name}.log"
@@ -92,19 +97,39 @@ def start(
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},
             start_new_session=True,
+            preexec_fn=_die_with(os.getpid()),
         )
     child = ChildProcess(name=name, log=log, popen=popen)
     if not port_file:
         return child
+    try:
+        child.listening = _wait_for_ports(child, ports, timeout_s)
+    except BaseException:  # Ctrl-C above all: nobody but us knows of the child yet
+        child.stop(2.0)
+        raise
+    return child
+
+
+def _wait_for_ports(child: ChildProcess, ports: Path, timeout_s: float) -> Mapping[str, object]:
+    """What the child wrote to its port file. Raises ProcessFailed."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if not child.running():
-            raise ProcessFailed(
-                f"{name} ended with status {popen.returncode} while starting; its log says:\n{child.log_tail()}"
-            )
+            status = child.popen.returncode
+            raise ProcessFailed(f"{child.name} ended with status {status} while starting; its log says:\n{child.log_tail()}")
         if ports.exists():
-            child.listening = json.loads(ports.read_text())
-            return child
+            found: Mapping[str, object] = json.loads(ports.read_text())
+            return found
         time.sleep(0.02)
-    child.stop(2.0)
-    raise ProcessFailed(f"{name} was not ready after {timeout_s:.0f} s; its log says:\n{child.log_tail()}")
+    raise ProcessFailed(f"{child.name} was not ready after {timeout_s:.0f} s; its log says:\n{child.log_tail()}")
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    """What the child does before it becomes the program."""
+
+    def ask() -> None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:  # it ended between fork and prctl
+            os._exit(1)
+
+    return ask

@@ -124,13 +124,13 @@ def start_system(topology: Topology, *, folder: Path, speed: float) -> System:
     os.environ.update(clock.environment())
     token_file = _private_file(folder / "admin-token", secrets.token_urlsafe(32))
     topology_file = _private_file(folder / "topology.json", topology.model_dump_json(indent=1))
-    ray_folder = prepare()
-    from global_planner.actor import ArbiterActorSpec, ArbiterClient, LocalRay
-    from pool_planner.actor import PlannerActorSpec
-
-    ray = LocalRay(ray_folder)
     with contextlib.ExitStack() as undo:
+        ray_folder = prepare()
         undo.callback(shutil.rmtree, ray_folder, ignore_errors=True)
+        from global_planner.actor import ArbiterActorSpec, ArbiterClient, LocalRay
+        from pool_planner.actor import PlannerActorSpec
+
+        ray = LocalRay(ray_folder)
         cluster = start(
             "cluster",
             "global_planner.mocker.cluster",
