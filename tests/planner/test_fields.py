@@ -165,7 +165,7 @@ def test_every_switch_changes_what_it_says() -> None:
     def told(story: Story, **changes: Any) -> tuple[object, ...]:
         for step in range(12):
             story.step(
-                2.0 if step % 4 else 3.5,
+                (1.0, 1.5, 5.0, 2.5)[step % 4],
                 queued_requests=40.0 if step == 11 else 0.0,
                 isl_histogram=Histogram(edges=(256.0, 4096.0), counts=(50.0, 10.0, 0.0)),
                 **{"completed": 30.0, "ttft_ms": 2600.0, **changes},
