@@ -89,7 +89,8 @@ def _run(options: DemoOptions, plan: Plan, folder: Path, watch: Watch) -> None:
             [
                 *("--workload", str(folder / "workload.jsonl"), "--url", system.public_url),
                 *("--out", str(folder / LOAD_RECORDS), "--progress", str(folder / "progress.json")),
-                *("--seed", str(options.seed)),
+                # The router gives up first, so that its answer and not ours says what happened.
+                *("--seed", str(options.seed), "--deadline", str(1.2 * options.topology.router.request_timeout_s)),
             ],
             folder=folder,
             environment={},
