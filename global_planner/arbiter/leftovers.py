@@ -11,8 +11,9 @@ from global_planner.types import Budget
 
 
 def fill_wanted(plan: Plan, ranks: Mapping[str, int]) -> None:
-    """Raise pools to what their planners want, with GPUs that are free, where the group already attains all that it can: a
-    planner may know a reason that its curve does not show, but no stage runs ahead of its partner."""
+    """Raise pools to what their planners want, with GPUs that are free, where the group attains all that it can and the pool's
+    curve shows no use of more: a planner may know a reason that is not in its curve. A pool whose curve does show a use is
+    short because its partner is, and does not run ahead of it."""
     room = plan.room()
     for members in plan.classes():
         for g in sorted(members, key=lambda g: ranks[plan.groups[g].spec.name]):
@@ -21,10 +22,16 @@ def fill_wanted(plan: Plan, ranks: Mapping[str, int]) -> None:
                 continue
             if group.attainment(caps) > group.attainment(counts) + EPS:
                 continue
-            for p in range(len(counts)):
+            for p, pool in enumerate(group.pools):
+                if _at(pool.now, caps[p]) > _at(pool.now, counts[p]) + EPS:
+                    continue
                 while counts[p] < caps[p] and bool((plan.draws[g][p] <= room + EPS).all()):
                     counts[p] += 1
                     room -= plan.draws[g][p]
+
+
+def _at(curve: Sequence[float], count: int) -> float:
+    return curve[min(count, len(curve) - 1)] if curve else 0.0
 
 
 def keep_fleet(plan: Plan, budget: Budget, ranks: Mapping[str, int], surplus_pools: Sequence[str]) -> None:

@@ -85,6 +85,7 @@ def limits_of(budget: Budget, policy: ArbiterPolicy, pools: Sequence[PoolView]) 
             draw = row.per_gpu(pool)
             capacity[place] -= draw * pool.fixed_gpus
             frozen[place] = frozen[place] or (pool.unknown_charge and draw > 0)
+    np.maximum(capacity, 0.0, out=capacity)  # where held pools alone exceed a limit, nothing is left of it
     return Limits(
         names=tuple(row.name for row in rows),
         capacity=capacity,

@@ -31,7 +31,7 @@ class PoolView:
     value holds; empty: unknown. It may be set to `floor`..`cap` replicas, and is not lowered below `low` for its own sake.
 
     `current`: replicas in force (our last order included), None: unknown. `reserved`: minimum and used guarantee.
-    `fixed_gpus`: GPUs that a held pool is charged whatever is decided; None: it is not held. `unknown_charge`: nobody knows
+    `fixed_gpus`: GPUs that a held pool takes whatever is decided; None: it is not held. `unknown_charge`: nobody knows
     what it holds, so nothing of its GPU type grows. `need`: replicas that 1.1 x the load needs, None: unknown.
     """
 
@@ -276,9 +276,13 @@ def slower(curve: Sequence[float], factor: float) -> Sequence[float]:
 def _settle_bounds(pool: PoolView, held: str | None, at_s: float, policy: ArbiterPolicy) -> None:
     rules, current = pool.rules, pool.current
     if held is not None:
-        charged = None if pool.holding is None else charge_or_last_known(pool.holding, pool.spec)
-        pool.held, pool.unknown_charge = held, charged is None
-        pool.fixed_gpus = charged or 0
+        pool.held = held
+        if current is not None and pool.holding is not None and pool.holding.gpus_per_replica is not None:
+            # What ends or surges beyond the order is passing: rollout charges it, but nobody is to give way to it.
+            pool.fixed_gpus = current * pool.gpus
+        else:
+            charged = None if pool.holding is None else charge_or_last_known(pool.holding, pool.spec)
+            pool.fixed_gpus, pool.unknown_charge = charged or 0, charged is None
         stays = current if current is not None else pool.fixed_gpus // pool.gpus
         pool.floor = pool.reserved = pool.low = pool.cap = stays
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -55,8 +57,6 @@ def test_several_gpu_types(round_inputs: RoundInputs) -> None:
 @given(rounds(minima=False))
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
 def test_max_min_lifts_the_worst_off_as_far_as_possible(round_inputs: RoundInputs) -> None:
-    from dataclasses import replace
-
     counts = granted(decide(round_inputs, replace(AT_ONCE, objective="max_min")))
     assert lowest_attainment(round_inputs, counts) == pytest.approx(best_lowest(round_inputs), abs=1e-6)
 

@@ -1,0 +1,204 @@
+"""What must hold of every allocation, whatever is proposed, held, silent or absurd, with memory of rounds before."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from global_planner.arbiter import ArbiterPolicy, ArbiterState, arbitrate
+from global_planner.charge import charge_or_last_known
+from global_planner.memory import PlannerMemory
+from global_planner.types import Allocation, Holding, Override, RoundInputs
+from pool_planner import wire
+from pool_planner.types import DemandCurve, Hold, Proposal, Report
+from tests.arbiter.brute import served_by_class
+from tests.arbiter.builders import AT_ONCE, EXAMPLES, decide, granted
+from tests.arbiter.instances import rounds
+
+SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large)
+OBJECTIVES = st.sampled_from(("goodput", "goodput", "max_min", "proportional", "first_come"))
+POLICIES = st.builds(
+    ArbiterPolicy,
+    objective=OBJECTIVES,
+    stability=st.booleans(),
+    hold_s=st.sampled_from((0.0, 20.0)),
+    max_moves_per_hour=st.sampled_from((None, 0, 1)),
+)
+
+
+@st.composite
+def troubled(draw: st.DrawFn) -> RoundInputs:
+    """A round in which reports are missing, expired, absurd or say that they cannot know, and holdings cannot be read."""
+    round_inputs = draw(rounds(classes=2, types=2, held=True))
+    reports: list[Report] = []
+    for report in round_inputs.reports:
+        assert isinstance(report, Proposal)
+        match draw(st.sampled_from(("fine",) * 6 + ("missing", "expired", "hold", "nan", "falling", "no curve"))):
+            case "fine":
+                reports.append(report)
+            case "expired":
+                reports.append(replace(report, expires_at_s=-1.0))
+            case "hold":
+                reports.append(Hold(pool=report.pool, at_s=0.0, reason="no metrics", expires_at_s=30.0))
+            case "nan":
+                reports.append(replace(report, load_rps=math.nan))
+            case "falling":
+                reports.append(replace(report, curve=DemandCurve(attainment=(0.9, 0.1))))
+            case "no curve":
+                reports.append(replace(report, curve=None))
+    holdings = []
+    for holding in round_inputs.holdings:
+        match draw(st.sampled_from(("fine",) * 8 + ("unknown", "no gpus", "updating", "missing", "written"))):
+            case "unknown":
+                known = draw(st.none() | st.integers(0, 4))
+                holdings.append(Holding(pool=holding.pool, at_s=0.0, spec=None, unknown="unreadable", last_known_gpus=known))
+            case "no gpus":
+                holdings.append(replace(holding, gpus_per_replica=None, last_known_gpus=2))
+            case "updating":
+                holdings.append(replace(holding, updating=True, surge=1))
+            case "written":
+                holdings.append(replace(holding, last_write=draw(st.integers(0, 4))))
+            case "fine":
+                holdings.append(holding)
+    overrides = tuple(
+        Override(pool=spec.name, kind=draw(st.sampled_from(("pin", "cap", "hold"))), replicas=draw(st.integers(0, 3)), by="ann")
+        for spec in round_inputs.pools
+        if draw(st.integers(0, 9)) == 0
+    )
+    return replace(round_inputs, reports=tuple(reports), holdings=tuple(holdings), overrides=overrides)
+
+
+def used_gpus(round_inputs: RoundInputs, allocation: Allocation) -> Mapping[str, int]:
+    """GPUs by type once all that is granted is so; held pools at their charge."""
+    specs = {spec.name: spec for spec in round_inputs.pools}
+    holdings = {holding.pool: holding for holding in round_inputs.holdings}
+    used = dict.fromkeys(round_inputs.budget.max_gpus, 0)
+    for grant in allocation.pools:
+        spec, holding = specs[grant.pool], holdings.get(grant.pool)
+        if grant.held and holding is not None and (holding.spec is None or holding.gpus_per_replica is None):
+            used[spec.gpu_type] += charge_or_last_known(holding, spec) or 0
+        elif grant.held and holding is None:
+            continue
+        else:
+            assert holding is not None and holding.gpus_per_replica is not None
+            used[spec.gpu_type] += grant.granted * holding.gpus_per_replica
+    return used
+
+
+def ordered(holding: Holding) -> int:
+    assert holding.spec is not None
+    return holding.spec if holding.last_write is None else holding.last_write
+
+
+@given(st.lists(troubled(), min_size=1, max_size=3), POLICIES)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
+def test_whatever_happens(sequence: list[RoundInputs], policy: ArbiterPolicy) -> None:
+    state = ArbiterState()
+    for number, told in enumerate(sequence):
+        round_inputs = replace(told, at_s=10.0 * number)
+        state, allocation = arbitrate(state, round_inputs, policy)
+        holdings = {holding.pool: holding for holding in round_inputs.holdings}
+        specs = {spec.name: spec for spec in round_inputs.pools}
+        used = used_gpus(round_inputs, allocation)
+        assert {grant.pool for grant in allocation.pools} == set(specs)
+        for grant in allocation.pools:
+            assert grant.granted >= 0 and grant.reason
+            holding = holdings.get(grant.pool)
+            if grant.held:
+                continue
+            assert holding is not None
+            before, spec = ordered(holding), specs[grant.pool]
+            told_to = [override.replicas for override in round_inputs.overrides if override.pool == grant.pool]
+            # Never below the minimum (unless a person says so); with minima that do not fit, nothing grows and nothing is cut
+            # below its minimum.
+            least = min([spec.min_replicas, *[n for n in told_to if n is not None]])
+            assert grant.granted >= (min(before, least) if allocation.infeasible else least)
+            if allocation.infeasible:
+                assert grant.granted <= before
+        # Granted GPUs fit the budget, or nothing of the type was raised.
+        for gpu_type, limit in round_inputs.budget.max_gpus.items():
+            if used[gpu_type] > limit:
+                for grant in allocation.pools:
+                    if specs[grant.pool].gpu_type == gpu_type and not grant.held:
+                        floor = specs[grant.pool].min_replicas
+                        pinned = any(o.pool == grant.pool and o.kind == "pin" for o in round_inputs.overrides)
+                        assert grant.granted <= max(ordered(holdings[grant.pool]), floor) or pinned
+        for line in allocation.groups:
+            assert 0.0 <= line.attainment <= 1.0 and line.value >= 0.0
+            assert line.admitted_rps is None or line.admitted_rps >= 0.0
+        assert allocation.gap >= 0.0
+        memory = PlannerMemory(arbiter=state)
+        assert wire.decode(wire.encode(memory)) == memory
+        assert wire.decode(wire.encode(allocation)) == allocation
+
+
+@given(troubled(), POLICIES, st.randoms(use_true_random=False))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
+def test_order_does_not_matter(round_inputs: RoundInputs, policy: ArbiterPolicy, rng: random.Random) -> None:
+    def shuffled(items: tuple[object, ...]) -> tuple[object, ...]:
+        return tuple(rng.sample(items, len(items)))
+
+    mixed = replace(
+        round_inputs,
+        **{name: shuffled(getattr(round_inputs, name)) for name in ("groups", "pools", "holdings", "reports", "overrides")},
+    )
+    state, allocation = arbitrate(ArbiterState(), round_inputs, policy)
+    mixed_state, mixed_allocation = arbitrate(ArbiterState(), mixed, policy)
+    assert {line.pool: line for line in allocation.pools} == {line.pool: line for line in mixed_allocation.pools}
+    assert {line.group: line for line in allocation.groups} == {line.group: line for line in mixed_allocation.groups}
+    assert state == mixed_state
+    assert arbitrate(ArbiterState(), round_inputs, policy) == (state, allocation)
+
+
+@given(rounds(minima=False))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
+def test_no_half_grants(round_inputs: RoundInputs) -> None:
+    """While a group is short, taking away any replica that it has costs requests."""
+    counts = granted(decide(round_inputs))
+    proposals = {report.pool: report for report in round_inputs.reports if isinstance(report, Proposal)}
+    value = sum(served_by_class(round_inputs, counts))
+    caps = {
+        spec.name: min(proposals[spec.name].wanted, 99 if spec.max_replicas is None else spec.max_replicas)
+        for spec in round_inputs.pools
+    }
+    for spec in round_inputs.pools:
+        whole = {**counts, **{other.name: caps[other.name] for other in round_inputs.pools if other.group == spec.group}}
+        if sum(served_by_class(round_inputs, whole)) <= value + 1e-9:
+            continue  # the group attains all that it can; what planners want beyond that is paid from GPUs that are free
+        if counts[spec.name] > 0:
+            less = {**counts, spec.name: counts[spec.name] - 1}
+            assert sum(served_by_class(round_inputs, less)) < value - 1e-12
+
+
+@given(rounds(classes=1), st.integers(0, 10))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
+def test_more_weight_or_priority_never_lowers_a_group(round_inputs: RoundInputs, which: int) -> None:
+    before = decide(round_inputs)
+    if before.infeasible:
+        return
+    chosen = round_inputs.groups[which % len(round_inputs.groups)]
+    for raised in (replace(chosen, weight=chosen.weight * 2), replace(chosen, priority_class=1)):
+        groups = tuple(raised if group is chosen else group for group in round_inputs.groups)
+        after = decide(replace(round_inputs, groups=groups))
+        then = next(line.attainment for line in before.groups if line.group == chosen.name)
+        now = next(line.attainment for line in after.groups if line.group == chosen.name)
+        assert now >= then - 1e-6
+
+
+@given(rounds(classes=2))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
+def test_never_worse_than_proportional(round_inputs: RoundInputs) -> None:
+    ours = decide(round_inputs)
+    theirs = decide(round_inputs, replace(AT_ONCE, objective="proportional"))
+    if not ours.infeasible:
+        for mine, other in zip(
+            served_by_class(round_inputs, granted(ours)), served_by_class(round_inputs, granted(theirs)), strict=True
+        ):
+            if abs(mine - other) > 1e-6:
+                assert mine > other
+                break
