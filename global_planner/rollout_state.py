@@ -335,7 +335,8 @@ def ordering(memory: PoolMemory, holding: Holding, spec: PoolSpec, step: Order, 
 
 def after_apply(state: RolloutState, acted: Sequence[Step], outcomes: Sequence[StepOutcome]) -> RolloutState:
     """The state once the outcomes of the `acted` steps are known. An order that certainly wrote nothing (a conflict, or never
-    tried) is forgotten, unless an earlier one on the same version may still take effect."""
+    tried) is forgotten, unless an earlier one on the same version may still take effect. Where what was in force was ordered
+    again with success, every earlier order is settled (see the port)."""
     pools = dict(state.pools)
     became = {outcome.step: outcome for outcome in outcomes}
     for step in acted:
@@ -343,9 +344,12 @@ def after_apply(state: RolloutState, acted: Sequence[Step], outcomes: Sequence[S
             continue
         outcome = became.get(step)
         memory = pools.get(step.pool)
-        if memory is None or memory.write is None or (outcome is not None and not outcome.conflict):
+        if memory is None or memory.write is None:
             continue
-        if memory.write.attempts > 1:
+        taken_back = outcome is not None and outcome.applied and step.after == step.before
+        if outcome is not None and not outcome.conflict and not taken_back:
+            continue
+        if memory.write.attempts > 1 and not taken_back:
             pools[step.pool] = replace(memory, write=replace(memory.write, attempts=memory.write.attempts - 1))
         else:
             leaving = tuple(id_ for id_ in memory.leaving if id_ not in memory.write.victims)

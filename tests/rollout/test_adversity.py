@@ -82,22 +82,29 @@ def suffer(play: Play, bad: Bad) -> None:
         assert not any(isinstance(step, Grow) for step in done.steps), "over budget we only release"
 
 
-@pytest.fixture(params=["in order", "real"])
-def arbiter(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What rollout and round promise must hold under any allocation: a dumb one that jumps, and the real one."""
-    if request.param == "in order":
-        monkeypatch.setattr(memory_module, "arbitrate", grant_in_order)
-    return str(request.param)
+SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+histories = st.lists(bad_rounds, min_size=1, max_size=14)
+final_wishes = st.tuples(*([st.integers(0, 6)] * len(POOLS)))
 
 
-@settings(
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-@given(bad_times=st.lists(bad_rounds, min_size=1, max_size=14), finally_wanted=st.tuples(*([st.integers(0, 6)] * len(POOLS))))
-def test_nothing_is_broken_whatever_happens_and_the_allocation_is_reached_afterwards(
-    arbiter: str, bad_times: list[Bad], finally_wanted: tuple[int, ...]
+@settings(deadline=None, suppress_health_check=SUPPRESSED)
+@given(bad_times=histories, finally_wanted=final_wishes)
+def test_nothing_is_broken_whatever_happens_under_an_arbiter_that_jumps(
+    monkeypatch: pytest.MonkeyPatch, bad_times: list[Bad], finally_wanted: tuple[int, ...]
 ) -> None:
+    monkeypatch.setattr(memory_module, "arbitrate", grant_in_order)
+    go_through(bad_times, finally_wanted)
+
+
+@settings(deadline=None, max_examples=max(20, settings().max_examples // 4), suppress_health_check=SUPPRESSED)
+@given(bad_times=histories, finally_wanted=final_wishes)
+def test_nothing_is_broken_whatever_happens_under_the_real_arbiter(
+    bad_times: list[Bad], finally_wanted: tuple[int, ...]
+) -> None:
+    go_through(bad_times, finally_wanted)
+
+
+def go_through(bad_times: list[Bad], finally_wanted: tuple[int, ...]) -> None:
     play = Play(World(specs=specs(), budget=Budget(max_gpus={"h100": 14})))
     for bad in bad_times:
         suffer(play, bad)

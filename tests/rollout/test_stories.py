@@ -338,8 +338,10 @@ def test_a_crash_between_order_and_record_does_not_lose_the_order() -> None:
     assert play.world.settled_at("chat-prefill", 5)
 
 
-def test_an_order_of_unknown_outcome_that_is_not_wanted_any_more_is_taken_back() -> None:
+@pytest.mark.parametrize("moves", [True, False])
+def test_an_order_of_unknown_outcome_that_is_not_wanted_any_more_is_taken_back(moves: bool) -> None:
     play = start()
+    play.world.no_change_moves_version = moves
     play.world.faults = ["lost"]
     again(play, docs_agg=2)
     done = again(play, docs_agg=0)

@@ -129,7 +129,11 @@ rounds = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    deadline=None,
+    max_examples=max(20, settings().max_examples // 4),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(rounds)
 def test_two_leaders_never_exceed_the_budget_together(
     script: list[tuple[tuple[int, ...], tuple[int, ...], list[bool], list[str]]],
