@@ -23,7 +23,8 @@ def said(report: Report | None) -> tuple[object, ...]:
     assert report is not None
     if isinstance(report, Hold):
         return ("hold", report.reason)
-    return (report.wanted, report.predicted_replicas, report.load_replicas, round(report.load_rps, 6), report.curve)
+    reach = None if report.forecast is None else report.forecast.horizon_s
+    return (reach, report.wanted, report.predicted_replicas, report.load_replicas, round(report.load_rps, 6), report.curve)
 
 
 def busy(count: int, step: int, *, tokens: float = 3000.0) -> Any:
