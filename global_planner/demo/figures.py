@@ -90,12 +90,13 @@ def replicas(topology: Topology, rounds: Sequence[Round], start_s: float) -> lis
     return figures
 
 
-def expectations(topology: Topology, statuses: Sequence[PlannerStatus], start_s: float) -> list[Figure]:
+def expectations(topology: Topology, statuses: Sequence[PlannerStatus], start_s: float, span_s: float) -> list[Figure]:
     """Forecast against what came, a figure for each pool."""
     colors = pool_colors(topology)
     figures = []
     for spec in pool_specs(topology):
-        actual, mean, high = forecasts([status for status in statuses if status.pool == spec.name], start_s)
+        mine = [status for status in statuses if status.pool == spec.name]
+        actual, mean, high = forecasts(mine, start_s, bin_s(span_s))
         color = colors[spec.name]
         data = [
             _trace(mean, "forecast", color="#000000", dash="dash", width=1.5),

@@ -63,7 +63,7 @@ def render(
         Section("traffic", "Traffic", _TRAFFIC, "wide", figures.traffic(topology, records, sent_s)),
         Section("gpus", "Charged GPUs against the budget", _GPUS, "wide", figures.charged(topology, rounds, noted, start_s)),
         Section("replicas", "Replicas", _REPLICAS, "", figures.replicas(topology, rounds, start_s)),
-        Section("forecast", "Forecast and what came", _FORECAST, "", figures.expectations(topology, statuses, start_s)),
+        Section("forecast", "Forecast and what came", _FORECAST, "", figures.expectations(topology, statuses, start_s, span_s)),
         Section("latency", "Latency against the SLA", _LATENCY, "two", figures.latencies(topology, records, sent_s)),
     )
     drawn = [figure for section in sections for figure in section.figures]

@@ -65,20 +65,26 @@ def quantiles(
     )
 
 
-def forecasts(statuses: Sequence[PlannerStatus], start_s: float) -> tuple[Line, Line, Line]:
-    """(actual, forecast mean, upper quantile) in requests/s, each at the end of the interval that it is about. What several
-    forecasts said of one moment is said by the last."""
-    actual: dict[float, float] = {}
+def forecasts(statuses: Sequence[PlannerStatus], start_s: float, width_s: float) -> tuple[Line, Line, Line]:
+    """(actual, forecast mean, upper quantile) in requests/s. Forecasts stand at the end of the interval that they are about,
+    and what several said of one moment is said by the last; what came is told over `width_s`, or single intervals are noise.
+    """
+    came: dict[int, dict[float, tuple[float, float]]] = {}
     mean: dict[float, float] = {}
     high: dict[float, float] = {}
     for status in statuses:
         seen, expected = status.observation, status.forecast
         if seen is not None and seen.requests is not None and seen.interval_s > 0:
-            actual[seen.at_s] = seen.requests / seen.interval_s
+            bin_no = math.ceil((seen.at_s - start_s) / width_s)
+            came.setdefault(bin_no, {})[seen.at_s] = (seen.requests, seen.interval_s)
         if expected is not None:
             about_s = expected.at_s + expected.horizon_s
             mean[about_s] = expected.requests_per_s
             high[about_s] = expected.requests_per_s_high
+    actual = {
+        max(seen): sum(requests for requests, _ in seen.values()) / sum(interval_s for _, interval_s in seen.values())
+        for seen in came.values()
+    }
     return _line(actual, start_s), _line(mean, start_s), _line(high, start_s)
 
 

@@ -31,10 +31,11 @@ def words(summary: Summary) -> str:
         f"{summary.gpu_hours:.2f} GPU-hours, {_less(saved)} the {summary.gpu_hours_static_peak:.2f} of a fleet that holds "
         "every pool at its own peak.",
     ]
-    if summary.overhead_ms_p50 is not None and summary.overhead_wall_ms_p50 is not None:
+    if summary.overhead_ms_p05 is not None and summary.overhead_wall_ms_p05 is not None:
         parts.append(
-            f"Beside what the engines account for, a request took {summary.overhead_ms_p50:.0f} ms of model time (median), "
-            f"which is {summary.overhead_wall_ms_p50:.1f} ms of wall time at this speed."
+            f"The stack's own work shows as {summary.overhead_ms_p05:.0f} ms of model time in the quickest requests "
+            f"({summary.overhead_wall_ms_p05:.1f} ms of wall time at this speed), and as {summary.overhead_ms_p50:.0f} ms "
+            "in the median one, waiting at the router included; TTFT and ITL contain it."
         )
     return " ".join(parts)
 

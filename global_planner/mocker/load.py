@@ -35,6 +35,8 @@ from pool_planner.clock import SpeedClock, clock_from_environment
 
 ATTEMPTS = 6
 RETRY_CAP_S = 10.0
+# Beside the deadline, what an answer may take a token: a long answer of a slow engine is not a lost one.
+DEADLINE_TOKEN_S = 2.0
 RECENT_S = 60.0
 PROGRESS_WALL_S = 0.5
 STOP_GRACE_WALL_S = 2.0
@@ -135,6 +137,7 @@ class Load:
 
     async def _one(self, asked: Asked, due: float) -> None:
         sent_s = self._now()
+        deadline_s = self._deadline_s + DEADLINE_TOKEN_S * asked.request.osl_tokens
         late_ms = (sent_s - due) * 1e3
         self._late_ms.append(late_ms)
         head, body = asked.wire()
@@ -144,7 +147,7 @@ class Load:
         reason: str | None = None
         answer: Answer | None = None
         try:
-            async with asyncio.timeout(self._clock.wall(self._deadline_s)):
+            async with asyncio.timeout(self._clock.wall(deadline_s)):
                 while True:
                     try:
                         exchange = await self._connections.ask(head, body)
@@ -171,7 +174,7 @@ class Load:
         except TimeoutError:
             # What a server refused until the deadline came was rejected; what it never answered is lost.
             outcome = "rejected" if status in (429, 503) else "lost"
-            reason = f"no whole answer within {self._deadline_s:g} s" + (f"; before: {reason}" if reason else "")
+            reason = f"no whole answer within {deadline_s:g} s" + (f"; before: {reason}" if reason else "")
         except asyncio.CancelledError:
             outcome, reason = "abandoned", "the load was stopped"
         self._record(asked, outcome, sent_s, late_ms, answer, status=status, retries=retries, reason=reason)

@@ -127,12 +127,13 @@ def test_quantiles_leave_gaps_where_nothing_was_measured() -> None:
 
 def test_a_forecast_stands_where_it_is_about() -> None:
     statuses = [record for record in JOURNAL if isinstance(record, PlannerStatus) and record.pool == "chat-decode"]
-    actual, mean, high = forecasts(statuses, story.START_S)
+    actual, mean, high = forecasts(statuses, story.START_S, 20.0)
     first = statuses[0]
     assert first.forecast is not None and first.observation is not None and first.observation.requests is not None
     assert actual.x[0] == pytest.approx((first.at_s - story.START_S) / 60.0)
     assert mean.x[0] == pytest.approx(actual.x[0] + first.forecast.horizon_s / 60.0)
     assert actual.y[0] == pytest.approx(first.observation.requests / 20.0)
+    assert len(forecasts(statuses, story.START_S, 120.0)[0].x) == pytest.approx(len(actual.x) / 6, abs=1.0)
     assert all(top > middle for top, middle in zip(high.y, mean.y, strict=True))  # type: ignore[operator]
 
 

@@ -198,6 +198,8 @@ def test_scale_ups_and_downs_are_orders_that_were_carried_out() -> None:
 def test_overhead_is_told_in_model_and_in_wall_time() -> None:
     summary = of(record(), record(duration_ms=9300.0), record(duration_ms=9200.0), record(engine_model_ms=None))
     assert (summary.overhead_ms_p50, summary.overhead_wall_ms_p50) == (300.0, 15.0)
+    assert (summary.overhead_ms_p05, summary.overhead_wall_ms_p05) == (pytest.approx(120.0), pytest.approx(6.0))
+    assert "120 ms of model time in the quickest requests (6.0 ms of wall time at this speed)" in words(summary)
 
 
 def test_decision_times_are_a_high_percentile() -> None:

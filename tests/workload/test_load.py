@@ -123,9 +123,9 @@ async def test_who_is_refused_to_the_last_attempt_is_rejected(tmp_path: Path) ->
 
 
 async def test_who_is_refused_until_the_deadline_is_rejected(tmp_path: Path) -> None:
-    record, _ = await one(tmp_path, *[refuse(503, "9")] * ATTEMPTS, deadline_s=4.0)
+    record, _ = await one(tmp_path, *[refuse(503, "9")] * ATTEMPTS, deadline_s=4.0, osl=1)
     assert record.outcome == "rejected"
-    assert record.reason is not None and "no whole answer within 4 s; before: HTTP 503" in record.reason
+    assert record.reason is not None and "no whole answer within 6 s; before: HTTP 503" in record.reason
 
 
 async def test_a_connection_that_breaks_before_a_byte_is_tried_again(tmp_path: Path) -> None:
@@ -164,9 +164,9 @@ async def test_anything_that_is_not_the_whole_right_answer_is_lost(tmp_path: Pat
 
 
 async def test_a_request_without_an_answer_is_lost_at_its_deadline(tmp_path: Path) -> None:
-    record, _ = await one(tmp_path, hang, deadline_s=2.0)
+    record, _ = await one(tmp_path, hang, deadline_s=2.0, osl=3)  # and 2 s a token
     assert (record.outcome, record.http_status) == ("lost", None)
-    assert record.duration_ms == pytest.approx(2000.0, abs=1500.0)
+    assert 8000.0 <= record.duration_ms < 11_000.0
 
 
 async def test_nobody_listening_is_lost_after_the_attempts(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ async def test_an_endpoint_that_stalls_does_not_slow_the_others_down(tmp_path: P
     """Open loop: ten requests hang for ever, the ninety behind them leave at their times all the same."""
     async with Endpoint(scripts=[hang] * 10) as endpoint:
         begun = time.monotonic()
-        await loading(endpoint, tmp_path, requests(100, gap_s=0.1), deadline_s=30.0).play()
+        await loading(endpoint, tmp_path, requests(100, gap_s=0.1), deadline_s=18.0).play()
         took_s = (time.monotonic() - begun) * SPEED
     records, _ = written(tmp_path)
     assert [record.outcome for record in records].count("lost") == 10
