@@ -1,14 +1,16 @@
 """Quantiles from a predictor's own recent errors (split conformal prediction over a sliding window). Pure.
 
 Source: Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005: the ceil((n + 1) * level)-th smallest of n
-exchangeable errors bounds the next one with probability `level`. Traffic is not exchangeable over days, hence the window.
+exchangeable errors bounds the next one with probability `level`. Traffic is not exchangeable over days, hence the window; nor
+are calm and busy hours alike, hence errors in units of what has lately been usual (locally weighted: Lei et al.,
+"Distribution-Free Predictive Inference for Regression", 2018, section 5.2).
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -49,5 +51,39 @@ class ErrorWindow:
         low = int(rank)
         return self.ordered[low] + (rank - low) * (self.ordered[low + 1] - self.ordered[low])
 
-    def quantiles(self, levels: Sequence[float]) -> list[float]:
-        return [self.quantile(level) for level in levels]
+
+RECENT_RATE = 0.1
+USUAL_RATE = 0.005
+
+
+@dataclass(slots=True)
+class Margin:
+    """How far above (or below) its forecasts a predictor must plan to be covered with a given probability.
+
+    The unit of its errors is the geometric mean of the recent and the usual size of an error: half-way between margins that
+    never move, and margins that shrink at once in a lull and are missing when it ends. `unit` is read when a forecast is
+    issued and handed back with the error of that forecast.
+    """
+
+    window: ErrorWindow
+    recent: float = 0.0
+    usual: float = 0.0
+    seen: int = 0
+
+    @property
+    def unit(self) -> float:
+        return math.sqrt(self.recent * self.usual)
+
+    def learn(self, error: float, unit: float) -> None:
+        self.seen += 1
+        size, start = abs(error), 1.0 / self.seen
+        self.recent += max(RECENT_RATE, start) * (size - self.recent)
+        self.usual += max(USUAL_RATE, start) * (size - self.usual)
+        if unit > 0.0:
+            self.window.add(error / unit)
+        else:  # the first error, or the first after none at all
+            self.window.add(math.copysign(1.0, error) if error else 0.0)
+
+    def quantile(self, level: float) -> float:
+        """What to add to a forecast issued now, in the unit of the values."""
+        return self.unit * self.window.quantile(level)

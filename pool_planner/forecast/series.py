@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from pool_planner.forecast.base import Accuracy, FitJob, FitResult, Fittable, PointModel, Prediction
-from pool_planner.forecast.conformal import ErrorWindow
+from pool_planner.forecast.conformal import ErrorWindow, Margin
 
 MAX_GAP_BINS = 1000  # a longer silence tells no more than this one
 CEILING = 4.0  # no forecast above this many times the largest value seen
@@ -25,8 +25,8 @@ class _Horizon:
     """The forecasts under way at one horizon, and what became of those that could be judged."""
 
     steps: int
-    errors: ErrorWindow
-    issued: deque[tuple[float, float] | None]
+    margin: Margin
+    issued: deque[tuple[float, float, float] | None]  # mean, naive forecast, unit of the margin
     scored: int = 0
     loss: float = 0.0
     naive_loss: float = 0.0
@@ -60,7 +60,8 @@ class SeriesPredictor:
         self._step_s = step_s
         self._log1p = log1p
         self._horizons = [
-            _Horizon(steps=steps, errors=ErrorWindow(window), issued=deque([None] * steps)) for steps in sorted(set(horizons))
+            _Horizon(steps=steps, margin=Margin(ErrorWindow(window)), issued=deque([None] * steps))
+            for steps in sorted(set(horizons))
         ]
         self._at_s: float | None = None
         self._known_at_s = -math.inf
@@ -107,11 +108,11 @@ class SeriesPredictor:
             self._largest = max(self._largest, value)
         self._model.learn(math.log1p(value) if self._log1p and value is not None else value)
         for horizon in self._horizons:
-            horizon.issued.append(None if self._last is None else (self._mean(horizon.steps), self._last))
+            horizon.issued.append(None if self._last is None else (self._mean(horizon.steps), self._last, horizon.margin.unit))
 
-    def _score(self, horizon: _Horizon, value: float, forecast: tuple[float, float]) -> None:
-        mean, naive = forecast
-        horizon.errors.add(value - mean)
+    def _score(self, horizon: _Horizon, value: float, forecast: tuple[float, float, float]) -> None:
+        mean, naive, unit = forecast
+        horizon.margin.learn(value - mean, unit)
         horizon.scored += 1
         horizon.loss = ACCURACY_DECAY * horizon.loss + abs(value - mean)
         horizon.naive_loss = ACCURACY_DECAY * horizon.naive_loss + abs(value - naive)
@@ -136,7 +137,7 @@ class SeriesPredictor:
         ready = issued is not None and horizon.steps == steps and not self._refitted
         mean = issued[0] if issued is not None and ready else self._mean(steps)
         widen = math.sqrt(steps / horizon.steps) if steps > horizon.steps else 1.0
-        quantiles = tuple((level, max(0.0, mean + widen * horizon.errors.quantile(level))) for level in sorted(levels))
+        quantiles = tuple((level, max(0.0, mean + widen * horizon.margin.quantile(level))) for level in sorted(levels))
         return Prediction(steps=steps, mean=mean, quantiles=quantiles, known_at_s=self._known_at_s)
 
     def accuracy(self) -> tuple[Accuracy, ...]:

@@ -2,8 +2,9 @@
 
 Rolling origin, out of sample: bins are learned one by one, after each the bins 1 and 3 ahead are forecast, and from the second
 third of a series on the forecasts are judged. Background fits are run where they are offered, at once, and are not part of the
-timed update: a live planner runs them elsewhere. Rows and totals hold the keys of `forecast_scores.scores`; capacity is
-planned on the 80 % quantile in `asym_cost`. `--peer` adds other forecasting libraries (forecast_peers.py).
+timed update: a live planner runs them elsewhere. Times are of the thread's processor, so that neighbours do not count. Rows
+and totals hold the keys of `forecast_scores.scores`; capacity is planned on the 80 % quantile in `asym_cost`. `--peer` adds
+other forecasting libraries (forecast_peers.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import gettempdir
-from time import perf_counter
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -46,10 +47,10 @@ def forecast_series(series: TraceSeries, predictor: Predictor) -> tuple[dict[int
     update_ms, fit_ms = [], []
     for index, value in enumerate(series.values):
         at_s = (index + 1) * series.step_s
-        began = perf_counter()
+        began = thread_time()
         predictor.learn(value, at_s)
         predictions = [(steps, predictor.forecast(steps, (0.8, 0.9))) for steps in HORIZONS]
-        update_ms.append(1e3 * (perf_counter() - began))
+        update_ms.append(1e3 * (thread_time() - began))
         for steps, prediction in predictions:
             mean = prediction.mean if prediction else 0.0
             issued[steps].mean.append(mean)
@@ -57,9 +58,9 @@ def forecast_series(series: TraceSeries, predictor: Predictor) -> tuple[dict[int
             issued[steps].q90.append(prediction.quantile(0.9) if prediction else mean)
         job = predictor.fit_job()
         if job is not None:
-            began = perf_counter()
+            began = thread_time()
             result = job.run()
-            fit_ms.append(1e3 * (perf_counter() - began))
+            fit_ms.append(1e3 * (thread_time() - began))
             predictor.fitted(result, at_s)
     return issued, update_ms, fit_ms
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pool_planner.forecast.conformal import ErrorWindow
+from pool_planner.forecast.conformal import ErrorWindow, Margin
 from tests.bench.forecast_scores import HORIZONS, Issued, holm_rejections, scores, totals, worse_than_naive
 from tests.bench.forecast_series import TraceSeries
 
@@ -61,15 +61,17 @@ def _issued_by(python: Path, peer: str, all_series: list[TraceSeries]) -> dict[s
 
 def _judge(series: TraceSeries, steps: int, means: list[float], *, conformal: bool) -> Issued:
     """Forecasts as they are planned on: bounded below by 0, with or without a quantile from earlier errors."""
-    window, issued = ErrorWindow(ERRORS_KEPT), Issued()
+    margin, issued = Margin(ErrorWindow(ERRORS_KEPT)), Issued()
+    units: list[float] = []
     for index, mean in enumerate(means):
         value = series.values[index]
         if index >= steps and value is not None:
-            window.add(value - max(0.0, means[index - steps]))
+            margin.learn(value - max(0.0, means[index - steps]), units[index - steps])
         mean = max(0.0, mean)
+        units.append(margin.unit)
         issued.mean.append(mean)
-        issued.q80.append(max(0.0, mean + window.quantile(0.8)) if conformal else mean)
-        issued.q90.append(max(0.0, mean + window.quantile(0.9)) if conformal else mean)
+        issued.q80.append(max(0.0, mean + margin.quantile(0.8)) if conformal else mean)
+        issued.q90.append(max(0.0, mean + margin.quantile(0.9)) if conformal else mean)
     return issued
 
 
