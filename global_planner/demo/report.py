@@ -19,13 +19,14 @@ from global_planner.demo.figures import Figure
 from global_planner.demo.snapshot import change
 from global_planner.demo.summary import RunParameters, Summary, load_window
 from global_planner.demo.view import clock_text
-from global_planner.demo.words import percent_text, words
+from global_planner.demo.words import percent_text, source_text, words
 from global_planner.mocker.load_record import LoadRecord
 from global_planner.types import Round
 from pool_planner.types import PlannerStatus
 
 KINDS = {"Grow": "raised", "Shrink": "lowered", "Drain": "drained", "Cancel": "start cancelled"}
 MAX_DECISIONS = 2000
+LEAD_SHARE = 0.02  # how much of the time before the load the figures show
 
 _TRAFFIC = "What the load offered, whatever became of it."
 _GPUS = "Running, starting and still ending replicas count, and orders under way. Stacked by pool; diamonds are events."
@@ -68,7 +69,7 @@ def render(
     )
     drawn = [figure for section in sections for figure in section.figures]
     for figure in drawn:
-        figure["layout"]["xaxis"] = {"range": [min(0.0, _first_minute(rounds, start_s)), span_s / 60.0]}
+        figure["layout"]["xaxis"] = {"range": [-LEAD_SHARE * span_s / 60.0, span_s / 60.0]}
     body = [
         _head(summary),
         *map(_section, sections),
@@ -77,10 +78,6 @@ def render(
         _numbers(summary),
     ]
     return _page(summary, "\n".join(body), drawn)
-
-
-def _first_minute(rounds: Sequence[Round], start_s: float) -> float:
-    return (rounds[0].inputs.at_s - start_s) / 60.0 if rounds else 0.0
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------
@@ -138,7 +135,7 @@ def _head(summary: Summary) -> str:
         )
     )  # fmt: skip
     return f"""<header>
-<h1>{escape(summary.topology)}: {escape(summary.trace or "built-in workload")}</h1>
+<h1>{escape(summary.topology)}: {escape(source_text(summary))}</h1>
 <p>{escape(words(summary))}</p>
 <nav aria-label="Sections">{links}</nav>
 <ul class="cards">
@@ -232,7 +229,7 @@ def _numbers(summary: Summary) -> str:
         )
         for name, pool in summary.pools.items()
     ]  # fmt: skip
-    run = [(name, str(value)) for name, value in summary.as_json().items() if isinstance(value, str | int | float | None)]
+    run = [(name, _plain(value)) for name, value in summary.as_json().items() if isinstance(value, str | int | float | None)]
     model_heads = (
         "model",
         "requests",

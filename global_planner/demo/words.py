@@ -9,7 +9,9 @@ from global_planner.demo.summary import Summary
 
 def words(summary: Summary) -> str:
     """The run in a paragraph."""
-    played = f"the trace {summary.trace}" if summary.trace is not None else f"the built-in workload (seed {summary.seed})"
+    played = (
+        f"the trace {source_text(summary)}" if summary.trace is not None else f"the built-in workload (seed {summary.seed})"
+    )
     saved = 1.0 - summary.gpu_hours / summary.gpu_hours_static_peak if summary.gpu_hours_static_peak > 0 else 0.0
     budget = "no limit" if summary.budget_gpus is None else f"{summary.budget_gpus} GPUs"
     kept = (
@@ -38,6 +40,11 @@ def words(summary: Summary) -> str:
             "in the median one, waiting at the router included; TTFT and ITL contain it."
         )
     return " ".join(parts)
+
+
+def source_text(summary: Summary) -> str:
+    """What was played, without its folder."""
+    return "built-in workload" if summary.trace is None else summary.trace.rsplit("/", 1)[-1]
 
 
 def _excess(summary: Summary) -> str:

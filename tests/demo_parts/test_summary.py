@@ -215,6 +215,7 @@ def test_words_say_what_the_numbers_say() -> None:
     assert "the built-in workload (seed 1)" in said
     lossy = words(of(record(), record(outcome="lost", reason="x")))
     assert "1 WERE LOST" in lossy
+    assert "served the trace azure.csv.gz for" in words(summarise(RECORDS, JOURNAL, replace(RUN, trace="/a/b/azure.csv.gz")))
 
 
 def test_tables_line_up() -> None:
