@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from global_planner.stopping import go_on
 from pool_planner.types import WorldError
 
 LOG_TAIL_LINES = 15
@@ -114,6 +115,7 @@ def _wait_for_ports(child: ChildProcess, ports: Path, timeout_s: float) -> Mappi
     """What the child wrote to its port file. Raises ProcessFailed."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
+        go_on()
         if not child.running():
             status = child.popen.returncode
             raise ProcessFailed(f"{child.name} ended with status {status} while starting; its log says:\n{child.log_tail()}")

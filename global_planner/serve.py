@@ -11,8 +11,9 @@ import click
 from global_planner.config import Topology
 from global_planner.dry_run import describe
 from global_planner.processes import ProcessFailed
+from global_planner.stopping import Stopped, go_on, stop_on_signals
 from global_planner.system import System, start_system
-from global_planner.watch import Stopped, Watch, quiet_raylet, stop_on_signals
+from global_planner.watch import Watch, quiet_raylet
 
 POLL_WALL_S = 0.5
 
@@ -47,6 +48,7 @@ def _tell(system: System) -> None:
     """Print notes and steps as they come, until a signal or a failure of the world that nobody repairs."""
     watch, told, round_no = Watch(), 0, 0
     while True:
+        go_on()
         wrong = system.failed()
         if wrong is not None:
             raise ProcessFailed(wrong)

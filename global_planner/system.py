@@ -25,6 +25,7 @@ from global_planner.mocker.cluster_api import EventsAnswer
 from global_planner.mocker.cluster_state import ClusterEvent
 from global_planner.processes import ChildProcess, ProcessFailed, start
 from global_planner.ray_environment import prepare
+from global_planner.stopping import go_on
 from global_planner.topology_file import load_profiles
 from global_planner.types import ArbiterSnapshot
 from pool_planner.clock import SpeedClock
@@ -91,6 +92,7 @@ class System:
         deadline = time.monotonic() + timeout_s
         said = "no answer"
         while time.monotonic() < deadline:
+            go_on()
             wrong = self.failed()
             if wrong is not None:
                 raise ProcessFailed(wrong)

@@ -1,22 +1,16 @@
-"""[I/O] What a driver notices of the system that it runs, and how it is told to stop."""
+"""[I/O] What a driver notices of the system that it runs."""
 
 from __future__ import annotations
 
 import io
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import TextIO
 
 from global_planner.system import System
 from global_planner.types import ArbiterSnapshot
-
-
-class Stopped(Exception):
-    """Ctrl-C or SIGTERM arrived; the text says which."""
 
 
 @dataclass(slots=True)
@@ -46,24 +40,6 @@ class Watch:
             self._event = max(self._event, event.no)
             if event.what.startswith(("died", "killed", "replaces")):
                 self.notes.append((event.at_s, f"engine {event.replica} {event.what}"))
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Stopped inside, once; while leaving, they are ignored so that nothing is left half ended."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
-        raise Stopped(signal.Signals(signum).name)
-
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, action in before.items():
-            signal.signal(number, action)
 
 
 @contextmanager

@@ -29,8 +29,9 @@ from global_planner.mocker.load_record import LoadRecord
 from global_planner.processes import ChildProcess, ProcessFailed, start
 from global_planner.replay.trace import TraceError
 from global_planner.replay.trace_file import write_workload
+from global_planner.stopping import Stopped, go_on, stop_on_signals
 from global_planner.system import System, start_system
-from global_planner.watch import Stopped, Watch, quiet_raylet, stop_on_signals
+from global_planner.watch import Watch, quiet_raylet
 
 POLL_WALL_S = 0.5
 PLANNERS_TIMEOUT_WALL_S = 60.0
@@ -111,6 +112,7 @@ def _wait_for_planners(system: System) -> None:
     deadline = time.monotonic() + PLANNERS_TIMEOUT_WALL_S
     missing = expected
     while time.monotonic() < deadline:
+        go_on()
         wrong = system.failed()
         if wrong is not None:
             raise ProcessFailed(wrong)
@@ -125,6 +127,7 @@ def _wait_for_planners(system: System) -> None:
 def _follow(show: Show, load: ChildProcess) -> None:
     """Draw until the load has ended."""
     while load.running():
+        go_on()
         wrong = show.system.failed()
         if wrong is not None:
             raise ProcessFailed(wrong)
