@@ -21,6 +21,7 @@ from types import TracebackType
 
 from global_planner.journal_format import JournalCorrupt, SegmentHeader, Torn, frame_bytes, header_bytes
 from global_planner.journal_reader import (
+    Foreign,
     JournalTail,
     Recovery,
     last_memory,
@@ -36,6 +37,7 @@ from pool_planner import wire
 from pool_planner.types import ClusterUnavailable
 
 __all__ = [
+    "Foreign",
     "Journal",
     "JournalCorrupt",
     "JournalTail",

@@ -1,7 +1,9 @@
 """[I/O: reads files] The journal as its readers see it, also while another process writes it.
 
 Readers take no lock and change nothing. A torn end of a segment is data (`Torn`), not an error: whoever stopped in the middle
-of a record has said nothing with it. Everything else that is not what was written raises JournalCorrupt.
+of a record has said nothing with it. A whole record that this build cannot understand, because another version wrote it, is
+data too (`Foreign`): whoever needs the rounds is not stopped by a memory in another shape. Everything else that is not what
+was written raises JournalCorrupt.
 """
 
 from __future__ import annotations
@@ -10,9 +12,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgpack
+
 from global_planner.journal_format import MAGIC, Frame, JournalCorrupt, SegmentHeader, Torn, frames, read_header
 from global_planner.memory import PlannerMemory, memories
 from pool_planner import wire
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreign:
+    """A record of another version: whole, but not one that this build knows. `kind` is its name there (None: not even that)."""
+
+    file: str
+    offset: int
+    kind: str | None
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: the {self.kind or 'record'} at byte {self.offset} is of another version: {self.why}"
 
 
 def segments(directory: Path) -> list[Path]:
@@ -21,7 +38,8 @@ def segments(directory: Path) -> list[Path]:
 
 
 def read(directory: Path) -> Iterator[object]:
-    """Every record, oldest first, also while another process appends; a torn end of a segment comes as `Torn`, in its place.
+    """Every record, oldest first, also while another process appends; a torn end of a segment comes as `Torn` and a record of
+    another version as `Foreign`, in their places.
 
     Raises JournalCorrupt for anything else that is not what was written, with file and offset.
     """
@@ -33,7 +51,7 @@ def read(directory: Path) -> Iterator[object]:
 
 
 def read_segment(path: Path) -> Iterator[object]:
-    """The records of one segment; a torn end comes as `Torn`. Raises JournalCorrupt, FileNotFoundError."""
+    """The records of one segment, `Torn` and `Foreign` among them. Raises JournalCorrupt, FileNotFoundError."""
     content = path.read_bytes()
     found = read_header(content, str(path))
     if found is None:
@@ -44,10 +62,11 @@ def read_segment(path: Path) -> Iterator[object]:
 
 
 def last_memory(directory: Path) -> PlannerMemory | None:
-    """The memory to go on with after a restart; None when the folder holds no journal. Raises JournalCorrupt."""
+    """The memory to go on with after a restart; None when the folder holds no journal. Raises JournalCorrupt, also for a memory
+    of another version."""
     for path in reversed(segments(directory)):
         newest: PlannerMemory | None = None
-        for memory in memories(read_segment(path)):
+        for memory in memories(_own(read_segment(path))):
             newest = memory
         if newest is not None:
             return newest
@@ -71,7 +90,7 @@ def recover(directory: Path) -> Recovery:
     except JournalCorrupt as error:
         for path in reversed(segments(directory)):
             try:
-                for memory in memories(read_segment(path)):
+                for memory in memories(_own(read_segment(path))):
                     newest = memory
             except JournalCorrupt:
                 pass
@@ -79,6 +98,14 @@ def recover(directory: Path) -> Recovery:
                 break
         lost = "everything remembered is" if newest is None else f"what was remembered after round {newest.round_no} is"
         return Recovery(memory=newest or PlannerMemory(), warning=f"{error}; {lost} lost: holds, debts and back-offs since")
+
+
+def _own(records: Iterator[object]) -> Iterator[object]:
+    """The records as they come; one of another version that belongs to the memory is an error."""
+    for record in records:
+        if isinstance(record, Foreign) and record.kind in (None, "Snapshot", "Orders", "Round"):
+            raise JournalCorrupt(record.file, record.offset, f"not a record that this build knows: {record.why}")
+        yield record
 
 
 def segment_header(path: Path) -> SegmentHeader | None:
@@ -129,8 +156,17 @@ def _decode(frame: Frame, path: Path) -> object:
     try:
         record: object = wire.decode(frame.payload)
     except wire.WireError as error:
-        raise JournalCorrupt(str(path), frame.offset, f"not a record that this build knows: {error}") from error
+        return Foreign(file=str(path), offset=frame.offset, kind=_kind(frame.payload), why=str(error))
     return record
+
+
+def _kind(payload: bytes) -> str | None:
+    try:
+        envelope = msgpack.unpackb(payload, raw=False)
+    except (ValueError, msgpack.UnpackException):
+        return None
+    kind = envelope.get("k") if isinstance(envelope, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 def segment_number(path: Path) -> int:

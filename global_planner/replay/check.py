@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from global_planner.journal import Torn, code_version
-from global_planner.journal_reader import read, segment_header, segments
+from global_planner.journal_reader import Foreign, read, segment_header, segments
 from global_planner.memory import Orders, PlannerMemory, Policies, decide, decided
 from global_planner.types import Round
 
@@ -56,7 +56,8 @@ def check(directory: Path, *, other_version: bool = False) -> CheckResult:
     """Decide the journal's rounds again. Stops at the first difference; with `other_version` journals of other code are taken
     too, and every round that would be decided differently is listed.
 
-    Raises OtherVersion, JournalCorrupt, FileNotFoundError when there is no journal in `directory`.
+    Raises OtherVersion (even then, where a record is in a shape that this code cannot read), JournalCorrupt, FileNotFoundError
+    when there is no journal in `directory`.
     """
     files = segments(directory)
     if not files:
@@ -82,6 +83,8 @@ def _noting(records: Iterator[object], notes: list[str]) -> Iterator[object]:
     for record in records:
         if isinstance(record, Torn):
             notes.append(str(record))
+        elif isinstance(record, Foreign) and record.kind in (None, "Snapshot", "Orders", "Round"):
+            raise OtherVersion(f"{record}; without it the rounds cannot be decided again")
         yield record
 
 

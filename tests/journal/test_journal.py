@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from global_planner import journal as journal_module
-from global_planner.journal import Journal, JournalCorrupt, JournalTail, Torn, last_memory, read, recover, segments
+from global_planner.journal import Foreign, Journal, JournalCorrupt, JournalTail, Torn, last_memory, read, recover, segments
+from global_planner.journal_format import Frame, frame_bytes, frames, read_header
 from global_planner.memory import Orders, PlannerMemory, Snapshot
+from global_planner.replay.check import OtherVersion, check
 from global_planner.types import Round
 from pool_planner.types import ClusterUnavailable, PlannerStatus
 from tests.journal.records import orders, round_record
@@ -223,3 +226,32 @@ def test_what_append_returned_for_survives_a_kill(tmp_path: Path) -> None:
     assert numbers(tmp_path)[:20] == list(range(1, 21)), told
     with Journal.open(tmp_path, at_s=0.0) as journal:
         assert journal.memory.round_no >= 20
+
+
+def test_a_record_of_another_version_stops_no_reader_but_is_no_memory(tmp_path: Path) -> None:
+    with Journal.open(tmp_path, at_s=0.0) as journal:
+        write_rounds(journal, 1, 2)
+    path = segments(tmp_path)[0]
+    content = path.read_bytes()
+    found = read_header(content, "")
+    assert found is not None
+    out = bytearray(content[: found[1]])
+    for frame in frames(content, found[1], ""):
+        assert isinstance(frame, Frame)
+        envelope = msgpack.unpackb(frame.payload)
+        if envelope["k"] == "Orders":
+            envelope["d"]["mood"] = "good"  # a field that later versions have
+        out += frame_bytes(msgpack.packb(envelope))
+    path.write_bytes(out)
+
+    foreign = [record for record in read(tmp_path) if isinstance(record, Foreign)]
+    assert [record.kind for record in foreign] == ["Orders", "Orders"]
+    assert "is of another version: Orders.mood: Unexpected keyword argument" in str(foreign[0])
+    assert numbers(tmp_path) == [1, 2]
+    with pytest.raises(JournalCorrupt, match="not a record that this build knows"):
+        last_memory(tmp_path)
+    with pytest.raises(OtherVersion, match="cannot be decided again"):
+        check(tmp_path, other_version=True)
+    with Journal.open(tmp_path, at_s=30.0) as journal:
+        assert journal.memory.round_no == 0
+        assert journal.warning is not None and "not a record that this build knows" in journal.warning
