@@ -169,7 +169,8 @@ class Dispatch:
 
     async def _attempt(self, progress: Progress, path: Path, tried: set[str], client: ClientConnection) -> _Failure | None:
         """One try along a path. None: the client has an answer, whole or broken off."""
-        chosen = self._pick(path.prefill or path.serve, progress.ask, tried)
+        names = [name for name in path.prefill if self._readers(path, name, tried)] if path.prefill else path.serve
+        chosen = self._pick(names, progress.ask, tried)
         if chosen is None:
             return _Failure("no endpoint is left", free=True)
         if not path.prefill:
@@ -178,13 +179,12 @@ class Dispatch:
         answer = await self._prefill(progress, pool, endpoint, tried, client)
         if not isinstance(answer, bytes):
             return answer
-        serve = [name for name in path.serve if self._pools[name].config.kv_format == pool.config.kv_format]
         params = handed_over(answer)
         endpoint.pending_kv += 1
         pulled = partial(self._pulled, pool, endpoint, progress)
         progress.kv_pending = True
         try:
-            chosen = self._pick(serve, progress.ask, tried)
+            chosen = self._pick(self._readers(path, pool.name, tried), progress.ask, tried)
             if chosen is None:
                 return _Failure("no decode endpoint is left", free=True)
             body = decode_body(progress.call, params)
@@ -305,9 +305,15 @@ class Dispatch:
         pools = self._pools
         if path.instead_of and not any(pools[name].broken for name in path.instead_of):
             return False
-        if path.prefill and not any(pools[name].usable(without) for name in path.prefill):
-            return False
+        if path.prefill:
+            return any(pools[name].usable(without) and self._readers(path, name, without) for name in path.prefill)
         return any(pools[name].usable(without) for name in path.serve)
+
+    def _readers(self, path: Path, prefill: str, without: set[str] | frozenset[str]) -> list[str]:
+        """The pools of the path that can serve now and read the KV blocks of this prefill pool."""
+        pools = self._pools
+        made = pools[prefill].config.kv_format
+        return [name for name in path.serve if pools[name].config.kv_format == made and pools[name].usable(without)]
 
     def _path(self, paths: tuple[Path, ...], tried: set[str]) -> Path | None:
         for path in paths:

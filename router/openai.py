@@ -46,7 +46,7 @@ class BadRequest(Exception):
 
 def error_body(message: str, *, kind: str, code: str | None = None, param: str | None = None) -> bytes:
     """`{"error": {message, type, param, code}}`."""
-    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    return _dump({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,8 +88,8 @@ def parse(raw: bytes) -> Call:
     messages = body.get("messages")
     if isinstance(messages, list):
         length.messages(messages)
-        if "tools" in body:
-            length.chars += len(orjson.dumps(body["tools"], default=str)) if isinstance(body["tools"], list) else 0
+        if isinstance(body.get("tools"), list):
+            length.chars += len(_dump(body["tools"]))
     else:
         length.prompt(body.get("prompt"))
     extra = body.get("extra_args")
@@ -180,7 +180,8 @@ def _target(value: Any) -> float | None:
     return float(value) if valid else None
 
 
-def _dump(body: dict[str, Any]) -> bytes:
+def _dump(body: Any) -> bytes:
+    """JSON; where orjson refuses (a lone surrogate), as the standard library writes it."""
     try:
         return orjson.dumps(body)
     except orjson.JSONEncodeError:

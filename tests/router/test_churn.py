@@ -1,7 +1,7 @@
 """Pools that scale up and down all the time, and nothing is lost: the promise that the router exists for.
 
 A controller drains and removes replicas, and starts others, while clients keep asking. Every answer must be whole, correct
-(engines answer with what they were asked), and from a replica that was allowed to work. `CHURN_S` (default 4) makes it
+(engines answer with what they were asked), and from a replica that was allowed to work. `CHURN_S` (default 3) makes it
 longer.
 """
 
@@ -21,7 +21,7 @@ from pool_planner.types import Role
 from tests.router.conftest import MODEL, Running, StartEngine, StartRouter
 from tests.router.engines import DONE, SSE_HEAD, FakeEngine, Script, Seen, chat_chunk, chunk, plain
 
-CHURN_S = float(os.environ.get("CHURN_S", "4"))
+CHURN_S = float(os.environ.get("CHURN_S", "3"))
 WORDS = 12
 
 

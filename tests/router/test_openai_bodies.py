@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.openai import BadRequest, Lengths, decode_body, handed_over, parse, prefill_body, prefix_blocks, usage_in
+from router.openai import (
+    BadRequest,
+    Lengths,
+    decode_body,
+    error_body,
+    handed_over,
+    parse,
+    prefill_body,
+    prefix_blocks,
+    usage_in,
+)
 
 
 def call(**body: Any) -> Any:
@@ -49,6 +59,10 @@ def test_targets_and_priority() -> None:
 
 def test_what_strict_json_refuses_but_engines_take() -> None:
     assert parse(b'{"model":"m","prompt":"\\ud800","x":NaN}').chars == 1
+    tools = parse(b'{"model":"m","messages":[],"tools":[{"x":"\\udc00"}]}')
+    assert tools.chars > 0
+    assert b"udc00" in prefill_body(tools)
+    assert json.loads(error_body("\ud800", kind="k"))["error"]["message"] == "\ud800"
     assert b'"x":null' in prefill_body(parse(b'{"model":"m","x":NaN}')).replace(b": ", b":")
 
 

@@ -200,3 +200,32 @@ async def test_prompts_go_to_the_pool_of_their_length(start_router: StartRouter,
     await short.kill()
     status, _, _ = await router.chat("x" * 40)
     assert (status, len(long.calls)) == (200, 2)
+
+
+async def test_kv_blocks_go_only_to_those_who_can_read_them(start_router: StartRouter, start_engine: StartEngine) -> None:
+    """Two formats. While the decode pool of the short prompts' format is at zero, they are prefilled where decode can read
+    it; with no such pair left they wait, and nothing is prefilled for nobody."""
+    one, two = await start_engine("p1", "prefill"), await start_engine("p2", "prefill")
+    first, second = await start_engine("d1", "decode"), await start_engine("d2", "decode")
+    router = await start_router(
+        [
+            {"name": "p1", "role": "prefill", "kv_format": "x", "isl_max_tokens": 100},
+            {"name": "p2", "role": "prefill", "kv_format": "y"},
+            {"name": "d1", "role": "decode", "kv_format": "x"},
+            {"name": "d2", "role": "decode", "kv_format": "y"},
+        ]
+    )
+    told = {"p1": ("prefill", [one]), "p2": ("prefill", [two]), "d1": ("decode", [first]), "d2": ("decode", [second])}
+    await router.put_endpoints(1, told)
+    for _ in range(4):
+        await router.chat("short")
+    assert (len(one.calls), len(first.calls), len(two.calls), len(second.calls)) == (4, 4, 0, 0)
+    await router.put_endpoints(2, {**told, "d1": ("decode", [])})
+    await router.chat("short")
+    assert (len(one.calls), len(two.calls), len(second.calls)) == (4, 1, 1)
+    await router.put_endpoints(3, {**told, "d1": ("decode", []), "p2": ("prefill", [])})
+    waiting = asyncio.ensure_future(router.chat("short"))
+    await asyncio.sleep(0.05)
+    assert (waiting.done(), len(one.calls)) == (False, 4)
+    await router.put_endpoints(4, told)
+    assert (await waiting)[0] == 200
