@@ -61,7 +61,9 @@ class ClusterConfig(Section):
 class ArbiterConfig(Section):
     """The rhythm and the temper of the arbiter. `hold_s`: how long a smaller number must have sufficed before a pool is
     lowered. `move_horizon_s`: taking from another group must pay off within it. `drain_deadline_s`: a release whose requests
-    have not ended by then is postponed. `start_limit_s`: a replica that is not ready by then is cancelled."""
+    have not ended by then is postponed. `start_limit_s`: a replica that is not ready by then is cancelled.
+    `admission_burst_s`: the router lets so many seconds' worth of a group's admitted rate through at once (one request at
+    least): engines absorb a short burst sooner than its requests would come to their turn."""
 
     round_interval_s: PositiveFloat = 10.0
     objective: Literal["goodput", "max_min", "proportional", "first_come"] = "goodput"
@@ -69,6 +71,7 @@ class ArbiterConfig(Section):
     move_horizon_s: PositiveFloat = 300.0
     drain_deadline_s: PositiveFloat = 300.0
     start_limit_s: PositiveFloat = 300.0
+    admission_burst_s: NonNegativeFloat = 20.0
     journal_max_mb: PositiveInt = 64
 
 

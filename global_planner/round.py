@@ -73,12 +73,15 @@ class Ports:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundConfig:
-    """What a round is configured with. The policies must be those that the journal's segment names."""
+    """What a round is configured with. The policies must be those that the journal's segment names.
+
+    `admission_burst_s`: seconds' worth of the admitted rate that may come at once (None: the router's default)."""
 
     budget: Budget
     groups: tuple[GroupSpec, ...]
     pools: tuple[PoolSpec, ...]
     policies: Policies = field(default_factory=Policies)
+    admission_burst_s: float | None = None
 
     @classmethod
     def of(cls, topology: Topology) -> RoundConfig:
@@ -88,6 +91,7 @@ class RoundConfig:
             groups=group_specs(topology),
             pools=pool_specs(topology),
             policies=policies_of(topology),
+            admission_burst_s=topology.arbiter.admission_burst_s,
         )
 
 
@@ -148,7 +152,8 @@ async def run_round(
     outcomes = await _apply(ports, possible if written else _without_orders(acted), at_s)
     settled = replace(decided, rollout=after_apply(decided.rollout, acted, outcomes))
     if observed is not None:
-        outcomes += await _tell_router(ports.router, settled.rollout, inputs, allocation, acted, troubles)
+        admitted = admission(inputs.groups, inputs.pools, allocation, config.admission_burst_s)
+        outcomes += await _tell_router(ports.router, settled.rollout, inputs, admitted, acted, troubles)
 
     done = Round(
         inputs=inputs,
@@ -282,7 +287,7 @@ async def _tell_router(
     router: Router,
     state: RolloutState,
     inputs: RoundInputs,
-    allocation: Allocation,
+    admitted: Sequence[GroupAdmission],
     acted: Sequence[Step],
     troubles: list[str],
 ) -> tuple[StepOutcome, ...]:
@@ -296,21 +301,23 @@ async def _tell_router(
         told = str(error) or type(error).__name__
         troubles.append(f"the router was not told the endpoints: {told}")
     try:
-        await router.put_admission(admission(inputs.groups, inputs.pools, allocation))
+        await router.put_admission(admitted)
     except WorldError as error:
         troubles.append(f"the router was not told what to admit: {error}")
     return tuple(StepOutcome(step=step, applied=told is None, error=told) for step in undrains)
 
 
-def admission(groups: Sequence[GroupSpec], pools: Sequence[PoolSpec], allocation: Allocation) -> tuple[GroupAdmission, ...]:
-    """What the router may admit for each group now. Groups with a pool that is not in mode `act` are not limited: to shed
-    their requests would be to act."""
+def admission(
+    groups: Sequence[GroupSpec], pools: Sequence[PoolSpec], allocation: Allocation, burst_s: float | None = None
+) -> tuple[GroupAdmission, ...]:
+    """What the router may admit for each group now; `burst_s` seconds' worth of it may come at once. Groups with a pool that
+    is not in mode `act` are not limited: to shed their requests would be to act."""
     grants = {grant.group: grant for grant in allocation.groups}
     watched = {spec.group for spec in pools if spec.mode != "act"}
-    return tuple(
-        GroupAdmission(
-            model=group.model,
-            admitted_rps=grants[group.name].admitted_rps if group.name in grants and group.name not in watched else None,
-        )
-        for group in groups
-    )
+    admitted = []
+    for group in groups:
+        grant = None if group.name in watched else grants.get(group.name)
+        rate = None if grant is None else grant.admitted_rps
+        burst = None if rate is None or burst_s is None else rate * burst_s
+        admitted.append(GroupAdmission(model=group.model, admitted_rps=rate, burst=burst))
+    return tuple(admitted)

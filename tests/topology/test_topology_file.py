@@ -30,8 +30,9 @@ def refused(raw: object, *, folder: Path = EXAMPLE.parent, name: str = "topology
 
 def test_the_example_reads_the_same_as_yaml_and_as_json(tmp_path: Path) -> None:
     topology = load_topology(EXAMPLE)
+    raw = yaml.safe_load(EXAMPLE.read_text())
     assert [group.model for group in topology.groups] == ["demo/chat", "demo/code"]
-    assert topology == parse_topology(json.dumps(RAW), source="x.json", folder=EXAMPLE.parent)
+    assert topology == parse_topology(json.dumps(raw), source="x.json", folder=EXAMPLE.parent)
     chat = topology.groups[0]
     assert [(pool.role, pool.dgd_name, pool.component_name) for pool in chat.pools] == [
         ("prefill", "chat-main", "prefill"),
@@ -50,7 +51,7 @@ def test_profiles_are_found_beside_the_file_wherever_it_is_read_from(tmp_path: P
 
 
 def test_the_budget_of_a_topology_can_be_changed_as_long_as_the_minima_fit() -> None:
-    topology = load_topology(EXAMPLE)
+    topology = parse_topology(json.dumps(RAW), source="x.json", folder=EXAMPLE.parent)
     assert with_budget(topology, 9).budget.gpus["h100"].max == 9
     assert with_budget(topology, {"h100": 9}) == with_budget(topology, 9)
     assert with_budget(topology, 9).budget.gpus["h100"].price_per_hour == topology.budget.gpus["h100"].price_per_hour
