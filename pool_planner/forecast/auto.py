@@ -3,7 +3,8 @@
 Every candidate is scored out of sample by a discounted sum of absolute errors, in units of what the naive forecast has lately
 missed at that horizon, so that one burst does not decide for an hour, and capped, so that one bin does not either. The
 few best are averaged, which beats picking one (Bates and Granger 1969); none that is behind the naive forecast may take part,
-so with nothing to gain it *is* the naive forecast.
+so with nothing to gain it *is* the naive forecast. Errors several bins ahead overlap and so say less than their number: a
+horizon adds the scores of the next shorter one to its own.
 """
 
 from __future__ import annotations
@@ -83,13 +84,23 @@ class _Contest:
         self.loss = np.where(known, DISCOUNT * self.loss + missed, self.loss)
         self.weight = np.where(known, DISCOUNT * self.weight + 1.0, self.weight)
 
-    def choose(self, points: Vector, probation: Vector) -> None:
+    def mean_loss(self) -> Vector:
+        """By candidate, in the naive forecast's mean errors; NaN for one that has not been scored."""
+        mean: Vector = np.divide(self.loss, self.weight, out=np.full_like(self.loss, np.nan), where=self.weight > 0.0)
+        return mean
+
+    def choose(self, points: Vector, probation: Vector, shorter: _Contest | None) -> None:
+        """Take the points for the next forecast, and decide which of them make it."""
         self.chosen = None
         if self.weight[0] >= 2.0:
             tried = (self.weight >= np.maximum(probation, min(self.weight[0], PROBATION))) & (points == points)
-            mean_loss = np.where(tried, self.loss / np.maximum(self.weight, 1e-9), np.inf)
-            best = np.argsort(mean_loss, kind="stable")[:BEST]
-            self.chosen = best[mean_loss[best] <= mean_loss[0]]
+            rank = self.mean_loss()
+            if shorter is not None:
+                borrowed = shorter.mean_loss()
+                rank = rank + np.where(borrowed == borrowed, borrowed, rank)
+            rank = np.where(tried, rank, np.inf)
+            best = np.argsort(rank, kind="stable")[:BEST]
+            self.chosen = best[rank[best] <= rank[0]]
         self.point = self.combine(points)
         self.issued.append(points)
 
@@ -129,8 +140,10 @@ class RecentBest:
         if value is not None:
             self._started = True
             self._largest = max(self._largest, value)
+        shorter = None
         for contest in self._contests:
-            contest.choose(self._points(contest.steps), self._probation)
+            contest.choose(self._points(contest.steps), self._probation, shorter)
+            shorter = contest
 
     def _points(self, steps: int) -> Vector:
         gathered: list[float] = []
