@@ -28,7 +28,9 @@ _ROLE_WIDTH = 7
 _LATENCY_WIDTH = 21
 _DECISION_WIDTH = 16  # less room than this says nothing
 # Reasons that go on after repeating the change, which stands in front of them here.
-_RESTATED = re.compile(r"^(?:\d+ to \d+: |(?:raised|lowered) \d+ -> \d+: |granted \d+ of \d+: |stays at \d+: )+")
+_RESTATED = re.compile(
+    r"^(?:\d+ to \d+: |(?:raised|lowered) \d+ -> \d+: |granted \d+ of \d+: |(?:stays|kept) at \d+(?: of \d+ wanted)?: )+"
+)
 
 
 class View(Protocol):

@@ -4,7 +4,8 @@ What is modelled, and where the shape and the numbers come from:
 
 - *Daily shape*: a cosine with a settable ratio of peak to trough; the models of a deployment peak evenly apart in the day
   (two models: at opposite times). Published weeks of conversation traffic swing by a factor of 3 to 4 between night and
-  day (Azure LLM inference trace 2024: 20 to 86 requests/s).
+  day (Azure LLM inference trace 2024: 20 to 86 requests/s). The first `ramp_share` of the day rises from nothing, as when a
+  service is opened: a system that starts at its minima would otherwise meet an hour's growth in its first second.
 - *Bursts*: the rate of every window is multiplied by a gamma variate of mean 1, so arrivals are a doubly stochastic (Cox)
   process, over-dispersed at every scale above the window. The gamma family is what BurstGPT (arXiv 2401.17644) and ServeGen
   (arXiv 2505.09999) fit to production arrivals. Counts of the Azure conversation trace (2023) in windows of 10 to 60 s have a
@@ -44,15 +45,17 @@ class WorkloadParameters:
     """What `generate` draws from; the defaults suit the demo (engines that take 0.25 to 0.5 s a token).
 
     `span_s` is one whole day of the daily shape. `mean_rps` is requests/s of one model over the day; at its peak the rate is
-    `peak_to_trough` times that of its trough. `burst_cv` is the coefficient of variation of the gamma that multiplies the
-    rate in each window of `burst_window_s` (0: plain Poisson). A share `long_share` of prompts comes from the long mode, and
-    `tail_share` of prompts are stretched by a Pareto variate of shape `tail_alpha`; lengths are cut at `isl_max_tokens` and
-    `osl_max_tokens`. Sigmas are standard deviations of the logarithm.
+    `peak_to_trough` times that of its trough, and over the first `ramp_share` of the day it rises from 0. `burst_cv` is the
+    coefficient of variation of the gamma that multiplies the rate in each window of `burst_window_s` (0: plain Poisson). A
+    share `long_share` of prompts comes from the long mode, and `tail_share` of prompts are stretched by a Pareto variate of
+    shape `tail_alpha`; lengths are cut at `isl_max_tokens` and `osl_max_tokens`. Sigmas are standard deviations of the
+    logarithm.
     """
 
     span_s: float = 2400.0
     mean_rps: float = 0.75
     peak_to_trough: float = 3.0
+    ramp_share: float = 0.05
     burst_cv: float = 0.24
     burst_window_s: float = 30.0
     isl_short_median_tokens: float = 450.0
@@ -74,6 +77,7 @@ class WorkloadParameters:
                 ("span_s", self.span_s, "> 0", self.span_s > 0),
                 ("mean_rps", self.mean_rps, ">= 0", self.mean_rps >= 0),
                 ("peak_to_trough", self.peak_to_trough, ">= 1", self.peak_to_trough >= 1),
+                ("ramp_share", self.ramp_share, "0..1", 0 <= self.ramp_share <= 1),
                 ("burst_cv", self.burst_cv, ">= 0", self.burst_cv >= 0),
                 ("burst_window_s", self.burst_window_s, "> 0", self.burst_window_s > 0),
                 ("isl_short_median_tokens", self.isl_short_median_tokens, "> 0", self.isl_short_median_tokens > 0),
@@ -95,7 +99,7 @@ class WorkloadParameters:
 
 
 def daily_rate(at_s: float | Floats, index: int, models: int, parameters: WorkloadParameters) -> Floats:
-    """Requests/s of model `index` of `models` at a time of the day, before bursts. Model 0 peaks at a quarter of the day."""
+    """Requests/s of model `index` of `models` at a time of day, before ramp and bursts. Model 0 peaks at a quarter of it."""
     ratio = parameters.peak_to_trough
     swing = (ratio - 1.0) / (ratio + 1.0)
     phase = np.asarray(at_s) / parameters.span_s - 0.25 - index / models
@@ -131,6 +135,8 @@ def _arrivals(index: int, models: int, parameters: WorkloadParameters, rng: np.r
         return candidates
     window = np.minimum((candidates / parameters.burst_window_s).astype(int), windows - 1)
     rate = daily_rate(candidates, index, models, parameters) * bursts[window]
+    if parameters.ramp_share > 0:
+        rate *= np.minimum(1.0, candidates / (parameters.ramp_share * parameters.span_s))
     return np.asarray(candidates[rng.uniform(0.0, highest, candidates.size) < rate])
 
 

@@ -38,8 +38,17 @@ def test_requests_are_sorted_within_the_span_and_whole() -> None:
 
 
 def test_the_rate_is_what_was_asked_for() -> None:
-    requests = many()
-    assert len(requests) == pytest.approx(2 * LONG.mean_rps * LONG.span_s, rel=0.04)
+    assert len(many(ramp_share=0.0)) == pytest.approx(2 * LONG.mean_rps * LONG.span_s, rel=0.04)
+
+
+def test_the_day_begins_with_a_ramp() -> None:
+    """The area of a triangle is missing: half of what the flat rate would have brought in the first fifth."""
+    flat = many(peak_to_trough=1.0, ramp_share=0.2, burst_cv=0.0)
+    fifth = LONG.span_s / 5
+    first, second = (sum(start <= request.at_s < start + fifth for request in flat) for start in (0.0, fifth))
+    assert first / second == pytest.approx(0.5, abs=0.03)
+    tenth = sum(request.at_s < fifth / 2 for request in flat)
+    assert tenth / first == pytest.approx(0.25, abs=0.03)
 
 
 def test_models_peak_at_opposite_times_with_the_ratio() -> None:
@@ -55,7 +64,7 @@ def test_models_peak_at_opposite_times_with_the_ratio() -> None:
 @pytest.mark.parametrize("cv", [0.0, 0.24, 1.0])
 def test_bursts_add_what_they_say_to_poisson(cv: float) -> None:
     """Var(count) = mean + (cv x mean)^2 in a window, so the excess gives cv back."""
-    requests = many(burst_cv=cv, peak_to_trough=1.0, mean_rps=2.0)
+    requests = many(burst_cv=cv, peak_to_trough=1.0, mean_rps=2.0, ramp_share=0.0)
     times = np.array([request.at_s for request in requests if request.model == "demo/chat"])
     counts = np.bincount((times // LONG.burst_window_s).astype(int))
     excess = counts.var() - counts.mean()
