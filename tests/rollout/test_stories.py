@@ -181,11 +181,13 @@ def test_a_replica_that_is_named_to_go_never_gets_work_even_if_it_becomes_ready_
     play = start(chat_prefill=1)
     again(play, chat_prefill=2)
     play.world.pass_time(10.0)  # it is about to become ready
-    play.world.faults = ["late"]
+    play.world.faults = ["late", "lost", "lost"]
     again(play, chat_prefill=1)
-    play.world.cluster_up = True
+    ready = again(play, chat_prefill=2)  # it is wanted again, but its end may be on the way
+    assert [replica.state for replica in ready.inputs.holdings[0].replicas] == ["ready", "draining"]
+    assert play.world.routers[0].states["chat-prefill-2"] == "draining"
     for _ in range(4):
-        again(play, chat_prefill=2)  # it is wanted again, but its end may be on the way
+        again(play)
     play.until_quiet()
     assert play.world.settled_at("chat-prefill", 2)
 
