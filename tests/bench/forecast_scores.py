@@ -62,8 +62,8 @@ def scores(series: Values, issued: dict[int, Issued]) -> dict[str, float]:
         volume = float(np.mean(actual))
         under, over = np.maximum(actual - q80, 0.0), np.maximum(q80 - actual, 0.0)
         by_steps[steps] = {
-            "rmae": error / float(np.mean(np.abs(actual - np.array([naive[t] for t in origins])))),
-            "mase": error / one_step,
+            "rmae": _ratio(error, float(np.mean(np.abs(actual - np.array([naive[t] for t in origins]))))),
+            "mase": _ratio(error, one_step),
             "wape": error / volume,
             "pinball_q80": pinball(actual, q80, 0.8) / volume,
             "pinball_q90": pinball(actual, q90, 0.9) / volume,
@@ -77,6 +77,13 @@ def scores(series: Values, issued: dict[int, Issued]) -> dict[str, float]:
         for steps, measures in by_steps.items():
             out[f"{key}_h{steps}"] = measures[key]
     return out
+
+
+def _ratio(error: float, reference: float) -> float:
+    """Of a series that never moves the naive forecast is exact: equal to it is 1, anything else infinitely worse."""
+    if reference > 0.0:
+        return error / reference
+    return 1.0 if error == 0.0 else math.inf
 
 
 def pinball(actual: np.ndarray, quantile: np.ndarray, level: float) -> float:
