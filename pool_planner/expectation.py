@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from pool_planner.config import PlannerConfig
@@ -13,6 +13,7 @@ from pool_planner.setup import PoolSetup
 from pool_planner.state import PoolState
 from pool_planner.types import Forecast, Grant, Observation
 
+PRIOR_REQUESTS = 5.0  # weight of the lengths that the configuration expects, in requests
 _DEVIATE = NormalDist()
 DEFAULT_QUANTILE = 0.9  # what a forecast is asked for when planning reads its mean only
 
@@ -55,6 +56,7 @@ def expect(
     load = max(_planned_rps(each, state, config) for each in (*forecasts, far) if each is not None)
     reasons: list[str] = []
     if extensions.react_early:
+        load = max(load, state.arrivals.sparse_rps(interval_s))
         already = state.arrivals.at_least_rps()
         if already > load:
             reasons.append(f"{already:.2f} requests/s arrive already, {load:.2f} were forecast")
@@ -65,11 +67,22 @@ def expect(
         if backlog > 1.0:
             reasons.append(f"{backlog:.0f} requests wait")
             load += backlog / interval_s
-    isl, osl = LengthMix.of_mean(far.isl_tokens), LengthMix.of_mean(far.osl_tokens)
     if extensions.length_distribution:
-        isl, osl = state.isl.mix(max(1.0, far.isl_tokens)), state.osl.mix(max(1.0, far.osl_tokens))
+        far = replace(
+            far,
+            isl_tokens=_grounded(far.isl_tokens, state.isl_seen, extensions.isl_until_known),
+            osl_tokens=1.0 if pool.role == "prefill" else _grounded(far.osl_tokens, state.osl_seen, extensions.osl_until_known),
+        )
+        isl, osl = state.isl.mix(far.isl_tokens), state.osl.mix(far.osl_tokens)
+    else:
+        isl, osl = LengthMix.of_mean(far.isl_tokens), LengthMix.of_mean(far.osl_tokens)
     shape = Shape(isl=isl, osl=osl, arrival_cv2=state.arrivals.cv2)
     return Expectation(load_rps=load, forecast=far, shape=shape, reasons=tuple(reasons))
+
+
+def _grounded(forecast: float, seen: float, prior: float) -> float:
+    """A mean length (tokens) after `seen` requests: the first ones are few, and the first answers to end are the short ones."""
+    return max(1.0, (seen * forecast + PRIOR_REQUESTS * prior) / (seen + PRIOR_REQUESTS))
 
 
 def _planned_rps(forecast: Forecast, state: PoolState, config: PlannerConfig) -> float:

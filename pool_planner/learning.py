@@ -80,10 +80,20 @@ def learn(state: PoolState, observation: Observation, pool: PoolSetup, config: P
         arrivals=arrivals if requests is None else arrivals.after(observation.interval_s, requests),
         isl=state.isl.learn(observation.isl_histogram, observation.at_s),
         osl=state.osl.learn(observation.osl_histogram, observation.at_s),
+        isl_seen=state.isl_seen + _with_length(observation.isl_tokens, observation),
+        osl_seen=state.osl_seen + _with_length(observation.osl_tokens, observation),
     )
     if config.enable_load_scaling:
         state = _regress(state, observation, pool)
     return state
+
+
+def _with_length(mean_tokens: float | None, observation: Observation) -> float:
+    """How many requests of the interval a mean length is about; at least one."""
+    if mean_tokens is None:
+        return 0.0
+    counted = observation.completed if observation.completed is not None else observation.requests
+    return max(1.0, counted or 0.0)
 
 
 def _regress(state: PoolState, observation: Observation, pool: PoolSetup) -> PoolState:

@@ -33,7 +33,8 @@ class WarmBin:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolState:
     """Of one pool. `last_points`: each worker's last (load, latency) pair by kind, because a gauge that did not change says
-    nothing new. `calm_since_s`: the pool has been below overload with `calm_ready` ready replicas since. `numbers` and
+    nothing new. `isl_seen`, `osl_seen`: requests whose lengths were seen.
+    `calm_since_s`: the pool has been below overload with `calm_ready` ready replicas since. `numbers` and
     `last_reason` are for showing."""
 
     forecaster: TrafficForecaster
@@ -43,6 +44,8 @@ class PoolState:
     arrivals: Arrivals = field(default_factory=Arrivals)
     isl: LengthHistory = field(default_factory=LengthHistory)
     osl: LengthHistory = field(default_factory=LengthHistory)
+    isl_seen: float = 0.0
+    osl_seen: float = 0.0
     memory: Memory = field(default_factory=Memory)
     last_points: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     calm_since_s: float | None = None

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 DECAY = 0.97  # half of the estimate comes from the last 23 intervals
 PRIOR_REQUESTS = 30.0  # weight of the assumption that arrivals are Poisson, in requests
 CV2_LIMITS = (0.7, 4.0)  # beyond, the rate itself varies, and that is the forecast's quantile to cover
-RECENT = 6
+RECENT = 30
+SURGE_INTERVALS = 6
 SURGE_SIGMAS = 2.5
+ENOUGH = 10  # requests that make a rate: their number is known to within a third
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,19 @@ class Arrivals:
         """The rate (requests/s) that arrivals of the newest intervals certainly have, whatever chance did: the largest lower
         bound over the newest one, two, three... intervals."""
         best = seconds = requests = 0.0
-        for interval_s, count in reversed(self.recent):
+        for interval_s, count in reversed(self.recent[-SURGE_INTERVALS:]):
             seconds, requests = seconds + interval_s, requests + count
             best = max(best, (requests - SURGE_SIGMAS * math.sqrt(self.cv2 * requests)) / seconds)
         return best
+
+    def sparse_rps(self, interval_s: float) -> float:
+        """The rate (requests/s) of the newest ENOUGH requests, where they took longer than `interval_s` to come; else 0.
+
+        Of counts that are mostly 0 the forecast with the least absolute error is 0, and that is no load to plan for.
+        """
+        seconds = requests = 0.0
+        for each_s, count in reversed(self.recent):
+            seconds, requests = seconds + each_s, requests + count
+            if requests >= ENOUGH:
+                break
+        return requests / seconds if seconds > interval_s else 0.0

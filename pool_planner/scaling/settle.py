@@ -55,7 +55,8 @@ def settle(
         return replace(memory, wanted=before), before, reason
     held = max(need for _, need in memory.needs)
     if held >= before:
-        reason = f"kept at {before}: {needed} would do now, but not during all of the last {rhythm.hold_s:.0f} s"
+        when = f"during all of the last {rhythm.hold_s:.0f} s" if rhythm.hold_s > 0.0 else "with headroom"
+        reason = f"kept at {before}: {needed} would do now, but not {when}"
         return replace(memory, wanted=before), before, reason
     wanted = max(held, needed)
     since = f" for {rhythm.hold_s:.0f} s" if rhythm.hold_s > 0.0 else ""

@@ -63,7 +63,7 @@ def test_the_sla_holds_with_less_than_the_peak_all_day(role: str, rps: float, be
     assert ours.replica_hours < 0.85 * ours.most * SECONDS / 3600, "less than its own peak all day"
     assert plain.met < ours.met, "the guide's plain behaviour plans for the mean of what was completed"
     if role == "decode":
-        assert plain.met < 0.7
+        assert plain.met < ours.met - 0.1
 
 
 def test_what_requests_pay_on_their_way_is_learned() -> None:

@@ -191,7 +191,7 @@ def test_every_switch_changes_what_it_says() -> None:
     begun, at_once = Story(have=9, follow=False), Story(have=9, follow=False, extensions={"start_from_provisioned": False})
     begun.step(1.0)
     at_once.step(1.0)
-    assert (begun.wanted, at_once.wanted) == (9, 2)
+    assert begun.wanted == 9 > at_once.wanted
     early = Story(have=1, throughput_adjustment_interval=180, enable_load_scaling=True, load_adjustment_interval=10)
     late = Story(
         have=1,

@@ -289,3 +289,51 @@ async def test_nobody_listens() -> None:
             await scrape.observe(0.0)
     finally:
         await scrape.close()
+
+
+def test_the_projects_own_router_is_understood() -> None:
+    """Series, labels and units as the router renders them: seconds there, milliseconds here."""
+    from router.metrics import FrontendMetrics, OutcomeMetrics, PoolGauges, PoolMetrics, Scrape, WorkerGauges, render
+
+    metrics = PoolMetrics(model="demo/chat", pool="chat-decode", role="decode", namespace="demo_chat_main")
+    gauges = PoolGauges(queued_requests=3, queued_tokens=900.0, endpoints={"ready": 1})
+    worker = WorkerGauges(
+        worker_id="w1",
+        role="decode",
+        pool="chat-decode",
+        prefill_tokens=0.0,
+        decode_blocks=64.0,
+        ttft_s=None,
+        isl_tokens=1000.0,
+        itl_s=0.4,
+    )
+
+    def shown() -> Snapshot:
+        scrape = Scrape(
+            pools=[(metrics, gauges)],
+            frontends=[FrontendMetrics(model="demo/chat", namespace="demo_chat_main")],
+            outcomes=[OutcomeMetrics("demo/chat")],
+            workers=(worker,),
+            queue_requests=3,
+            queue_isl_tokens=900.0,
+            scalars={},
+        )
+        return Snapshot(at_s=0.0, families=parse(render(scrape).decode(), names.wanted))
+
+    before = shown()
+    metrics.started, metrics.completed, metrics.shed = 20, 10, 2
+    for _ in range(10):
+        metrics.isl.observe(1000)
+        metrics.osl.observe(60)
+        metrics.itl.observe(0.35)
+        metrics.duration.observe(21.0)
+    pair = Pair(before=before, after=shown())
+    loads = workers.average([workers.sample([pair.after.families], POOL)])
+    seen = observation(POOL, [pair], at_s=10.0, interval_s=10.0, complete=True, workers=loads)
+    assert (seen.requests, seen.completed, seen.shed, seen.queued_requests, seen.queued_tokens) == (20, 10, 2, 3, 900)
+    assert (seen.isl_tokens, seen.osl_tokens, seen.duration_s) == (1000.0, 60.0, 21.0)
+    assert seen.itl_ms == pytest.approx(350.0)
+    assert seen.ttft_ms is None
+    assert seen.osl_histogram is not None and sum(seen.osl_histogram.counts) == 10.0
+    (load,) = loads
+    assert (load.worker_id, load.active_decode_blocks, load.last_itl_ms) == ("w1", 64.0, 400.0)
