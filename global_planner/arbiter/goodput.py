@@ -1,9 +1,8 @@
 """The objective `goodput`: per class from the highest, the most weighted requests/s within their SLA. Pure.
 
 Two passes over the classes. First everybody is raised with GPUs that are free, at once and without a price. Then GPUs move
-between groups: what the taker gains at its load, less the cold start during which nobody is served, must exceed what the
-giver would lose at 1.1 x its load. Since the giver is judged at its loads' upper side and the taker at its own, noise below the
-headroom cannot pay for a move and for the way back.
+between groups, and within one: what the taker surely gains, less what its new replicas do not serve while they start, must
+exceed what the giver may lose (see `judge`).
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ import numpy as np
 
 from global_planner.arbiter.choose import Options, choose
 from global_planner.arbiter.frontier import Bundles, Counts, bundles_of
+from global_planner.arbiter.judge import sure_changes
 from global_planner.arbiter.plan import EPS, Array, Plan
 from global_planner.arbiter.state import ArbiterPolicy
-from global_planner.arbiter.view import HEADROOM, GroupView
+from global_planner.arbiter.view import GroupView
 
 DEAR = 1e-8
 """What all GPUs together count against all value, so that among equal values the cheaper one is chosen."""
@@ -124,46 +124,39 @@ def _settle(
 def _offer(plan: Plan, g: int, growth: Bundles, policy: ArbiterPolicy) -> tuple[list[Counts], list[float]]:
     """What a group gives and takes: replica counts, and their value against the present ones (0)."""
     group, present = plan.groups[g], plan.counts[g]
-    scale = group.scale
+    now = tuple(present)
     less = bundles_of(group, plan.reserved[g], present, plan.draws[g], hi=True)
     _note_thinned(plan, less)
-    at_hi = group.attainment(present, hi=True)
-    tiny = INERTIA * scale
-    cache = policy.cache_loss_s / policy.move_horizon_s
-    counts: list[Counts] = []
-    values: list[float] = []
-    now = tuple(present)
-    for level, option in zip(less.attainment, less.counts, strict=True):
-        if option != now:
-            counts.append(option)
-            loss = scale * HEADROOM * (level - at_hi) - tiny
-            values.append(loss - cache * _cooled(group, present, option) if cache else loss)
-    counts.append(now)
-    values.append(0.0)
-    keeps = max(0.0, 1.0 - _cold_start_s(group, present, plan.caps[g], policy) / policy.move_horizon_s)
-    base = growth.attainment[0]
-    for level, option in zip(growth.attainment[1:], growth.counts[1:], strict=True):
-        counts.append(option)
-        values.append(scale * keeps * (level - base) - tiny)
-    if len(growth.counts) > 1 and len(less.counts) > 1 and less.attainment[-1] >= at_hi - EPS and less.counts[-1] != now:
-        _offer_repaired(plan, g, scale, keeps, at_hi, counts, values)
-    return counts, values
+    options = [option for option in less.counts if option != now]
+    if len(growth.counts) > 1:
+        options += growth.counts[1:]
+        if group.attainment(less.counts[-1]) >= growth.attainment[0] - EPS and less.counts[-1] != now:
+            # Some of what it has is of no use to it, one stage being larger than its partner: it may change that for what is.
+            options += [option for option in _all_bundles(plan, g) if _crosses(option, present)]
+    if not options:
+        return [now], [0.0]
+    change, fresh = sure_changes(group, present, options)
+    waits = _cold_start_s(group, present, plan.caps[g], policy) / policy.move_horizon_s
+    values = group.weight * (change - waits * fresh) - INERTIA * group.scale
+    if policy.cache_loss_s > 0:
+        values -= [policy.cache_loss_s / policy.move_horizon_s * _cooled(group, present, option) for option in options]
+    rises = np.any(np.array(options) > np.array(present), axis=1)
+    kept = [k for k, (rise, value) in enumerate(zip(rises.tolist(), values.tolist(), strict=True)) if value > 0.0 or not rise]
+    # The first option takes least: what is reserved, else (where that is what it has) the present counts.
+    lower = [k for k in kept if not rises[k]]
+    higher = [k for k in kept if rises[k]]
+    ordered = [*(options[k] for k in lower), now, *(options[k] for k in higher)]
+    return ordered, [*(float(values[k]) for k in lower), 0.0, *(float(values[k]) for k in higher)]
 
 
-def _offer_repaired(
-    plan: Plan, g: int, scale: float, keeps: float, at_hi: float, counts: list[Counts], values: list[float]
-) -> None:
-    """Some of what the group has is of no use to it (one stage is larger than its partner): offer to change it for what is."""
-    group, present = plan.groups[g], plan.counts[g]
-    base = group.attainment(present)
-    bundles = bundles_of(group, plan.reserved[g], plan.caps[g], plan.draws[g])
-    for level, option in zip(bundles.attainment, bundles.counts, strict=True):
-        falls = any(after < now for after, now in zip(option, present, strict=True))
-        rises = any(after > now for after, now in zip(option, present, strict=True))
-        if falls and rises:
-            change = min(level - base, HEADROOM * (group.attainment(option, hi=True) - at_hi)) * scale
-            counts.append(option)
-            values.append((change * keeps if change > 0 else change) - INERTIA * scale)
+def _all_bundles(plan: Plan, g: int) -> list[Counts]:
+    return bundles_of(plan.groups[g], plan.reserved[g], plan.caps[g], plan.draws[g]).counts
+
+
+def _crosses(option: Sequence[int], present: Sequence[int]) -> bool:
+    """Whether an option takes from one pool and gives to another."""
+    pairs = list(zip(option, present, strict=True))
+    return any(after < now for after, now in pairs) and any(after > now for after, now in pairs)
 
 
 def _cold_start_s(group: GroupView, present: Sequence[int], caps: Sequence[int], policy: ArbiterPolicy) -> float:

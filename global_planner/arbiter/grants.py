@@ -167,7 +167,7 @@ def _reason(
         return f"held at {granted}, charged {pool.fixed_gpus} GPUs: {pool.held}"
     head = _change(pool, granted)
     name = pool.spec.name
-    if name in plan.notes and granted >= (pool.current or 0):
+    if name in plan.notes:
         return f"{head}: {plan.notes[name]}"
     if plan.infeasible:
         return f"{head}: the minima of all pools do not fit together, so nothing grows"

@@ -46,7 +46,7 @@ def _history(pool: PoolView, at_s: float, hold_s: float) -> DemandHistory:
             said_at_s=was.said_at_s, load_rps=was.load_rps, attainment=was.attainment, capacity_rps=was.capacity_rps
         )
     need = pool.need
-    kept = tuple(entry for entry in was.needs if entry[0] > at_s - hold_s and entry[1] > need)
+    kept = tuple(entry for entry in was.needs if entry[0] >= at_s - hold_s and entry[1] > need)
     return DemandHistory(
         said_at_s=at_s,
         load_rps=pool.load,

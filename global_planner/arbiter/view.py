@@ -31,8 +31,9 @@ class PoolView:
     value holds; empty: unknown. It may be set to `floor`..`cap` replicas, and is not lowered below `low` for its own sake.
 
     `current`: replicas in force (our last order included), None: unknown. `reserved`: minimum and used guarantee.
-    `fixed_gpus`: GPUs that a held pool takes whatever is decided; None: it is not held. `unknown_charge`: nobody knows
-    what it holds, so nothing of its GPU type grows. `need`: replicas that 1.1 x the load needs, None: unknown.
+    `fixed_gpus`: GPUs that a held pool takes whatever is decided; None: it is not held. `unknown_charge`: nobody knows what it
+    holds, so nothing of its GPU type grows. `need`: replicas that 1.1 x the load needs, None: unknown. `remembered`: its
+    demand is what it last said.
     """
 
     spec: PoolSpec
@@ -54,6 +55,7 @@ class PoolView:
     held: str | None = None
     fixed_gpus: int | None = None
     unknown_charge: bool = False
+    remembered: bool = False
     history: DemandHistory = field(default_factory=DemandHistory)
 
 
@@ -179,6 +181,7 @@ def _pool_view(
     elif history.said_at_s is not None and at_s - history.said_at_s <= policy.trust_s:
         pool.load, pool.now, pool.capacity = history.load_rps, history.attainment, history.capacity_rps
         pool.hi = slower(pool.now, HEADROOM)
+        pool.remembered = True
     _settle_bounds(pool, _why_held(pool, report, fault, at_s), at_s, policy)
     return pool
 
@@ -307,7 +310,7 @@ def _kept(pool: PoolView, current: int, at_s: float, hold_s: float) -> int:
     since = pool.history.since_s
     if pool.need is None or pool.need >= current or since is None or at_s - since < hold_s:
         return current
-    most = max((n for said_s, n in pool.history.needs if said_s > at_s - hold_s), default=0)
+    most = max((n for said_s, n in pool.history.needs if said_s >= at_s - hold_s), default=0)
     return min(current, max(most, pool.need))
 
 
@@ -324,6 +327,11 @@ def _group_view(spec: GroupSpec, priority_class: int, weight: float, pools: list
     loads = []
     for path in paths:
         sums = [sum(pools[place].load for place in stage) for stage in path]
+        for number, stage in enumerate(path):
+            if all(pools[place].remembered for place in stage) and 0.0 < sums[number] < max(sums):
+                for place in stage:
+                    _keep_up(pools[place], max(sums) / sums[number])
+                sums[number] = max(sums)
         for stage, total in zip(path, sums, strict=True):
             for place in stage:
                 shares[place] = pools[place].load / total if total > 0 else 1.0 / len(stage)
@@ -340,6 +348,13 @@ def _group_view(spec: GroupSpec, priority_class: int, weight: float, pools: list
     )
     group.ceilings = tuple(_ceiling(group, path) for path in paths)
     return group
+
+
+def _keep_up(pool: PoolView, factor: float) -> None:
+    """What a pool last said was about less load than its partner sees now: it faces as much more."""
+    pool.load *= factor
+    pool.now = _share_carried(pool.capacity, pool.load) or slower(pool.now, factor)
+    pool.hi = slower(pool.now, HEADROOM)
 
 
 def _ceiling(group: GroupView, path: tuple[tuple[int, ...], ...]) -> float:

@@ -8,7 +8,12 @@ from global_planner.types import GroupSpec, PoolSpec, RoundInputs
 from pool_planner.types import Proposal, Role
 from tests.arbiter.builders import group, inputs, pool, steps
 
-SHAPES: tuple[tuple[Role, ...], ...] = (("agg",), ("prefill", "decode"), ("prefill", "prefill", "decode"), ("prefill", "decode", "agg"))
+SHAPES: tuple[tuple[Role, ...], ...] = (
+    ("agg",),
+    ("prefill", "decode"),
+    ("prefill", "prefill", "decode"),
+    ("prefill", "decode", "agg"),
+)
 
 
 @st.composite
