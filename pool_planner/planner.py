@@ -17,7 +17,7 @@ from pool_planner.expectation import Expectation, expect
 from pool_planner.learning import clean, correct, learn, why_unknown
 from pool_planner.performance.demand import Capacity, plain_capacity, queueing_capacity
 from pool_planner.performance.work import Engine
-from pool_planner.report import advice, hold, numbers, proposal, within_gpus
+from pool_planner.report import advice, hold, numbers, proposal, verdicts, within_gpus
 from pool_planner.scaling.combine import Combined, combine
 from pool_planner.scaling.load import LoadLimits, LoadNeed, load_need, signals
 from pool_planner.scaling.settle import Rhythm, settle
@@ -87,6 +87,7 @@ def plan_pool(
     provisioned = grant.replicas_spec if grant is not None and config.extensions.start_from_provisioned else None
     if observation.front_door_up is not True:
         return _partial(state, needed, capacity, expectation, provisioned, now, pool, config)
+    before = state.memory.wanted
     memory, wanted, settled = settle(
         state.memory,
         needed=needed.replicas,
@@ -112,7 +113,8 @@ def plan_pool(
         load=load,
         reasons=(*reasons, *(capacity.notes if capacity is not None else ())),
     )
-    return replace(state, numbers=numbers(state, grant, capacity, report)), report
+    said = verdicts(pool, before, report.wanted, throughput, load)
+    return replace(state, numbers=numbers(state, grant, capacity, report), verdicts=said), report
 
 
 def _partial(

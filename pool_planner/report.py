@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pool_planner.config import PlannerConfig
@@ -129,3 +129,22 @@ def numbers(state: PoolState, grant: Grant | None, capacity: Capacity | None, re
         if capacity is not None:
             numbers["capacity_ready_rps"] = capacity.rps[min(grant.replicas_ready, len(capacity.rps) - 1)]
     return numbers
+
+
+# What each part of a decision came to, in words of a fixed set: for metrics, which cannot carry sentences.
+VERDICTS: Mapping[str, tuple[str, ...]] = {
+    "throughput": ("off", "minimum", "covered", "short"),
+    "load": ("off", "unknown", "up", "stay", "down"),
+    "outcome": ("hold", "raise", "keep", "lower"),
+}
+
+
+def verdicts(
+    pool: PoolSetup, before: int | None, wanted: int, throughput: Need | None, load: LoadNeed | None
+) -> dict[str, str]:
+    """One of VERDICTS for each part; `before`: wanted by the plan before this one."""
+    by_forecast = "off"
+    if throughput is not None:
+        by_forecast = "short" if throughput.short else "minimum" if throughput.replicas <= pool.min_replicas else "covered"
+    outcome = "keep" if before is None or wanted == before else "raise" if wanted > before else "lower"
+    return {"throughput": by_forecast, "load": "off" if load is None else load.verdict, "outcome": outcome}

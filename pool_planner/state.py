@@ -34,8 +34,8 @@ class WarmBin:
 class PoolState:
     """Of one pool. `last_points`: each worker's last (load, latency) pair by kind, because a gauge that did not change says
     nothing new. `isl_seen`, `osl_seen`: requests whose lengths were seen.
-    `calm_since_s`: the pool has been below overload with `calm_ready` ready replicas since. `numbers` and
-    `last_reason` are for showing."""
+    `calm_since_s`: the pool has been below overload with `calm_ready` ready replicas since. `numbers`,
+    `verdicts` (see `report`) and `last_reason` are for showing."""
 
     forecaster: TrafficForecaster
     ttft: Window
@@ -53,6 +53,7 @@ class PoolState:
     observation: Observation | None = None
     forecast: Forecast | None = None
     last_reason: str = ""
+    verdicts: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from pool_planner.report import VERDICTS
 from pool_planner.setup import PlannerSetup, PoolSetup
 from pool_planner.state import PlannerState, PoolState
 from pool_planner.types import Hold, Proposal, Report
@@ -16,7 +17,6 @@ from pool_planner.types import Hold, Proposal, Report
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _OWN = "global_planner_pool_"
 _DYNAMO = "dynamo_planner_"
-STATES = ("proposal", "hold")
 
 # name of PoolState.numbers -> what it is
 _NUMBERS: Mapping[str, str] = {
@@ -66,10 +66,11 @@ def render(setup: PlannerSetup, state: PlannerState, reports: Sequence[Report], 
                 about = f"Replicas that {name.split('_')[0]}-based scaling asks for."
                 text.gauge(_OWN + name, about, labels, None if replicas is None else float(replicas))
         if report is not None:
-            current = "hold" if isinstance(report, Hold) else "proposal"
-            for each in STATES:
-                about = "What the last plan was: a proposal, or a hold because something is unknown."
-                text.gauge(_OWN + "report", about, {**labels, "report": each}, float(each == current))
+            said = {**of_pool.verdicts, "outcome": "hold"} if isinstance(report, Hold) else of_pool.verdicts
+            for part, word in said.items():
+                for each in VERDICTS[part]:
+                    about = f"What {part} came to in the last plan."
+                    text.gauge(f"{_OWN}verdict_{part}", about, {**labels, "verdict": each}, float(each == word))
     _dynamo(text, rows)
     return text.done()
 

@@ -36,7 +36,8 @@ def test_a_proposal_and_a_hold_are_shown_and_the_unknown_is_absent() -> None:
     shown = samples(render(story.setup, story.state, [story.report], now=story.now))
     assert shown["global_planner_pool_wanted[pool=prefill,role=prefill]"] == story.wanted
     assert shown["global_planner_pool_observed_rps[pool=prefill,role=prefill]"] == 2.0
-    assert shown["global_planner_pool_report[pool=prefill,report=proposal,role=prefill]"] == 1.0
+    assert shown["global_planner_pool_verdict_throughput[pool=prefill,role=prefill,verdict=covered]"] == 1.0
+    assert shown["global_planner_pool_verdict_outcome[pool=prefill,role=prefill,verdict=hold]"] == 0.0
     assert shown["dynamo_planner_predicted_num_prefill_replicas"] == story.wanted
     assert shown["dynamo_planner_observed_ttft_ms"] == 900.0
     assert shown["dynamo_planner_observed_requests_per_second"] == 2.0
@@ -45,7 +46,7 @@ def test_a_proposal_and_a_hold_are_shown_and_the_unknown_is_absent() -> None:
     story.step(None)
     assert story.report is not None
     held = samples(render(story.setup, story.state, [story.report], now=story.now))
-    assert held["global_planner_pool_report[pool=prefill,report=hold,role=prefill]"] == 1.0
+    assert held["global_planner_pool_verdict_outcome[pool=prefill,role=prefill,verdict=hold]"] == 1.0
     assert "global_planner_pool_wanted[pool=prefill,role=prefill]" not in held
     assert held["global_planner_pool_observation_age_s[pool=prefill,role=prefill]"] == story.tick_s
 

@@ -337,3 +337,41 @@ def test_the_projects_own_router_is_understood() -> None:
     assert seen.osl_histogram is not None and sum(seen.osl_histogram.counts) == 10.0
     (load,) = loads
     assert (load.worker_id, load.active_decode_blocks, load.last_itl_ms) == ("w1", 64.0, 400.0)
+
+
+def test_engines_without_dynamo_are_understood_by_their_own_series() -> None:
+    """Arrivals are what was completed and what more is under way; each engine is a worker."""
+    series = PoolSeries(pool="agg", role="agg", source="vllm", match={"model_name": "demo/chat"})
+
+    def engine(name: str, done: int, running: int, waiting: int, usage: float) -> Snapshot:
+        label = '{model_name="demo/chat",engine="0"}'
+        text = f"""\
+vllm:request_success_total{label} {done}
+vllm:num_requests_running{label} {running}
+vllm:num_requests_waiting{label} {waiting}
+vllm:kv_cache_usage_perc{label} {usage}
+vllm:time_to_first_token_seconds_sum{label} {0.5 * done}
+vllm:time_to_first_token_seconds_count{label} {done}
+vllm:inter_token_latency_seconds_sum{label} {0.02 * 100 * done}
+vllm:inter_token_latency_seconds_count{label} {100 * done}
+vllm:request_prompt_tokens_sum{label} {800 * done}
+vllm:request_prompt_tokens_count{label} {done}
+"""
+        return Snapshot(at_s=0.0, families=parse(text, names.wanted), instance=name)
+
+    pairs = [
+        Pair(before=engine("a", 100, 5, 0, 0.2), after=engine("a", 140, 9, 2, 0.5)),
+        Pair(before=engine("b", 10, 1, 0, 0.1), after=engine("b", 30, 1, 0, 0.1)),
+    ]
+    loads = workers.of_vllm(pairs, series)
+    seen = observation(series, pairs, at_s=10.0, interval_s=10.0, complete=True, workers=loads)
+    assert seen.completed == 60.0
+    assert seen.requests == 66.0
+    assert seen.queued_requests == 2.0
+    assert seen.isl_tokens == 800.0
+    assert seen.ttft_ms == pytest.approx(500.0)
+    assert seen.itl_ms == pytest.approx(20.0)
+    assert [(load.worker_id, load.active_decode_blocks, load.active_prefill_tokens) for load in loads] == [
+        ("a", 50.0, 1600.0),
+        ("b", 10.0, 0.0),
+    ]
