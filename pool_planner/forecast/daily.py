@@ -43,6 +43,13 @@ class LaggedHistory:
         self._bins[self._count % len(self._bins)] = value
         self._count += 1
 
+    def add_or_repeat(self, value: float | None, last: float) -> None:
+        """Add the next bin; one of unknown value as it was yesterday, or like the last one."""
+        if value is None:
+            before = self.day_ago(1)
+            value = last if before is None else before
+        self.add(value)
+
     def ago(self, bins: int) -> float:
         return float(self._bins[(self._count - 1 - bins) % len(self._bins)])
 
@@ -76,7 +83,7 @@ class DailyLag:
     def learn(self, value: float | None) -> None:
         self.last = self.last if value is None else value
         if self.last is not None:
-            self.history.add(self.last)
+            self.history.add_or_repeat(value, self.last)
 
     def points(self, steps: int) -> Sequence[float]:
         before = self.history.day_ago(steps)

@@ -54,11 +54,6 @@ class NaiveFallback:
         point = self.model.point(steps) if duel.model_loss <= duel.naive_loss else None
         return self._last if point is None else point
 
-    def using_model(self, steps: int) -> bool:
-        """Whether the forecast at this horizon is the model's at present."""
-        duel = next((d for d in self._duels if d.steps >= steps), self._duels[-1])
-        return duel.model_loss <= duel.naive_loss and self.model.point(steps) is not None
-
 
 class FittedFallback(NaiveFallback):
     """The same for a model with background fits."""

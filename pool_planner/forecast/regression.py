@@ -162,7 +162,7 @@ class DirectCorrection:
         if self._last is None:
             return
         if self._history is not None:
-            self._history.add(self._last)
+            self._history.add_or_repeat(value, self._last)
         pull = [average - self._last for average in self._averages.levels]
         for steps, correction in self._by_steps.items():
             x = np.array(pull + self._yesterday(steps))

@@ -15,7 +15,7 @@ from typing import Any, cast
 from pool_planner.forecast.base import Accuracy, FitJob, FitResult, Fittable, PointModel, Prediction
 from pool_planner.forecast.conformal import ErrorWindow, Margin
 
-MAX_GAP_BINS = 1000  # a longer silence tells no more than this one
+MAX_GAP_BINS = 100  # of a longer silence only this much is gone through (20 ms); for a day after it, yesterday is misplaced
 CEILING = 4.0  # no forecast above this many times the largest value seen
 ACCURACY_DECAY = 0.98  # half of the published accuracy comes from the last 34 bins
 

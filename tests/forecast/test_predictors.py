@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import random
+import time
 from importlib.util import find_spec
 
 import pytest
@@ -225,3 +226,25 @@ def test_accuracy_is_published_against_the_naive_forecast() -> None:
     assert by_steps[1].scored == len(noise()) - 1
     assert by_steps[1].rmae is not None and by_steps[1].rmae < 0.9
     assert by_steps[1].wape is not None and 0.05 < by_steps[1].wape < 0.25
+
+
+def test_a_month_of_silence_is_got_over_within_a_tick() -> None:
+    predictor = make_predictor("auto", PredictorOptions(step_s=30.0))
+    for index, value in enumerate(noise()):
+        predictor.learn(value, 30.0 * (index + 1))
+    began = time.thread_time()
+    predictor.learn(100.0, 30.0 * 86400.0)
+    assert time.thread_time() - began < 0.15
+    forecast = predictor.forecast(1)
+    assert forecast is not None and 80.0 < forecast.mean < 120.0 and forecast.known_at_s == 30.0 * 86400.0
+
+
+def test_auto_keeps_the_shape_of_a_day_through_an_outage() -> None:
+    day = [30.0] * 16 + [300.0] * 4 + [60.0] * 12 + [200.0] * 6 + [40.0] * 10
+    history: Values = [None if 5 * 48 <= index < 5 * 48 + 40 else value for index, value in enumerate(day * 6)]
+    predictor = predictor_named("auto")
+    feed(predictor, history)
+    for index, value in enumerate(day[:16], start=len(history)):
+        predictor.learn(value, (index + 1) * STEP_S)
+    peak = predictor.forecast(1)
+    assert peak is not None and peak.mean > 150.0, "the peak that the outage of yesterday hid is expected today"
