@@ -37,16 +37,18 @@ def clean(observation: Observation) -> Observation:
     return replace(observation, **wrong) if wrong else observation
 
 
-def why_unknown(observation: Observation | None, *, now: float, tick_s: float) -> str | None:
-    """Why nothing can be decided on `observation` (a clean one), or None when it is fresh and complete enough."""
+def why_unknown(observation: Observation | None, *, now: float, config: PlannerConfig) -> str | None:
+    """Why nothing can be decided on `observation` (a clean one), or None when it is fresh and complete enough. Load-based
+    scaling alone can do without the traffic where it knows the workers."""
+    tick_s = config.tick_s
     if observation is None:
         return "no observation"
     age_s = now - observation.at_s
     if age_s > STALE_TICKS * tick_s:
         return f"the last observation is {age_s:.0f} s old"
-    if observation.requests is None:
+    if observation.requests is None and (config.enable_throughput_scaling or not observation.workers):
         return "the number of requests is unknown"
-    if observation.front_door_up is not True and observation.requests <= 0.0:
+    if observation.front_door_up is not True and not observation.requests:
         return "no request was seen, and the front door is not known to be up: silence is not idleness"
     if not observation.interval_s > 0.0 or not math.isfinite(observation.interval_s):
         return f"the observed interval is {observation.interval_s} s"
@@ -58,9 +60,14 @@ def offered(observation: Observation, *, arrivals: bool) -> float | None:
     return observation.requests if arrivals else observation.completed
 
 
+def is_new(state: PoolState, observation: Observation) -> bool:
+    """Whether `observation` is later than what was learned last; the same one twice teaches nothing."""
+    return state.observation is None or observation.at_s > state.observation.at_s
+
+
 def learn(state: PoolState, observation: Observation, pool: PoolSetup, config: PlannerConfig) -> PoolState:
-    """The state after `observation`; the same one twice teaches nothing new."""
-    if state.observation is not None and observation.at_s <= state.observation.at_s:
+    """The state after `observation`."""
+    if not is_new(state, observation):
         return state
     requests = offered(observation, arrivals=config.extensions.offered_load)
     partial = observation.front_door_up is not True

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from pool_planner.config import PlannerConfig
 from pool_planner.expectation import Expectation, expect
-from pool_planner.learning import clean, correct, learn, why_unknown
+from pool_planner.learning import clean, correct, is_new, learn, why_unknown
 from pool_planner.performance.demand import Capacity, plain_capacity, queueing_capacity
 from pool_planner.performance.work import Engine
 from pool_planner.report import advice, hold, numbers, proposal, verdicts, within_gpus
@@ -60,11 +60,12 @@ def plan_pool(
 ) -> tuple[PoolState, Report]:
     """What one pool needs."""
     observation = clean(observation) if observation is not None else None
-    unknown = why_unknown(observation, now=now, tick_s=config.tick_s)
+    unknown = why_unknown(observation, now=now, config=config)
     if unknown is not None or observation is None:
         return replace(state, arrivals=state.arrivals.gap()), hold(pool, config, now, unknown or "no observation")
     if config.extensions.start_from_provisioned and (grant is None or grant.replicas_spec is None):
         return learn(state, observation, pool, config), hold(pool, config, now, "what the pool has is not known yet")
+    new = is_new(state, observation)
     state = learn(state, observation, pool, config)
     expectation = expect(state, observation, grant, pool, config, now)
 
@@ -72,7 +73,8 @@ def plan_pool(
     if config.enable_throughput_scaling and pool.engine is not None:
         if expectation is None:
             return state, hold(pool, config, now, "no traffic is known that could be forecast")
-        state = correct(state, observation, grant, pool.engine, expectation.shape, config)
+        if new:
+            state = correct(state, observation, grant, pool.engine, expectation.shape, config)
         capacity = _capacity(pool.engine, expectation, state, pool, config)
         throughput = throughput_need(capacity, expectation.load_rps, least=pool.min_replicas, most=pool.max_replicas)
     load = _load(state, observation, grant, pool, config, capacity) if config.enable_load_scaling else None

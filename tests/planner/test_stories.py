@@ -226,3 +226,29 @@ def test_no_operation_says_what_it_would_do() -> None:
     story.run(90, 6.0)
     assert isinstance(story.report, Hold)
     assert "would run" in story.held
+
+
+def test_load_alone_needs_no_traffic_where_the_workers_are_known() -> None:
+    story = Story(have=2, enable_throughput_scaling=False, enable_load_scaling=True)
+    for k in range(8):
+        workers = tuple(
+            worker(f"w{i}", active_prefill_tokens=500.0 * k, last_isl_tokens=1000.0, last_ttft_ms=900.0 + 350.0 * k)
+            for i in range(story.have or 0)
+        )
+        story.step(None, workers=workers)
+    assert story.wanted > 2
+    story.step(None, workers=None)
+    assert "number of requests is unknown" in story.held
+
+
+def test_the_same_observation_twice_teaches_nothing() -> None:
+    """A Prometheus that was not scraped anew gives the last observation again."""
+    once, again = Story(have=1, no_correction=False), Story(have=1, no_correction=False)
+    for _ in range(10):
+        once.step(2.0, ttft_ms=2500.0)
+        again.step(2.0, ttft_ms=2500.0)
+        state = again.state.pools["prefill"]
+        assert state.observation is not None
+        again.tell(state.observation)
+    assert once.state.pools["prefill"].correction == again.state.pools["prefill"].correction
+    assert once.wanted == again.wanted
