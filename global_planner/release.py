@@ -83,34 +83,49 @@ def release(
 
     order: Shrink | Cancel | None = None
     if unnamed_surplus(memory, memory.write, holding, ordered):
-        # A victim that is named now may be among those that the cluster is about to choose, and it would take another one,
-        # perhaps with work, in its place.
-        return Release(drains=drains, undrain=undrain, drained=drained)
-    if cancelled > 0:
-        times = memory.failed_starts + 1
-        backoff_s = min(policy.backoff_max_s, policy.backoff_base_s * 2.0 ** min(times - 1, 30))
+        pass  # a victim named now may be one that the cluster is about to choose: it would take another, perhaps with work
+    elif cancelled > 0:
         named = bound + failed[: max(0, cancelled - never_created)]
-        order = Cancel(
+        order = _cancel(memory, holding, spec, policy, at_s, ordered - len(bound) - cancelled, cancelled, named)
+    elif absent or any(may_leave(replica, memory) for replica in victims):
+        gone = tuple(replica.id for replica in victims if may_leave(replica, memory))
+        order = Shrink(
             pool=spec.name,
             before=ordered,
-            after=ordered - len(bound) - cancelled,
-            victims=tuple(replica.id for replica in named),
+            after=ordered - absent - len(gone),
+            victims=gone,
             version=holding.version,
-            backoff_until_s=at_s + backoff_s,
-            reason=_cancel_reason(failed, cancelled, limit_s, times, backoff_s),
+            reason=f"granted {grant.granted} of {ordered}: {grant.reason}",
         )
-    else:
-        ready_to_go = [replica for replica in victims if may_leave(replica, memory)]
-        if ready_to_go or absent:
-            order = Shrink(
-                pool=spec.name,
-                before=ordered,
-                after=ordered - absent - len(ready_to_go),
-                victims=tuple(replica.id for replica in ready_to_go),
-                version=holding.version,
-                reason=f"granted {grant.granted} of {ordered}: {grant.reason}",
-            )
     return Release(drains=drains, undrain=undrain, order=order, drained=drained)
+
+
+def _cancel(
+    memory: PoolMemory,
+    holding: Holding,
+    spec: PoolSpec,
+    policy: RolloutPolicy,
+    at_s: float,
+    after: int,
+    cancelled: int,
+    named: list[Replica],
+) -> Cancel:
+    """The order that gives up `cancelled` replicas, and how long the pool waits before it tries again."""
+    times = memory.failed_starts + 1
+    backoff_s = min(policy.backoff_max_s, policy.backoff_base_s * 2.0 ** min(times - 1, 30))
+    causes = sorted({replica.unschedulable for replica in named if replica.unschedulable is not None})
+    cannot = f" ({'; '.join(causes)})" if causes else ""
+    again = "" if times == 1 else f", {times} times in a row"
+    limit_s = start_limit_s(holding, spec)
+    return Cancel(
+        pool=spec.name,
+        before=ordered_replicas(holding) or 0,
+        after=after,
+        victims=tuple(replica.id for replica in named),
+        version=holding.version,
+        backoff_until_s=at_s + backoff_s,
+        reason=f"{cancelled} not started within {limit_s:.0f} s{cannot}{again}; the pool grows no more for {backoff_s:.0f} s",
+    )
 
 
 def take_back(holding: Holding, spec: PoolSpec) -> Shrink | None:
@@ -204,10 +219,3 @@ def _undrain(
     if not wanted:
         return None
     return Undrain(pool=spec.name, replicas=tuple(wanted), reason=f"granted {grant.granted}, wanted again: {grant.reason}")
-
-
-def _cancel_reason(failed: list[Replica], cancelled: int, limit_s: float, times: int, backoff_s: float) -> str:
-    causes = sorted({replica.unschedulable for replica in failed if replica.unschedulable is not None})
-    cannot = f" ({'; '.join(causes)})" if causes else ""
-    again = "" if times == 1 else f", {times} times in a row"
-    return f"{cancelled} not started within {limit_s:.0f} s{cannot}{again}; the pool grows no more for {backoff_s:.0f} s"
