@@ -15,13 +15,14 @@ import shutil
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from global_planner.compile import planner_setups_of, router_config_of
 from global_planner.config import Topology
-from global_planner.mocker.cluster_api import EventsAnswer
+from global_planner.mocker.cluster_api import EventsAnswer, PoolsAnswer
 from global_planner.mocker.cluster_state import ClusterEvent
 from global_planner.processes import ChildProcess, ProcessFailed, start
 from global_planner.ray_environment import prepare
@@ -86,6 +87,15 @@ class System:
                 return EventsAnswer.model_validate_json(answer.read()).events
         except OSError:
             return ()
+
+    def peak_gpus(self) -> Mapping[str, int] | None:
+        """The most GPUs of each type that the cluster itself ever held at once, ending ones included; None: no answer. It is
+        evidence beside the arbiter's own account."""
+        try:
+            with urllib.request.urlopen(f"{self.cluster_url}/v1/pools", timeout=2.0) as answer:
+                return PoolsAnswer.model_validate_json(answer.read()).peak_gpus
+        except OSError:
+            return None
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_WALL_S) -> None:
         """Wait until every model can be asked at the public endpoint. Raises ProcessFailed."""

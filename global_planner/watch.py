@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TextIO
@@ -19,6 +19,7 @@ class Watch:
 
     notes: list[tuple[float, str]] = field(default_factory=list)
     snapshot: ArbiterSnapshot | None = None
+    peak_gpus: Mapping[str, int] = field(default_factory=dict)
     _gone: bool = False
     _noted_s: float = -1.0
     _event: int = 0
@@ -36,6 +37,7 @@ class Watch:
             self.snapshot = found
             self.notes += [note for note in found.notes if note[0] > self._noted_s]
             self._noted_s = max([self._noted_s, *(at_s for at_s, _ in found.notes)])
+        self.peak_gpus = system.peak_gpus() or self.peak_gpus
         for event in system.cluster_events(self._event):
             self._event = max(self._event, event.no)
             if event.what.startswith(("died", "killed", "replaces")):

@@ -154,6 +154,7 @@ def _report(options: DemoOptions, plan: Plan, output: Output, watch: Watch, *, w
         seed=options.seed,
         trace=str(options.trace) if options.trace is not None else None,
         stopped=stopped,
+        peak_held_gpus=watch.peak_gpus,
     )
     journal = list(read(output.run / "journal"))
     summary = summarise(records, journal, parameters)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from global_planner.types import Holding, PoolSpec, Round
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunParameters:
     """What was run. `wall_s` is what the whole demo took; `trace` None: the built-in workload, drawn from `seed`. `stopped`:
-    it ended before its workload did."""
+    it ended before its workload did. `peak_held_gpus`: the most GPUs of each type that the cluster itself counted at once.
+    """
 
     topology: Topology
     speed: float
@@ -29,6 +30,7 @@ class RunParameters:
     seed: int = 1
     trace: str | None = None
     stopped: bool = False
+    peak_held_gpus: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +77,13 @@ class Summary:
     """The whole run. GPU-hours are charged GPUs over model hours from the load's start to its last answer.
 
     `gpu_hours_static_peak` is every pool held at the largest number that it wanted, all the time: what a fleet that is sized
-    for each pool's own peak costs. `budget_gpus` None: some type is unlimited. `budget_violations` are rounds that found a GPU
-    type charged above its budget. `overhead_ms_p50` is what a completed request took beyond what its engines account for:
-    the stack's own work, hand-offs, and waiting at the router; `overhead_ms_p05`, of the quickest, is the work alone. At a
-    high speed that is wall time magnified (`overhead_wall_ms_*` is the same in wall time). `generator_late_ms_p99` is the
-    load's own lateness.
+    for each pool's own peak costs; `gpu_hours_whole_budget` is the whole budget held all the time. `budget_gpus` None: some
+    type is unlimited. `budget_violations` are rounds that found a GPU type charged above its budget, and GPU types of which
+    the cluster by its own count ever held more (`max_held_gpus`; None: it did not tell).
+
+    `overhead_ms_p50` is what a completed request took beyond what its engines account for: the stack's own work, hand-offs,
+    and waiting at the router; `overhead_ms_p05`, of the quickest, is the work alone. At a high speed that is wall time
+    magnified (`overhead_wall_ms_*` is the same in wall time). `generator_late_ms_p99` is the load's own lateness.
     """
 
     requests: int
@@ -92,8 +96,10 @@ class Summary:
     itl_attainment: float | None
     gpu_hours: float
     gpu_hours_static_peak: float
+    gpu_hours_whole_budget: float | None
     budget_gpus: int | None
     max_charged_gpus: int
+    max_held_gpus: int | None
     budget_violations: int
     rounds: int
     scale_ups: int
@@ -158,9 +164,12 @@ def summarise(records: Sequence[LoadRecord], journal: Iterable[object], paramete
         itl_attainment=itl_attainment(records, groups),
         gpu_hours=sum(sum(done.charged_gpus.values()) * hours for done, hours in during),
         gpu_hours_static_peak=sum(pool.gpu_hours_static_peak for pool in all_pools.values()),
+        gpu_hours_whole_budget=sum(limits.values()) * (end_s - start_s) / 3600.0 if types <= set(limits) else None,
         budget_gpus=sum(limits.values()) if types <= set(limits) else None,
         max_charged_gpus=max((sum(done.charged_gpus.values()) for done in rounds), default=0),
-        budget_violations=sum(map(over_budget, rounds)),
+        max_held_gpus=sum(parameters.peak_held_gpus.values()) if parameters.peak_held_gpus else None,
+        budget_violations=sum(map(over_budget, rounds))
+        + sum(gpus > limits.get(gpu_type, gpus) for gpu_type, gpus in parameters.peak_held_gpus.items()),
         rounds=len(rounds),
         scale_ups=sum(is_scale_up(step) for done in rounds for step in applied(done)),
         scale_downs=sum(is_scale_down(step) for done in rounds for step in applied(done)),

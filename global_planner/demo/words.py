@@ -31,7 +31,7 @@ def words(summary: Summary) -> str:
         f"The budget of {budget} was {kept}.",
         f"{summary.scale_ups} scale-ups and {summary.scale_downs} scale-downs in {summary.rounds} rounds used "
         f"{summary.gpu_hours:.2f} GPU-hours, {_less(saved)} the {summary.gpu_hours_static_peak:.2f} of a fleet that holds "
-        "every pool at its own peak.",
+        f"every pool at its own peak{_whole_budget(summary)}.",
     ]
     if summary.overhead_ms_p05 is not None and summary.overhead_wall_ms_p05 is not None:
         parts.append(
@@ -40,6 +40,12 @@ def words(summary: Summary) -> str:
             "in the median one, waiting at the router included; TTFT and ITL contain it."
         )
     return " ".join(parts)
+
+
+def _whole_budget(summary: Summary) -> str:
+    """The harder comparison: a fleet as large as the budget, which may serve less than every pool's peak."""
+    whole = summary.gpu_hours_whole_budget
+    return f" ({_less(1.0 - summary.gpu_hours / whole)} the {whole:.2f} of the whole budget held all the time)" if whole else ""
 
 
 def source_text(summary: Summary) -> str:

@@ -221,3 +221,18 @@ def test_words_say_what_the_numbers_say() -> None:
 def test_tables_line_up() -> None:
     for block in table(WHOLE).split("\n\n"):
         assert len({len(line) for line in block.splitlines()}) == 1
+
+
+def test_the_clusters_own_count_is_evidence_against_the_arbiters() -> None:
+    """The arbiter may believe that it stayed within the budget; what the cluster held at once decides too."""
+    limit = WHOLE.budget_gpus
+    assert limit is not None
+    held = summarise(RECORDS, ROUNDS, replace(RUN, peak_held_gpus={"h100": limit}))
+    assert (held.max_held_gpus, held.budget_violations, held.good) == (limit, 0, True)
+    over = summarise(RECORDS, ROUNDS, replace(RUN, peak_held_gpus={"h100": limit + 1}))
+    assert (over.max_held_gpus, over.budget_violations, over.good) == (limit + 1, 1, False)
+    assert WHOLE.max_held_gpus is None
+
+
+def test_the_whole_budget_held_all_the_time_is_the_harder_comparison() -> None:
+    assert WHOLE.gpu_hours_whole_budget == pytest.approx((WHOLE.budget_gpus or 0) * WHOLE.span_s / 3600.0)
