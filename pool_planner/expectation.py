@@ -62,15 +62,16 @@ def expect(
             reasons.append(f"{already:.2f} requests/s arrive already, {load:.2f} were forecast")
             load = already
     if extensions.offered_load and observation.queued_requests:
-        # What an arrival within its SLA may find waiting is no backlog; the rest is to be worked off in one interval.
+        # What an arrival within its SLA may find waiting is no backlog; the rest is to be worked off within one horizon,
+        # which is when what is ordered now will serve.
         backlog = observation.queued_requests - load * pool.ttft_ms / 1e3
         if backlog > 1.0:
             reasons.append(f"{backlog:.0f} requests wait")
-            load += backlog / interval_s
+            load += backlog / reach_s
     if extensions.length_distribution:
         far = replace(
             far,
-            isl_tokens=_grounded(far.isl_tokens, state.isl_seen, extensions.isl_until_known),
+            isl_tokens=_grounded(far.isl_tokens, state.isl_seen, pool.expected_isl(extensions.isl_until_known)),
             osl_tokens=1.0 if pool.role == "prefill" else _grounded(far.osl_tokens, state.osl_seen, extensions.osl_until_known),
         )
         isl, osl = state.isl.mix(far.isl_tokens), state.osl.mix(far.osl_tokens)
@@ -115,7 +116,7 @@ def _observed(
         requests_per_s=rate,
         requests_per_s_high=rate,
         quantile=config.extensions.forecast_quantile or DEFAULT_QUANTILE,
-        isl_tokens=isl or config.extensions.isl_until_known,
+        isl_tokens=isl or pool.expected_isl(config.extensions.isl_until_known),
         osl_tokens=osl or config.extensions.osl_until_known,
         predictor="observed",
     )

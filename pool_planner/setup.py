@@ -21,6 +21,7 @@ class PoolSetup:
 
     `cold_start_s`: from order to ready, until it was measured. `ttft_offset_ms`: what a request is known to pay between its
     prefill and the first token at the client (KV transfer, first decode step), before live correction learns the rest.
+    `isl_max_tokens`: longer prompts are sent elsewhere (None: all come here).
     `max_num_seqs`, `prefill_chunk_tokens`: most sequences at once and most prompt tokens in one step of the engine.
     """
 
@@ -34,8 +35,13 @@ class PoolSetup:
     profile: Profile | None = None
     cold_start_s: float = 60.0
     ttft_offset_ms: float = 0.0
+    isl_max_tokens: int | None = None
     max_num_seqs: int = 256
     prefill_chunk_tokens: int = 8192
+
+    def expected_isl(self, usual: float) -> float:
+        """Prompt tokens to plan for before any were measured, where prompts of the deployment usually have `usual`."""
+        return usual if self.isl_max_tokens is None else min(usual, self.isl_max_tokens / 2.0)
 
     @property
     def engine(self) -> Engine | None:

@@ -86,7 +86,7 @@ def _fresh(pool: PoolSetup, config: PlannerConfig, now: float, warmup: Sequence[
                 kalman_r=config.kalman_r,
                 kalman_min_points=config.kalman_min_points,
             ),
-            isl_fallback_tokens=config.extensions.isl_until_known,
+            isl_fallback_tokens=pool.expected_isl(config.extensions.isl_until_known),
             # A prefill pool generates one token and never sees how many follow.
             osl_fallback_tokens=1.0 if pool.role == "prefill" else config.extensions.osl_until_known,
         )
