@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -15,6 +16,16 @@ EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "two-models" / "
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+class _Number(click.FloatRange):
+    """A number in a range; `nan`, which no range refuses, and `inf` are none."""
+
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 @click.group(
@@ -37,14 +48,14 @@ def main() -> None:
 )  # fmt: skip
 @click.option("--trace", type=_FILE, help="Play a real trace: Azure CSV or Mooncake JSONL, plain or .gz (told by content).")
 @click.option(
-    "--minutes", type=click.FloatRange(0, min_open=True), show_default="40, or 10 of a trace",
+    "--minutes", type=_Number(0, min_open=True), show_default="40, or 10 of a trace",
     help="Length of the workload, in minutes of model time.",
 )  # fmt: skip
 @click.option(
-    "--speed", type=click.FloatRange(0.1, 200), default=20.0, show_default=True,
+    "--speed", type=_Number(0.1, 200), default=20.0, show_default=True,
     help="Divides every duration of the system: at 20, a model minute takes 3 seconds.",
 )  # fmt: skip
-@click.option("--scale", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Multiplies the rate.")
+@click.option("--scale", type=_Number(0, min_open=True), default=1.0, show_default=True, help="Multiplies the rate.")
 @click.option("--budget", type=click.IntRange(1), help="GPUs of the budget, instead of the topology's.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the built-in workload and thinning.")
 @click.option("--out", type=_FOLDER, default=Path("demo-report"), show_default=True, help="Where the report is written.")
@@ -85,7 +96,7 @@ def demo(
 @main.command()
 @click.option("--topology", "topology_path", type=_FILE, required=True, help="The deployment: budget, groups, pools.")
 @click.option("--budget", type=click.IntRange(1), help="GPUs of the budget, instead of the topology's.")
-@click.option("--speed", type=click.FloatRange(0.1, 200), default=1.0, show_default=True, help="Divides every duration.")
+@click.option("--speed", type=_Number(0.1, 200), default=1.0, show_default=True, help="Divides every duration.")
 @click.option(
     "--folder", type=_FOLDER, show_default=".global-planner/NAME",
     help="Where journal, logs and addresses are kept; the journal of an earlier run there is continued.",
