@@ -40,6 +40,8 @@ class GroupRules:
 
 def group_rules(group: GroupSpec, pools: Sequence[PoolSpec], selectors: Sequence[Selector]) -> GroupRules:
     """Priority class and weight of a group whose pools are `pools`."""
+    if not selectors:
+        return GroupRules(priority_class=group.priority_class, weight=group.weight)
     namespaces = {pool.namespace for pool in pools}
     names = {"group": group.name, "model": group.model, "namespace": namespaces.pop() if len(namespaces) == 1 else ""}
     lines = [line for line in _by_specificity(selectors) if _matches(line, names)]
@@ -65,6 +67,9 @@ def pool_rules(
                 rules.minimum, rules.min_from = event.min_replicas, f"schedule {event.name}"
             if event.load_factor is not None:
                 rules.load_factor *= event.load_factor
+    if pool.growth_cap is not None and (rules.maximum is None or pool.growth_cap < rules.maximum):
+        rules.maximum, rules.max_from = pool.growth_cap, ""
+        rules.guarantee = min(rules.guarantee, pool.growth_cap)
     if rules.maximum is not None and rules.minimum > rules.maximum:
         rules.minimum, rules.min_from = rules.maximum, rules.max_from or "max_replicas"
     for override in sorted(overrides, key=lambda item: (item.kind, item.replicas or 0, item.by, item.reason)):

@@ -79,6 +79,15 @@ def bundles_of(
     return Bundles(attainment=attainment, counts=counts, thinned=whole.thinned)
 
 
+def above(group: GroupView, bundles: Bundles, counts: Sequence[int]) -> Bundles | None:
+    """The part of `bundles` (of `group`) from `counts` up, which need not be searched for again; None: it must be."""
+    one = tuple(counts)
+    if len(group.paths) != 1 or any(len(stage) > 1 for stage in group.paths[0]) or one not in bundles.counts:
+        return None
+    place = bundles.counts.index(one)
+    return Bundles(attainment=bundles.attainment[place:], counts=bundles.counts[place:], thinned=bundles.thinned)
+
+
 def _simple(
     group: GroupView, path: tuple[tuple[int, ...], ...], floors: Sequence[int], caps: Sequence[int], *, hi: bool
 ) -> Bundles:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from global_planner.arbiter.admission import admitted_rps
-from global_planner.arbiter.frontier import bundles_of
 from global_planner.arbiter.plan import EPS, Array, Plan
 from global_planner.arbiter.state import ArbiterPolicy
 from global_planner.arbiter.view import GroupView, PoolView
@@ -47,6 +46,7 @@ def allocation_of(plan: Plan, inputs: RoundInputs, policy: ArbiterPolicy) -> All
         )
         for p, pool in enumerate(group.pools):
             pool_grants[pool.spec.name] = _grant(plan, g, p, nexts[g], ups, room, policy)
+    slack = sum(plan.slacks.values())
     none = GroupGrant(group="", load_rps=0.0, attainment=0.0)
     return Allocation(
         pools=tuple(pool_grants[spec.name] for spec in inputs.pools if spec.name in pool_grants),
@@ -56,7 +56,7 @@ def allocation_of(plan: Plan, inputs: RoundInputs, policy: ArbiterPolicy) -> All
         ),
         objective=policy.objective,
         value=value,
-        gap=plan.slack / (value + plan.slack) if plan.slack > ROUNDING * value else 0.0,
+        gap=slack / (value + slack) if slack > ROUNDING * value else 0.0,
         solver=", ".join(dict.fromkeys(plan.solvers)) or "nothing to choose",
         infeasible=plan.infeasible,
     )
@@ -67,16 +67,14 @@ def _next_step(plan: Plan, g: int) -> _Next | None:
     group, counts = plan.groups[g], plan.counts[g]
     if group.scale <= 0 or all(count >= cap for count, cap in zip(counts, plan.caps[g], strict=True)):
         return None
-    bundles = bundles_of(group, counts, plan.caps[g], plan.draws[g])
-    best: _Next | None = None
-    base = bundles.attainment[0]
-    gpus = [pool.gpus for pool in group.pools]
-    for level, option in zip(bundles.attainment[1:], bundles.counts[1:], strict=True):
-        adds = tuple(after - now for after, now in zip(option, counts, strict=True))
-        per_gpu = group.scale * (level - base) / max(1, sum(add * each for add, each in zip(adds, gpus, strict=True)))
-        if best is None or per_gpu > best.value_per_gpu * (1.0 + EPS):
-            best = _Next(adds=adds, value_per_gpu=per_gpu)
-    return best
+    bundles = plan.growth(g)
+    if len(bundles.counts) < 2:
+        return None
+    added = np.array(bundles.counts[1:]) - np.array(counts)
+    gained = np.array(bundles.attainment[1:]) - bundles.attainment[0]
+    per_gpu = group.scale * gained / np.maximum(added @ np.array([pool.gpus for pool in group.pools]), 1)
+    best = int(np.argmax(per_gpu >= per_gpu.max() * (1.0 - EPS)))
+    return _Next(adds=tuple(added[best].tolist()), value_per_gpu=float(per_gpu[best]))
 
 
 def _best_by_type(plan: Plan, nexts: Sequence[_Next | None]) -> Mapping[str, list[tuple[float, str, str]]]:

@@ -1,52 +1,88 @@
-"""What a change of one group's replicas is surely worth: the worst case over what the loads may be in truth. Pure.
+"""What changes of groups' replicas are surely worth: the worst case over what the loads may be in truth. Pure.
 
 What was measured for a pool may be off by some percent, and each of its group's stages for itself. So a change is judged at
 the loads as they are, with all of them 1.1 times as large, and with those of one stage alone so: a stage that looks too large
 for its partner by less than that is not too large, and one that looks too small not too small. The least gain, or greatest
-loss, counts. A move that is worth it by this measure is worth it in truth while noise stays below +-5 %, so noise cannot pay for a
-move and for the way back.
+loss, counts. A move that is worth it by this measure is worth it in truth while noise stays below +-5 %, so noise cannot pay
+for a move and for the way back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
-from global_planner.arbiter.frontier import Counts
-from global_planner.arbiter.view import HEADROOM, GroupView
+from global_planner.arbiter.menu import Menu
+from global_planner.arbiter.view import HEADROOM, GroupView, PoolView
 
-Array = NDArray[np.float64]
-
-
-def sure_changes(group: GroupView, present: Sequence[int], options: Sequence[Counts]) -> tuple[Array, Array]:
-    """For each option against `present`, in requests/s: the change in served load, at worst; and the load that is to be served
-    by new replicas, which nobody serves while they start."""
-    counts = np.array([present, *options], dtype=np.int64)
-    cases = np.zeros((4, len(counts)))  # at the loads; all higher; those of the first stage higher; those of the last
-    fresh = np.zeros(len(options))
-    for path, load, ceiling in zip(group.paths, group.path_loads, group.ceilings, strict=True):
-        now = [_stage(group, stage, counts, hi=False) for stage in path]
-        high = [_stage(group, stage, counts, hi=True) for stage in path]
-        mixed = ([high[0], now[1]], [now[0], high[1]]) if len(path) == 2 else (now, now)
-        for case, levels in enumerate((now, high, *mixed)):
-            reached = np.minimum(levels[0], ceiling) if len(levels) == 1 else np.minimum(np.minimum(*levels), ceiling)
-            cases[case] += reached * (load * HEADROOM if case == 1 else load)
-        rises = [stage[1:] - stage[0] for stage in now]
-        fresh += load * np.maximum(rises[0] if len(rises) == 1 else np.maximum(*rises), 0.0)
-    return (cases[:, 1:] - cases[:, :1]).min(axis=0), fresh
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
-def _stage(group: GroupView, stage: Sequence[int], counts: NDArray[np.int64], *, hi: bool) -> Array:
-    """Attainment of a stage for each row of counts; 1 where nothing is known of it (the path's ceiling says what it lets
-    through)."""
-    total = np.zeros(len(counts))
-    known = 0.0
-    for place in stage:
-        pool = group.pools[place]
-        if pool.now and group.shares[place] > 0:
-            curve = np.asarray(pool.hi if hi else pool.now, dtype=np.float64)
-            total += group.shares[place] * curve[np.minimum(counts[:, place], len(curve) - 1)]
-            known += group.shares[place]
-    return total / known if known > 0 else np.ones(len(counts))
+def sure_changes(groups: Sequence[GroupView], menu: Menu, present: Ints) -> tuple[Floats, Floats]:
+    """For each option of the menu against row `present[i]` of its member i, in requests/s: the change in served load, at worst;
+    and the load that new replicas are to serve, which nobody serves while they start.
+
+    `groups` are the menu's members. O(options) array work over all groups at once, a path or a stage at a time.
+    """
+    owner = menu.owner
+    base = present[owner]
+    cases = np.zeros((4, len(owner)))  # at the loads; all higher; those of the first stage higher; those of the last
+    fresh = np.zeros(len(owner))
+    for number in range(max(len(group.paths) for group in groups)):
+        paths = [group.paths[number] if number < len(group.paths) else () for group in groups]
+        load = _by_group([group.path_loads[number] if number < len(group.paths) else 0.0 for group in groups])[owner]
+        ceiling = _by_group([group.ceilings[number] if number < len(group.paths) else 0.0 for group in groups])[owner]
+        first_now, first_hi = _stage(groups, [path[0] if path else () for path in paths], menu.counts, owner)
+        last_now, last_hi = _stage(groups, [path[-1] if path else () for path in paths], menu.counts, owner)
+        alone = np.array([len(path) < 2 for path in paths])[owner]
+        mixed_first = np.where(alone, first_now, first_hi)
+        mixed_last = np.where(alone, last_now, last_hi)
+        pairs = ((first_now, last_now), (first_hi, last_hi), (mixed_first, last_now), (first_now, mixed_last))
+        for case, (first, last) in enumerate(pairs):
+            reached = np.minimum(np.minimum(first, last), ceiling) * load
+            cases[case] += reached * HEADROOM if case == 1 else reached
+        rise = np.maximum(first_now - first_now[base], last_now - last_now[base])
+        fresh += load * np.maximum(rise, 0.0)
+    return (cases - cases[:, base]).min(axis=0), fresh
+
+
+def _by_group(values: list[float]) -> Floats:
+    return np.array(values, dtype=np.float64)
+
+
+def _stage(groups: Sequence[GroupView], stages: Sequence[tuple[int, ...]], counts: Ints, owner: Ints) -> tuple[Floats, Floats]:
+    """Attainment of one stage of every group for each option, at the load and at 1.1 x the load; 1 where nothing is known of it
+    (the path's ceiling says what it lets through)."""
+    now, high = np.zeros(len(owner)), np.zeros(len(owner))
+    known = np.zeros(len(groups))
+    for nth in range(max((len(stage) for stage in stages), default=0)):
+        members = [_known(group, stage[nth]) if nth < len(stage) else None for group, stage in zip(groups, stages, strict=True)]
+        share = _by_group([0.0 if m is None else group.shares[m] for m, group in zip(members, groups, strict=True)])
+        pools = [None if m is None else group.pools[m] for m, group in zip(members, groups, strict=True)]
+        count = counts[np.arange(len(owner)), np.array([0 if m is None else m for m in members])[owner]]
+        now += share[owner] * _look_up([() if pool is None else pool.now for pool in pools], count, owner)
+        high += share[owner] * _look_up([() if pool is None else pool.hi for pool in pools], count, owner)
+        known += share
+    whole = known[owner]
+    nothing = whole <= 0.0
+    divisor = np.where(nothing, 1.0, whole)
+    return np.where(nothing, 1.0, now / divisor), np.where(nothing, 1.0, high / divisor)
+
+
+def _known(group: GroupView, place: int) -> int | None:
+    pool: PoolView = group.pools[place]
+    return place if pool.now and group.shares[place] > 0 else None
+
+
+def _look_up(curves: Sequence[Sequence[float]], count: Ints, owner: Ints) -> Floats:
+    """curves[owner[k]] at count[k], its last value beyond its end; 0 where the curve is empty."""
+    filled = [curve or (0.0,) for curve in curves]
+    sizes = np.array([len(curve) for curve in filled], dtype=np.int64)
+    flat = np.fromiter(chain.from_iterable(filled), dtype=np.float64, count=int(sizes.sum()))
+    starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
+    result: Floats = flat[starts[owner] + np.minimum(count, sizes[owner] - 1)]
+    return result

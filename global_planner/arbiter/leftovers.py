@@ -15,7 +15,7 @@ def fill_wanted(plan: Plan, ranks: Mapping[str, int]) -> None:
     curve shows no use of more: a planner may know a reason that is not in its curve. A pool whose curve does show a use is
     short because its partner is, and does not run ahead of it."""
     room = plan.room()
-    for members in plan.classes():
+    for _, members in plan.classes():
         for g in sorted(members, key=lambda g: ranks[plan.groups[g].spec.name]):
             group, counts, caps = plan.groups[g], plan.counts[g], plan.caps[g]
             if all(count >= cap for count, cap in zip(counts, caps, strict=True)):

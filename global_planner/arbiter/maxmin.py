@@ -43,12 +43,12 @@ def solve_max_min(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int]) -
             for g, group in enumerate(plan.groups)
         ]
         if bool((plan.room() >= -EPS).all()):
-            for members in plan.classes():
+            for _, members in plan.classes():
                 _climb(plan, members, plan.counts, plan.room(), ranks)
     classes = plan.classes()
-    for index, members in enumerate(classes):
-        below = [g for lower in classes[index + 1 :] for g in lower]
-        above = [g for higher in classes[:index] for g in higher]
+    for index, (_, members) in enumerate(classes):
+        below = [g for _, lower in classes[index + 1 :] for g in lower]
+        above = [g for _, higher in classes[:index] for g in higher]
         base = plan.usage(plan.counts, above) + plan.usage(plan.reserved, below) + plan.usage(plan.reserved, members)
         room = plan.limits.capacity - base
         if policy.stability:

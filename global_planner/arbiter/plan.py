@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
+from global_planner.arbiter.frontier import Bundles, above, bundles_of
 from global_planner.arbiter.limits import Limits
 from global_planner.arbiter.view import GroupView, View
 
@@ -21,9 +23,9 @@ EPS = 1e-9
 
 @dataclass(slots=True, kw_only=True)
 class Plan:
-    """The decision as it grows, by position of the group: `reserved`, `status_quo` and `counts` are replicas by pool,
-    `draws[g]` what a replica of each pool takes of each limit. `slack`: value that a better choice could at most add. `moved`:
-    groups raised with GPUs of others. `notes` by pool: what happened to it beyond plain raising and lowering."""
+    """The decision as it grows, by position of the group: `reserved`, `caps` and `counts` are replicas by pool,
+    `draws[g]` what a replica of each pool takes of each limit. `slacks` by class: value that a better choice could at most
+    add. `moved`: groups raised with GPUs of others. `notes` by pool: what happened to it beyond plain raising and lowering."""
 
     view: View
     limits: Limits
@@ -31,26 +33,48 @@ class Plan:
     reserved: list[list[int]]
     caps: list[list[int]]
     counts: list[list[int]]
-    slack: float = 0.0
+    slacks: dict[int, float] = field(default_factory=dict)
     solvers: list[str] = field(default_factory=list)
     moved: set[int] = field(default_factory=set)
     notes: dict[str, str] = field(default_factory=dict)
     infeasible: tuple[str, ...] = ()
+    _draws: Array
+    _growth: dict[int, tuple[list[int], Bundles]] = field(default_factory=dict)
 
     @property
     def groups(self) -> tuple[GroupView, ...]:
         return self.view.groups
 
-    def classes(self) -> list[list[int]]:
-        """Positions of the groups by priority class, the highest first."""
+    def classes(self) -> list[tuple[int, list[int]]]:
+        """(priority class, positions of its groups), the highest first."""
         ranks = sorted({group.priority_class for group in self.groups}, reverse=True)
-        return [[g for g, group in enumerate(self.groups) if group.priority_class == rank] for rank in ranks]
+        return [(rank, [g for g, group in enumerate(self.groups) if group.priority_class == rank]) for rank in ranks]
+
+    def growth(self, g: int) -> Bundles:
+        """The bundles of group g from its present counts up."""
+        known = self._growth.get(g)
+        if known is None or known[0] != self.counts[g]:
+            bundles = None if known is None else above(self.groups[g], known[1], self.counts[g])
+            if bundles is None:
+                bundles = bundles_of(self.groups[g], self.counts[g], self.caps[g], self.draws[g])
+                self.note_thinned(bundles)
+            self._growth[g] = known = (list(self.counts[g]), bundles)
+        return known[1]
+
+    def note_thinned(self, bundles: Bundles) -> None:
+        if bundles.thinned and "thinned bundles" not in self.solvers:
+            self.solvers.append("thinned bundles")
 
     def usage(self, counts: Sequence[Sequence[int]], members: Sequence[int] | None = None) -> Array:
         """What the groups (all, or `members`) draw of each limit."""
-        total = np.zeros(len(self.limits.names))
-        for g in range(len(self.groups)) if members is None else members:
-            total += np.asarray(counts[g], dtype=np.float64) @ self.draws[g]
+        if members is None:
+            drawn = np.fromiter(chain.from_iterable(counts), dtype=np.float64, count=len(self._draws))
+        else:
+            inside = set(members)
+            zeros = [0] * max((len(row) for row in counts), default=0)
+            rows = (row if g in inside else zeros[: len(row)] for g, row in enumerate(counts))
+            drawn = np.fromiter(chain.from_iterable(rows), dtype=np.float64, count=len(self._draws))
+        total: Array = drawn @ self._draws
         return total
 
     def room(self) -> Array:
@@ -65,7 +89,10 @@ def start_plan(view: View, limits: Limits) -> Plan:
     draws = [np.array([limits.draws(pool) for pool in group.pools]).reshape(len(group.pools), rows) for group in view.groups]
     floors = [[pool.floor for pool in group.pools] for group in view.groups]
     caps = [[_cap(pool.cap, pool.current, pool.floor, limits.blocks(pool)) for pool in group.pools] for group in view.groups]
-    plan = Plan(view=view, limits=limits, draws=draws, reserved=floors, caps=caps, counts=[list(row) for row in floors])
+    flat = np.concatenate(draws) if draws else np.zeros((0, rows))
+    plan = Plan(
+        view=view, limits=limits, draws=draws, reserved=floors, caps=caps, counts=[list(row) for row in floors], _draws=flat
+    )
     room = plan.room()
     if bool((room < -EPS).any()):
         _declare_infeasible(plan, room < -EPS)
@@ -104,7 +131,7 @@ def _declare_infeasible(plan: Plan, over: NDArray[np.bool_]) -> None:
 
 
 def _reserve_guarantees(plan: Plan, room: Array) -> None:
-    for members in plan.classes():
+    for _, members in plan.classes():
         for g in members:
             for p, pool in enumerate(plan.groups[g].pools):
                 wanted = min(pool.reserved, plan.caps[g][p])

@@ -222,7 +222,7 @@ def _fault(proposal: Proposal) -> str | None:
         if values is not None and not _is_curve(values):
             return f"{name} is not a non-empty curve that rises within 0..1"
     capacity = None if proposal.curve is None else proposal.curve.capacity_rps
-    if capacity is not None and not all(0.0 <= rate < math.inf for rate in capacity):
+    if capacity and not (math.isfinite(sum(capacity)) and min(capacity) >= 0.0):
         return "capacity_rps is not finite and non-negative"
     return None
 
@@ -346,7 +346,8 @@ def _group_view(spec: GroupSpec, priority_class: int, weight: float, pools: list
         path_loads=tuple(loads),
         shares=tuple(shares),
     )
-    group.ceilings = tuple(_ceiling(group, path) for path in paths)
+    known = all(pool.now for pool in pools)
+    group.ceilings = (1.0,) * len(paths) if known else tuple(_ceiling(group, path) for path in paths)
     return group
 
 
