@@ -26,6 +26,7 @@ import ray
 from global_planner import types as _types
 from global_planner.compile import PLAN_VALID_ROUNDS, pool_specs
 from global_planner.config import Topology
+from global_planner.control_folder import ControlFolder
 from global_planner.journal import Journal
 from global_planner.mocker.cluster_client import VirtualCluster
 from global_planner.round import Ports, RoundConfig, run_round
@@ -54,6 +55,8 @@ class ArbiterActorSpec:
     router_urls: tuple[str, ...]
     router_token: str | None
     journal_folder: str
+    control_folder: str
+    unix_at_zero_s: float
     log: str
     planners: tuple[PlannerActorSpec, ...]
 
@@ -145,10 +148,14 @@ class GlobalPlannerActor:
 
     async def _rounds_for_ever(self) -> None:
         spec, topology = self._spec, self._spec.topology
-        config = RoundConfig.of(topology)
+        config = RoundConfig.of(topology, unix_at_zero_s=spec.unix_at_zero_s)
         folder = Path(spec.journal_folder)
         journal = Journal.open(
-            folder, at_s=self._clock.now(), policies=config.policies, max_mb=topology.arbiter.journal_max_mb
+            folder,
+            at_s=self._clock.now(),
+            policies=config.policies,
+            max_mb=topology.arbiter.journal_max_mb,
+            max_age_s=topology.arbiter.journal_max_age_s,
         )
         memory = journal.memory
         self._rounds = memory.round_no
@@ -169,6 +176,7 @@ class GlobalPlannerActor:
                 pools=self._inbox,
                 journal=journal,
                 clock=self._clock,
+                operators=ControlFolder(Path(spec.control_folder)),
             )
             written = 0.0
             while True:

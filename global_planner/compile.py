@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from global_planner.arbiter.effective import PoolRules
 from global_planner.config import GroupConfig, PoolConfig, Topology
 from global_planner.mocker.cluster_state import VirtualPool
 from global_planner.planner_settings import dgds_of, planner_config_of
 from global_planner.replay.engine_spec import EngineSpec
+from global_planner.rule_checks import rules_of
 from global_planner.topology_draft import draft_of
-from global_planner.types import Budget, GroupSpec, PoolSpec
+from global_planner.types import Budget, GroupSpec, Mode, PoolSpec
 from pool_planner.performance.profile import Profile
 from pool_planner.setup import PlannerSetup, PoolSetup
 from router import config as router
@@ -46,7 +48,14 @@ def group_specs(topology: Topology) -> tuple[GroupSpec, ...]:
     )
 
 
+def rules_in_force(topology: Topology) -> Mapping[str, PoolRules]:
+    """By pool: minimum, maximum and guarantee as the selectors set them; schedules and people come on top at run time."""
+    draft = draft_of(topology)
+    return {pool.config.name: rules_of(draft, group, pool) for group, pool in draft.pools()}
+
+
 def pool_specs(topology: Topology) -> tuple[PoolSpec, ...]:
+    rules = rules_in_force(topology)
     return tuple(
         PoolSpec(
             name=pool.name,
@@ -56,30 +65,37 @@ def pool_specs(topology: Topology) -> tuple[PoolSpec, ...]:
             gpus_per_replica=pool.gpus_per_replica,
             dgd=pool.dgd_name,
             component=pool.component_name,
-            namespace=topology.cluster.namespace,
-            min_replicas=pool.min_replicas,
+            namespace=topology.namespace_of(group),
+            # The arbiter applies the selectors itself, and names them; but the rollout must let a pool go as low as they say.
+            min_replicas=min(pool.min_replicas, rules[pool.name].minimum),
             max_replicas=pool.max_replicas,
             guarantee_replicas=pool.guarantee_replicas,
-            mode=pool.mode,
-            start_limit_s=topology.arbiter.start_limit_s,
+            mode=_more_careful(pool.mode, topology.arbiter.mode),
+            start_limit_s=pool.start_limit_s or topology.arbiter.start_limit_s,
         )
         for group, pool in topology.placed_pools()
     )
 
 
-def dynamo_namespace(topology: Topology, dgd: str) -> str:
+def _more_careful(one: Mode, other: Mode) -> Mode:
+    order: tuple[Mode, ...] = ("observe", "approve", "act")
+    return min(one, other, key=order.index)
+
+
+def dynamo_namespace(topology: Topology, group: GroupConfig, dgd: str) -> str:
     """What the operator puts into the pods of a DGD as DYN_NAMESPACE; metrics carry it with "-" turned into "_"."""
-    return f"{topology.cluster.namespace}-{dgd}"
+    return f"{topology.namespace_of(group)}-{dgd}"
 
 
 def virtual_pools(topology: Topology) -> tuple[VirtualPool, ...]:
     """The pools of the virtual cluster; their minima stand from the start."""
+    rules = rules_in_force(topology)
     return tuple(
         VirtualPool(
             name=pool.name,
             gpu_type=pool.gpu_type,
             gpus_per_replica=pool.gpus_per_replica,
-            replicas=pool.min_replicas,
+            replicas=rules[pool.name].minimum,
         )
         for _, pool in topology.placed_pools()
     )
@@ -110,20 +126,23 @@ def engine_specs(topology: Topology, profiles: Mapping[str, Profile]) -> Mapping
 def planner_setups_of(topology: Topology, profiles: Mapping[str, Profile]) -> Mapping[str, PlannerSetup]:
     """What each planner plans, by DGD; `profiles` by pool name. The budget is shared, so it bounds single pools here and
     their sum nowhere: that is the arbiter's."""
-    draft = draft_of(topology)
+    draft, rules = draft_of(topology), rules_in_force(topology)
     return {
         dgd: PlannerSetup(
             config=planner_config_of(draft, group, pools),
-            pools=tuple(_pool_setup(topology, group.config, pool.config, profiles[pool.config.name]) for pool in pools),
+            pools=tuple(
+                _pool_setup(topology, group.config, pool.config, profiles[pool.config.name], rules[pool.config.name])
+                for pool in pools
+            ),
         )
         for group in draft.groups
         for dgd, pools in dgds_of(group).items()
     }
 
 
-def _pool_setup(topology: Topology, group: GroupConfig, pool: PoolConfig, profile: Profile) -> PoolSetup:
+def _pool_setup(topology: Topology, group: GroupConfig, pool: PoolConfig, profile: Profile, rules: PoolRules) -> PoolSetup:
     budget = topology.budget.gpus[pool.gpu_type].max
-    limits = [pool.max_replicas, None if budget is None else budget // pool.gpus_per_replica]
+    limits = [rules.maximum, None if budget is None else budget // pool.gpus_per_replica]
     # After its prefill a request waits for the transfer of its KV blocks, then half a decode step on average for the running
     # one to end, then one step for the token that the client sees first; decode runs at its SLA at most.
     offset_ms = group.engine.kv_transfer_ms + 1.5 * group.sla.itl_ms if pool.role == "prefill" else 0.0
@@ -133,7 +152,7 @@ def _pool_setup(topology: Topology, group: GroupConfig, pool: PoolConfig, profil
         ttft_ms=group.sla.ttft_ms,
         itl_ms=group.sla.itl_ms,
         gpus_per_replica=pool.gpus_per_replica,
-        min_replicas=pool.min_replicas,
+        min_replicas=rules.minimum,
         max_replicas=min((limit for limit in limits if limit is not None), default=MOST_REPLICAS),
         profile=profile,
         cold_start_s=topology.cluster.cold_start_s,
@@ -164,7 +183,7 @@ def router_config_of(
                     router.PoolConfig(
                         name=pool.name,
                         role=pool.role,
-                        dynamo_namespace=dynamo_namespace(topology, pool.dgd_name),
+                        dynamo_namespace=dynamo_namespace(topology, group, pool.dgd_name),
                         isl_max_tokens=pool.isl_max_tokens,
                         max_in_flight=pool.max_in_flight,
                     )

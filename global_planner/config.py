@@ -1,9 +1,10 @@
 """The topology: one file that describes a deployment, as frozen pydantic models. Pure: `topology_file` reads the file.
 
-Budgets by GPU type, groups (one model each) with their pools, the cluster that they run in, the arbiter's rhythm and the
-router. All durations are model seconds. Where a value could stand both here and in a pool's planner settings (SLA, minimum,
-GPU budget, mode), the topology wins; a contradiction is refused. What no single section can know (names, minima against the
-budget, prompts without a pool) is checked in `topology_checks`.
+Budgets by GPU type and limits beside them, groups (one model each) with their pools, rules for many of them at once, the
+cluster that they run in, the arbiter's rhythm and the router. All durations are model seconds. Where a value could stand
+both here and in a pool's planner settings (SLA, minimum, GPU budget, mode), the topology wins; a contradiction is refused.
+What no single section can know (names, minima against the budget, prompts without a pool) is checked in `topology_checks`
+and `rule_checks`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from global_planner.config_types import Day, Moment, TimeOfDay, TimeZone, Weekday
 from pool_planner.types import Role
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
@@ -23,6 +25,8 @@ Port = Annotated[int, Field(ge=0, le=65535, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 ModelName = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^\S+$")]
+Pattern = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^\S+$")]
+PoolMode = Literal["act", "approve", "observe"]
 
 
 class Section(BaseModel):
@@ -40,8 +44,23 @@ class GpuBudget(Section):
     price_per_hour: NonNegativeFloat | None = None
 
 
+class LimitConfig(Section):
+    """A limit beside the budget, over the pools of a `namespace` (a name, or a pattern with `*`) and of a `gpu_type`; absent:
+    all. Set either `max_gpus` (a quota) or `max_cost_per_hour` (by the prices of the budget). Whichever limit is tightest
+    binds, and is named where it does."""
+
+    name: Name
+    namespace: Pattern | None = None
+    gpu_type: str | None = None
+    max_gpus: PositiveInt | None = None
+    max_cost_per_hour: PositiveFloat | None = None
+
+
 class BudgetConfig(Section):
+    """The GPUs that all pools share. A replica is started only where the budget of its type and every limit allow it."""
+
     gpus: dict[str, GpuBudget] = Field(min_length=1)
+    limits: tuple[LimitConfig, ...] = ()
 
 
 class ClusterConfig(Section):
@@ -59,20 +78,45 @@ class ClusterConfig(Section):
 
 
 class ArbiterConfig(Section):
-    """The rhythm and the temper of the arbiter. `hold_s`: how long a smaller number must have sufficed before a pool is
-    lowered. `move_horizon_s`: taking from another group must pay off within it. `drain_deadline_s`: a release whose requests
-    have not ended by then is postponed. `start_limit_s`: a replica that is not ready by then is cancelled.
+    """The rhythm and the temper of the arbiter.
+
+    `mode` of the whole: a pool acts only where its own mode and this one let it. `observe`: steps are recorded and never
+    applied; `approve`: they wait for `global-planner approve`.
+
+    `stability` false: every round is decided from nothing, without holds, costs of moves or memory. `hold_s`: how long a
+    smaller number must have sufficed before a pool is lowered. `move_horizon_s`: taking from another group must pay off within
+    it; what it costs is the cold start, and `cache_loss_s` of the load that loses its warm cache. `max_moves_per_hour` bounds
+    the groups raised in this way (absent: any number). `trust_s`: so long a pool that says nothing is thought to carry what it
+    last said. `debt_half_life_s`: how fast it is forgotten who borrowed, which decides between equals.
+
+    `drain_deadline_s`: a release whose requests have not ended by then is postponed. `start_limit_s`: a replica that is not
+    ready by then is cancelled; its pool then does not grow for `backoff_s` (absent: the cluster's cold start), doubled with
+    every further failure up to `backoff_max_s`.
+
     `admission_burst_s`: the router lets so many seconds' worth of a group's admitted rate through at once (one request at
-    least): engines absorb a short burst sooner than its requests would come to their turn."""
+    least): engines absorb a short burst sooner than its requests would come to their turn.
+
+    `journal_max_mb`, `journal_max_age_s` (absent: any age) bound the journal; the oldest goes first. `calendar_start`: the time
+    of schedules at model time 0, like `"2026-07-01T08:50:00+02:00"` (absent: the wall clock when the system is started)."""
 
     round_interval_s: PositiveFloat = 10.0
+    mode: PoolMode = "act"
     objective: Literal["goodput", "max_min", "proportional", "first_come"] = "goodput"
+    stability: Flag = True
     hold_s: NonNegativeFloat = 60.0
     move_horizon_s: PositiveFloat = 300.0
+    cache_loss_s: NonNegativeFloat = 0.0
+    max_moves_per_hour: NonNegativeInt | None = None
+    trust_s: NonNegativeFloat = 900.0
+    debt_half_life_s: PositiveFloat = 3600.0
     drain_deadline_s: PositiveFloat = 300.0
     start_limit_s: PositiveFloat = 300.0
+    backoff_s: PositiveFloat | None = None
+    backoff_max_s: PositiveFloat = 1800.0
     admission_burst_s: NonNegativeFloat = 20.0
     journal_max_mb: PositiveInt = 64
+    journal_max_age_s: PositiveFloat | None = None
+    calendar_start: Moment | None = None
 
 
 class RouterConfig(Section):
@@ -101,8 +145,9 @@ class PoolConfig(Section):
 
     `isl_max_tokens`: among the pools of one role, prompts up to this length come here (absent: any length). `profile`: a
     directory of profile data, relative to the topology file. `planner`: settings of this pool's planner, over the group's and
-    the topology's. `guarantee_replicas` are reserved like the minimum, but lent to others while unused. `max_in_flight`
-    bounds the requests that the router sends to one replica at a time.
+    the topology's. `guarantee_replicas` are reserved like the minimum, but lent to others while unused. `mode`: see the
+    arbiter's. `start_limit_s`: instead of the arbiter's. `max_in_flight` bounds the requests that the router sends to one
+    replica at a time.
     """
 
     name: Name
@@ -112,7 +157,8 @@ class PoolConfig(Section):
     min_replicas: NonNegativeInt = 1
     max_replicas: PositiveInt | None = None
     guarantee_replicas: NonNegativeInt = 0
-    mode: Literal["act", "approve", "observe"] = "act"
+    mode: PoolMode = "act"
+    start_limit_s: PositiveFloat | None = None
     dgd: Name | None = None
     component: str | None = None
     isl_max_tokens: PositiveInt | None = None
@@ -143,11 +189,12 @@ class EngineConfig(Section):
 
 class GroupConfig(Section):
     """The pools that together serve one model: one prefill and one decode stage, or aggregated pools. Groups of a higher
-    `priority` are served first; within one priority, `weight` is what a request is worth. `planner`: settings of all its
-    pools' planners."""
+    `priority` are served first; within one priority, `weight` is what a request is worth. `namespace`: where its DGDs are
+    (absent: the cluster's). `planner`: settings of all its pools' planners."""
 
     name: Name
     model: ModelName
+    namespace: Name | None = None
     sla: Sla
     priority: Annotated[int, Field(strict=True)] = 0
     weight: PositiveFloat = 1.0
@@ -156,16 +203,83 @@ class GroupConfig(Section):
     pools: tuple[PoolConfig, ...] = Field(min_length=1)
 
 
+class SelectorMatch(Section):
+    """Which pools: each matcher is a name or a pattern with `*`; absent matches any."""
+
+    pool: Pattern | None = None
+    group: Pattern | None = None
+    model: Pattern | None = None
+    namespace: Pattern | None = None
+    role: Role | None = None
+    gpu_type: str | None = None
+
+
+class SelectorValues(Section):
+    """What is set, instead of what the pool or group itself says. `priority` and `weight` belong to groups."""
+
+    min_replicas: NonNegativeInt | None = None
+    guarantee_replicas: NonNegativeInt | None = None
+    max_replicas: PositiveInt | None = None
+    priority: Annotated[int, Field(strict=True)] | None = None
+    weight: PositiveFloat | None = None
+
+
+class SelectorConfig(Section):
+    """One rule for many pools. The most specific rule that sets a value wins: an exact name before a pattern, `pool` before
+    `group`, `model`, `namespace`, `role` and `gpu_type`, more matchers before fewer; of equals the later."""
+
+    name: Name
+    match: SelectorMatch = SelectorMatch()
+    set: SelectorValues
+
+
+class ScheduleMatch(Section):
+    """Which pools: names or patterns with `*`; absent matches any."""
+
+    pool: Pattern | None = None
+    group: Pattern | None = None
+
+
+class ScheduleValues(Section):
+    """Either a floor, or a factor on the load, while the event lasts."""
+
+    min_replicas: PositiveInt | None = None
+    load_factor: PositiveFloat | None = None
+
+
+class ScheduleConfig(Section):
+    """A known event: it starts at `start` (local time in `timezone`), on `days` of the week (empty: every day) or on one
+    `date`, and lasts `duration_s`. It takes effect `lead_s` earlier, so that replicas are warm in time (absent: the cluster's
+    cold start)."""
+
+    name: Name
+    start: TimeOfDay
+    duration_s: PositiveFloat
+    timezone: TimeZone = "UTC"
+    days: tuple[Weekday, ...] = ()
+    date: Day | None = None
+    lead_s: NonNegativeFloat | None = None
+    match: ScheduleMatch = ScheduleMatch()
+    set: ScheduleValues
+
+
 class Topology(Section):
-    """The whole deployment. `planner`: settings of every pool's planner, unless its group or itself says otherwise."""
+    """The whole deployment. `selectors`: rules for many pools at once. `schedules`: known events. `planner`: settings of
+    every pool's planner, unless its group or itself says otherwise."""
 
     name: Name
     budget: BudgetConfig
     cluster: ClusterConfig = ClusterConfig()
     arbiter: ArbiterConfig = ArbiterConfig()
     router: RouterConfig = RouterConfig()
+    selectors: tuple[SelectorConfig, ...] = ()
+    schedules: tuple[ScheduleConfig, ...] = ()
     planner: dict[str, Any] = Field(default_factory=dict)
     groups: tuple[GroupConfig, ...] = Field(min_length=1)
+
+    def namespace_of(self, group: GroupConfig) -> str:
+        """The namespace of a group's DGDs."""
+        return group.namespace or self.cluster.namespace
 
     def placed_pools(self) -> Iterator[tuple[GroupConfig, PoolConfig]]:
         """Every pool with its group, in the order of the file."""

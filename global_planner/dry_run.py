@@ -6,6 +6,7 @@ The decision is the live one (`plan`, `decide`); only the observations and the c
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from global_planner.compile import planner_setups_of
+from global_planner.compile import planner_setups_of, virtual_pools
 from global_planner.config import GroupConfig, PoolConfig, Topology
 from global_planner.journal_reader import read, segments
 from global_planner.memory import PlannerMemory, decide, memories
 from global_planner.rollout import acting
 from global_planner.round import RoundConfig
+from global_planner.system_clock import read_clock
 from global_planner.topology_file import load_profiles
 from global_planner.types import Allocation, Holding, Replica, Round, RoundInputs, Step
 from pool_planner.assume import AssumedLoad, assumed_reports, mixed, parse_load
@@ -43,13 +45,14 @@ def parse_model_load(text: str, models: Sequence[str]) -> tuple[str, AssumedLoad
 
 
 def dry_run(topology: Topology, *, folder: Path, loads: Sequence[str]) -> str:
-    """The text of `global-planner plan`. Raises ValueError for a bad --load, JournalCorrupt for a damaged journal."""
+    """The text of `global-planner plan`. Raises ValueError for a bad --load or a folder without its clock,
+    JournalCorrupt for a damaged journal."""
     assumed = [parse_model_load(text, [group.model for group in topology.groups]) for text in loads]
-    config = RoundConfig.of(topology)
     memory = PlannerMemory()
     last = None if assumed else _last_round(folder / "journal")
     if last is not None:
         memory, done = last
+        config = RoundConfig.of(topology, unix_at_zero_s=read_clock(folder).unix_at_zero_s)
         known = {spec.name for spec in config.pools}
         inputs = replace(
             done.inputs,
@@ -63,6 +66,8 @@ def dry_run(topology: Topology, *, folder: Path, loads: Sequence[str]) -> str:
         source = f"the last round in {folder / 'journal'} (round {done.inputs.round_no}), decided again"
     else:
         reports = _assumed_reports(topology, assumed)
+        # Assumed for now: what is scheduled for this time of day counts.
+        config = RoundConfig.of(topology, unix_at_zero_s=time.time() - reports[0].at_s)
         inputs = RoundInputs(
             round_no=1,
             at_s=reports[0].at_s,
@@ -72,9 +77,7 @@ def dry_run(topology: Topology, *, folder: Path, loads: Sequence[str]) -> str:
             holdings=_minima(topology, reports[0].at_s),
             reports=reports,
         )
-        told = ", ".join(
-            f"{model} {x.rps:g} req/s ({x.isl_tokens:g} → {x.osl_tokens:g} tokens)" for model, x in assumed
-        )
+        told = ", ".join(f"{model} {x.rps:g} req/s ({x.isl_tokens:g} → {x.osl_tokens:g} tokens)" for model, x in assumed)
         source = f"assumed traffic: {told or 'none'}; the pools at their minima"
     _, allocation, steps = decide(memory, inputs, config.policies)
     return _text(topology, inputs, allocation, acting(steps, inputs, allocation), source)
@@ -97,7 +100,7 @@ def _last_round(journal: Path) -> tuple[PlannerMemory, Round] | None:
 
 def _assumed_reports(topology: Topology, loads: Sequence[tuple[str, AssumedLoad]]) -> tuple[Report, ...]:
     """What the planners would report; each load goes to the pools that its prompts go to."""
-    replicas = {pool.name: pool.min_replicas for _, pool in topology.placed_pools()}
+    replicas = {pool.name: pool.replicas for pool in virtual_pools(topology)}
     by_pool = {
         pool.name: mixed(tuple(x for model, x in loads if model == group.model and _takes(group, pool, x.isl_tokens)))
         for group, pool in topology.placed_pools()
@@ -122,12 +125,12 @@ def _minima(topology: Topology, now: float) -> tuple[Holding, ...]:
         Holding(
             pool=pool.name,
             at_s=now,
-            spec=pool.min_replicas,
+            spec=pool.replicas,
             version="0",
             gpus_per_replica=pool.gpus_per_replica,
-            replicas=tuple(Replica(id=f"{pool.name}-{n}", state="ready") for n in range(pool.min_replicas)),
+            replicas=tuple(Replica(id=f"{pool.name}-{n}", state="ready") for n in range(pool.replicas)),
         )
-        for _, pool in topology.placed_pools()
+        for pool in virtual_pools(topology)
     )
 
 

@@ -46,10 +46,12 @@ def said_elsewhere(draft: Draft, group: DraftGroup, pool: DraftPool) -> Mapping[
     said[engine] = Said(value=config.gpus_per_replica, where=f"{pool.path}.gpus_per_replica")
     if pool.knows("profile"):
         said["profile_results_dir"] = Said(value=config.profile, where=f"{pool.path}.profile")
-    if draft.cluster is not None:
+    if draft.cluster is not None and group.knows("namespace"):
         said["namespace"] = Said(
-            value=f"{draft.cluster.namespace}-{config.dgd_name}", where="cluster.namespace and the pool's dgd"
+            value=f"{group.config.namespace or draft.cluster.namespace}-{config.dgd_name}",
+            where="the namespace (the group's, or the cluster's) and the pool's dgd",
         )
+    if draft.cluster is not None:
         said["extensions.cold_start_s"] = Said(value=draft.cluster.cold_start_s, where="cluster.cold_start_s")
     roles = {other.config.role for other in group.pools if other.config.dgd_name == config.dgd_name}
     mode = "disagg" if len(roles) > 1 else config.role

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from global_planner.arbiter.state import ArbiterPolicy
 from global_planner.charge import account
 from global_planner.compile import budget_of, group_specs, pool_specs
 from global_planner.conditions import conditions
 from global_planner.config import Topology
 from global_planner.memory import Orders, PlannerMemory, Policies, decide
+from global_planner.policies import policies_of
 from global_planner.ports import (
     Clock,
     Cluster,
@@ -35,7 +35,7 @@ from global_planner.ports import (
     RouterState,
 )
 from global_planner.reports import believable
-from global_planner.rollout import RolloutPolicy, acting, after_apply, effective_pools, with_memory
+from global_planner.rollout import acting, after_apply, effective_pools, with_memory
 from global_planner.rollout_state import RolloutState, endpoints, reservations
 from global_planner.types import (
     Allocation,
@@ -54,7 +54,7 @@ from global_planner.types import (
 )
 from pool_planner.types import Conflict, WorldError
 
-__all__ = ["PlannerMemory", "Ports", "RoundConfig", "admission", "policies_of", "run_round"]
+__all__ = ["PlannerMemory", "Ports", "RoundConfig", "admission", "run_round"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,31 +84,15 @@ class RoundConfig:
     admission_burst_s: float | None = None
 
     @classmethod
-    def of(cls, topology: Topology) -> RoundConfig:
-        """What a topology says about rounds."""
+    def of(cls, topology: Topology, *, unix_at_zero_s: float) -> RoundConfig:
+        """What a topology says about rounds. `unix_at_zero_s`: Unix time of schedules at model time 0."""
         return cls(
             budget=budget_of(topology),
             groups=group_specs(topology),
             pools=pool_specs(topology),
-            policies=policies_of(topology),
+            policies=policies_of(topology, unix_at_zero_s=unix_at_zero_s),
             admission_burst_s=topology.arbiter.admission_burst_s,
         )
-
-
-def policies_of(topology: Topology) -> Policies:
-    """How decisions are made in a deployment."""
-    config, gpus = topology.arbiter, topology.budget.gpus
-    return Policies(
-        arbiter=ArbiterPolicy(
-            objective=config.objective,
-            hold_s=config.hold_s,
-            move_horizon_s=config.move_horizon_s,
-            cold_start_s=topology.cluster.cold_start_s,
-            prices={name: budget.price_per_hour for name, budget in gpus.items() if budget.price_per_hour is not None},
-            surplus_pools=tuple(pool for budget in gpus.values() for pool in budget.surplus_pools),
-        ),
-        rollout=RolloutPolicy(drain_deadline_s=config.drain_deadline_s),
-    )
 
 
 async def run_round(

@@ -27,6 +27,7 @@ from global_planner.mocker.cluster_state import ClusterEvent
 from global_planner.processes import ChildProcess, ProcessFailed, start
 from global_planner.ray_environment import prepare
 from global_planner.stopping import go_on
+from global_planner.system_clock import start_clock
 from global_planner.topology_file import load_profiles
 from global_planner.types import ArbiterSnapshot
 from pool_planner.clock import SpeedClock
@@ -131,7 +132,8 @@ def start_system(topology: Topology, *, folder: Path, speed: float) -> System:
     Raises ProcessFailed; nothing that was started is left behind then.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    clock = SpeedClock(origin=time.time(), speed=speed)
+    system_clock = start_clock(folder, speed=speed, wall_s=time.time(), calendar_start=topology.arbiter.calendar_start)
+    clock = system_clock.clock
     os.environ.update(_ONE_THREAD)
     os.environ.update(clock.environment())
     token_file = _private_file(folder / "admin-token", secrets.token_urlsafe(32))
@@ -167,6 +169,8 @@ def start_system(topology: Topology, *, folder: Path, speed: float) -> System:
                 router_urls=(admin_url,),
                 router_token=token_file.read_text(),
                 journal_folder=str(folder / "journal"),
+                control_folder=str(folder / "control"),
+                unix_at_zero_s=system_clock.unix_at_zero_s,
                 log=str(folder / "arbiter.log"),
                 planners=tuple(
                     PlannerActorSpec(

@@ -1,4 +1,4 @@
-"""What no single section of a topology can know: names, minima against the budget, prompts without a pool. Pure.
+"""What no single section of a topology can know: names, GPU types, prompts without a pool, placement. Pure.
 
 Each check is a generator of problems over a draft, and looks only at fields that the draft can trust.
 """
@@ -6,12 +6,13 @@ Each check is a generator of problems over a draft, and looks only at fields tha
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 
 from global_planner.config import GpuBudget
 from global_planner.planner_settings import check_planners
-from global_planner.topology_draft import Draft, DraftGroup, DraftPool, Problem
+from global_planner.rule_checks import check_rules
+from global_planner.topology_draft import Draft, DraftGroup, DraftPool, Problem, once
 from pool_planner.performance.profile import Profile
 from pool_planner.types import Role
 
@@ -25,10 +26,12 @@ def check(draft: Draft, profiles: Mapping[str, Profile]) -> list[Problem]:
             _names(draft),
             _gpu_types(draft),
             _replica_ranges(draft),
-            _minima(draft),
+            _whole_replicas(draft),
+            check_rules(draft),
             _stages(draft),
             _placement(draft),
             _profiles(draft, profiles),
+            _arbiter(draft),
             _router(draft),
             check_planners(draft),
         )
@@ -40,19 +43,13 @@ def _names(draft: Draft) -> Iterator[Problem]:
     models: dict[str, str] = {}
     for group in draft.groups:
         if group.knows("name"):
-            yield from _once(groups, group.config.name, f"{group.path}.name", "a group")
+            yield from once(groups, group.config.name, f"{group.path}.name", "a group")
         if group.knows("model"):  # metrics carry the model in lower case: two that differ in case only would be mixed up
-            yield from _once(models, group.config.model, f"{group.path}.model", "a model", key=str.lower)
+            yield from once(models, group.config.model, f"{group.path}.model", "a model", key=str.lower)
     pools: dict[str, str] = {}
     for _, pool in draft.pools():
         if pool.knows("name"):
-            yield from _once(pools, pool.config.name, f"{pool.path}.name", "a pool")
-
-
-def _once(seen: dict[str, str], name: str, path: str, what: str, *, key: Callable[[str], str] = str) -> Iterator[Problem]:
-    if key(name) in seen:
-        yield Problem(path=path, text=f"{name!r} is {what} already, at {seen[key(name)]}")
-    seen.setdefault(key(name), path)
+            yield from once(pools, pool.config.name, f"{pool.path}.name", "a pool")
 
 
 def _gpu_types(draft: Draft) -> Iterator[Problem]:
@@ -98,35 +95,22 @@ def _budget_of(draft: Draft, pool: DraftPool) -> GpuBudget | None:
     return draft.gpus.get(pool.config.gpu_type)
 
 
-def _minima(draft: Draft) -> Iterator[Problem]:
-    for gpu_type, budget in (draft.gpus or {}).items():
-        if budget is None or budget.max is None:
+def _whole_replicas(draft: Draft) -> Iterator[Problem]:
+    for _, pool in draft.pools():
+        budget = _budget_of(draft, pool)
+        if budget is None or budget.max is None or not pool.knows("gpus_per_replica"):
             continue
-        pools = [pool for _, pool in draft.pools() if pool.config.gpu_type == gpu_type and pool.knows("gpu_type")]
-        counted = [pool for pool in pools if pool.knows("gpus_per_replica", "min_replicas", "guarantee_replicas")]
-        for pool in pools:
-            if pool.knows("gpus_per_replica") and pool.config.gpus_per_replica > budget.max:
-                text = f"{pool.config.gpus_per_replica} is more than budget.gpus.{gpu_type}.max ({budget.max})"
-                yield Problem(path=f"{pool.path}.gpus_per_replica", text=f"{text}: no replica could ever start")
-        for what, replicas in (("minima", _minimum), ("minima and guarantees", _reserved)):
-            needed = sum(replicas(pool) * pool.config.gpus_per_replica for pool in counted)
-            if needed > budget.max:
-                named = ", ".join(_in_gpus(pool, replicas(pool)) for pool in counted if replicas(pool))
-                text = f"{budget.max} is less than the {needed} GPUs of the {what} together ({named})"
-                yield Problem(path=f"budget.gpus.{gpu_type}.max", text=text)
-                break
+        if pool.config.gpus_per_replica > budget.max:
+            text = f"{pool.config.gpus_per_replica} is more than budget.gpus.{pool.config.gpu_type}.max ({budget.max})"
+            yield Problem(path=f"{pool.path}.gpus_per_replica", text=f"{text}: no replica could ever start")
 
 
-def _minimum(pool: DraftPool) -> int:
-    return pool.config.min_replicas
-
-
-def _reserved(pool: DraftPool) -> int:
-    return max(pool.config.min_replicas, pool.config.guarantee_replicas)
-
-
-def _in_gpus(pool: DraftPool, replicas: int) -> str:
-    return f"{pool.config.name} {replicas} x {pool.config.gpus_per_replica}"
+def _arbiter(draft: Draft) -> Iterator[Problem]:
+    arbiter = draft.arbiter
+    if arbiter is not None and arbiter.backoff_s is not None and arbiter.backoff_s > arbiter.backoff_max_s:
+        yield Problem(
+            path="arbiter.backoff_s", text=f"{arbiter.backoff_s:g} is more than backoff_max_s ({arbiter.backoff_max_s:g})"
+        )
 
 
 def _stages(draft: Draft) -> Iterator[Problem]:

@@ -7,14 +7,29 @@ field is replaced by a stand-in and remembered as broken; a check between sectio
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Generic, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from global_planner.config import ClusterConfig, GpuBudget, GroupConfig, PoolConfig, RouterConfig, Section, Sla, Topology
+from global_planner.config import (
+    ArbiterConfig,
+    ClusterConfig,
+    GpuBudget,
+    GroupConfig,
+    LimitConfig,
+    PoolConfig,
+    RouterConfig,
+    ScheduleConfig,
+    ScheduleValues,
+    Section,
+    SelectorConfig,
+    SelectorValues,
+    Sla,
+    Topology,
+)
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -28,6 +43,13 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.path}: {self.text}" if self.path else self.text
+
+
+def once(seen: dict[str, str], name: str, path: str, what: str, *, key: Callable[[str], str] = str) -> Iterator[Problem]:
+    """A problem where a name of `seen` (to its path) comes a second time; `what` is named like that."""
+    if key(name) in seen:
+        yield Problem(path=path, text=f"{name!r} is {what} already, at {seen[key(name)]}")
+    seen.setdefault(key(name), path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,15 +76,31 @@ class DraftGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftRule(Generic[SectionT]):
+    """A limit, a selector or a schedule."""
+
+    path: str
+    config: SectionT
+    broken: frozenset[str] = frozenset()
+
+    def knows(self, *fields: str) -> bool:
+        return self.broken.isdisjoint(fields)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """`gpus` None: the budget cannot be read; a type whose budget cannot be read is None in it. `cluster`, `router` None:
-    broken."""
+    """`gpus` None: the budget cannot be read; a type whose budget cannot be read is None in it. `cluster`, `arbiter`, `router`
+    None: broken."""
 
     gpus: Mapping[str, GpuBudget | None] | None
     cluster: ClusterConfig | None
+    arbiter: ArbiterConfig | None
     router: RouterConfig | None
     groups: tuple[DraftGroup, ...]
     planner: Mapping[str, Any]
+    limits: tuple[DraftRule[LimitConfig], ...] = ()
+    selectors: tuple[DraftRule[SelectorConfig], ...] = ()
+    schedules: tuple[DraftRule[ScheduleConfig], ...] = ()
 
     def pools(self) -> tuple[tuple[DraftGroup, DraftPool], ...]:
         return tuple((group, pool) for group in self.groups for pool in group.pools)
@@ -70,6 +108,8 @@ class Draft:
 
 # Stand-ins of required fields, so that a section with a broken one can still be looked at.
 _POOL_STAND_IN: Mapping[str, Any] = {"name": "unknown", "role": "agg", "gpu_type": "", "profile": ""}
+_SELECTOR_STAND_IN: Mapping[str, Any] = {"name": "unknown", "set": SelectorValues()}
+_SCHEDULE_STAND_IN: Mapping[str, Any] = {"name": "unknown", "start": "00:00", "duration_s": 1.0, "set": ScheduleValues()}
 _GROUP_STAND_IN: Mapping[str, Any] = {"name": "unknown", "model": "unknown", "sla": Sla(ttft_ms=1.0, itl_ms=1.0)}
 
 
@@ -84,8 +124,20 @@ def draft_of(topology: Topology) -> Draft:
         for g, group in enumerate(topology.groups)
     )
     return Draft(
-        gpus=topology.budget.gpus, cluster=topology.cluster, router=topology.router, groups=groups, planner=topology.planner
+        gpus=topology.budget.gpus,
+        cluster=topology.cluster,
+        arbiter=topology.arbiter,
+        router=topology.router,
+        groups=groups,
+        planner=topology.planner,
+        limits=_rules("budget.limits", topology.budget.limits),
+        selectors=_rules("selectors", topology.selectors),
+        schedules=_rules("schedules", topology.schedules),
     )
+
+
+def _rules(path: str, configs: Sequence[SectionT]) -> tuple[DraftRule[SectionT], ...]:
+    return tuple(DraftRule(path=f"{path}[{index}]", config=config) for index, config in enumerate(configs))
 
 
 def read_draft(raw: Mapping[str, Any]) -> tuple[Topology | None, Draft, list[Problem]]:
@@ -114,14 +166,30 @@ def _lenient(raw: Mapping[str, Any]) -> Draft:
         groups.append(DraftGroup(path=path, config=group, pools=tuple(pools), broken=broken))
     router, broken_router = _patched(RouterConfig, raw.get("router", {}), {})
     cluster, broken_cluster = _patched(ClusterConfig, raw.get("cluster", {}), {})
-    planner = raw.get("planner", {})
+    arbiter, broken_arbiter = _patched(ArbiterConfig, raw.get("arbiter", {}), {})
+    planner, budget = raw.get("planner", {}), raw.get("budget")
+    limits = budget.get("limits") if isinstance(budget, Mapping) else None
     return Draft(
-        gpus=_lenient_gpus(raw.get("budget")),
+        gpus=_lenient_gpus(budget),
         cluster=None if broken_cluster else cluster,
+        arbiter=None if broken_arbiter else arbiter,
         router=None if broken_router else router,
         groups=tuple(groups),
         planner=planner if isinstance(planner, Mapping) else {},
+        limits=_lenient_rules(LimitConfig, "budget.limits", limits, {"name": "unknown"}),
+        selectors=_lenient_rules(SelectorConfig, "selectors", raw.get("selectors"), _SELECTOR_STAND_IN),
+        schedules=_lenient_rules(ScheduleConfig, "schedules", raw.get("schedules"), _SCHEDULE_STAND_IN),
     )
+
+
+def _lenient_rules(
+    section: type[SectionT], path: str, raw: Any, stand_in: Mapping[str, Any]
+) -> tuple[DraftRule[SectionT], ...]:
+    rules = []
+    for index, value in enumerate(_items(raw)):
+        config, broken = _patched(section, value, stand_in)
+        rules.append(DraftRule(path=f"{path}[{index}]", config=config, broken=broken))
+    return tuple(rules)
 
 
 def _lenient_gpus(raw: Any) -> Mapping[str, GpuBudget | None] | None:

@@ -30,7 +30,8 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSpec:
-    """One pool as the topology describes it, for the arbiter. `max_replicas` None: limited by the budget alone."""
+    """One pool as the topology describes it, for the arbiter. `max_replicas` None: limited by the budget alone. `growth_cap`:
+    more than this it cannot become now, whatever is configured for it (it backs off after failed starts; None: it can)."""
 
     name: str
     group: str
@@ -45,6 +46,7 @@ class PoolSpec:
     guarantee_replicas: int = 0
     mode: Mode = "act"
     start_limit_s: float = 600.0
+    growth_cap: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

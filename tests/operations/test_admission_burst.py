@@ -20,7 +20,7 @@ from tests.topology.refusals import EXAMPLE, changed, put
 def admitted_at_once(burst_s: float) -> int:
     """Requests that a router takes in one moment, under the plan of one round with that setting."""
     raw = changed(put("arbiter.admission_burst_s", burst_s))
-    config = RoundConfig.of(parse_topology(json.dumps(raw), source="t", folder=EXAMPLE.parent))
+    config = RoundConfig.of(parse_topology(json.dumps(raw), source="t", folder=EXAMPLE.parent), unix_at_zero_s=0.0)
     play = Play(World(specs=specs(), budget=Budget(max_gpus={"h100": 14})))
     play.config = replace(play.config, admission_burst_s=config.admission_burst_s)
     play.want(chat_prefill=1, chat_decode=1)
@@ -42,5 +42,5 @@ def test_a_burst_of_so_many_seconds_worth_goes_through_at_once(
 
 
 def test_twenty_seconds_worth_unless_the_topology_says_otherwise() -> None:
-    raw = changed(put("name", "plain"))
-    assert RoundConfig.of(parse_topology(json.dumps(raw), source="t", folder=EXAMPLE.parent)).admission_burst_s == 20.0
+    plain = parse_topology(json.dumps(changed(put("name", "plain"))), source="t", folder=EXAMPLE.parent)
+    assert RoundConfig.of(plain, unix_at_zero_s=0.0).admission_burst_s == 20.0

@@ -63,6 +63,7 @@ def test_groups_and_pools_as_the_arbiter_sees_them() -> None:
         "guarantee_replicas": 2,
         "mode": "observe",
         "start_limit_s": 77.0,
+        "growth_cap": None,
     }
 
 
