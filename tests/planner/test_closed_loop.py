@@ -54,9 +54,7 @@ def play(role: str, mean_rps: float, *, begin: int, overhead_s: float = 0.0, slo
     )
 
 
-@pytest.mark.parametrize(
-    ("role", "rps", "begin"), [("prefill", 1.0, 2), ("prefill", 4.0, 6), ("decode", 1.0, 5), ("decode", 3.0, 13)]
-)
+@pytest.mark.parametrize(("role", "rps", "begin"), [("prefill", 4.0, 6), ("decode", 1.0, 5)])
 def test_the_sla_holds_with_less_than_the_peak_all_day(role: str, rps: float, begin: int) -> None:
     ours, plain = play(role, rps, begin=begin), play(role, rps, begin=begin, extensions={"plain": True})
     assert ours.met >= 0.95

@@ -55,7 +55,7 @@ def test_prefill_capacity_is_what_engines_carry(replicas: int, isl: LengthMix) -
             rate=rate,
             replicas=replicas,
             tokens=lambda rng: rng.choices(isl.tokens, isl.share)[0],
-            requests=5000,
+            requests=3500,
             seed=5,
         )
         return simulate.share(ttft, 3.0)
@@ -143,7 +143,7 @@ def test_plain_formulas_of_the_guide() -> None:
     assert decode.rps[2] == pytest.approx(2 * DEMO.decode.thpt_per_gpu(usage, 1075.0) / 150.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     role=st.sampled_from(["prefill", "decode", "agg"]),
     isl=st.floats(1.0, 100_000.0),
