@@ -25,6 +25,8 @@ def admitted_rps(group: GroupView) -> float | None:
 
 
 def _stage_rps(group: GroupView, stage: Sequence[int]) -> float | None:
+    if len(stage) == 1:
+        return _ready_rps(group.pools[stage[0]])
     pools = [group.pools[place] for place in stage]
     carried = [_ready_rps(pool) for pool in pools]
     rates = [rate for rate in carried if rate is not None]

@@ -46,6 +46,11 @@ def choose(options: Options, capacity: Floats) -> Choice:
     picks = starts.copy()
     bound, exact, solvers = 0.0, True, set[str]()
     for members, rows in _components(draws):
+        if len(members) == len(starts):
+            result = _solve(worth, weights[:, binding[rows]], options.sizes, room[binding[rows]])
+            picks, bound, exact = result.picks, result.bound, result.exact
+            solvers.add(result.solver)
+            continue
         part = np.isin(owner, members)
         sizes = options.sizes[members]
         values = worth[part]
@@ -97,6 +102,8 @@ def _rising(values: Floats, starts: Ints, owner: Ints) -> NDArray[np.bool_]:
 def _components(draws: NDArray[np.bool_]) -> list[tuple[Ints, Sequence[int]]]:
     """Classes that share limits, directly or through others: (classes, limits). Classes without a limit come as one."""
     classes, limits = draws.shape
+    if limits == 1 and bool(draws.all()):
+        return [(np.arange(classes, dtype=np.int64), [0])]
     label = list(range(limits))
     for row in np.unique(draws, axis=0) if classes else draws:
         together = [label[place] for place in np.flatnonzero(row)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from global_planner.arbiter.admission import admitted_rps
-from global_planner.arbiter.plan import EPS, Array, Plan
+from global_planner.arbiter.plan import EPS, Plan
 from global_planner.arbiter.state import ArbiterPolicy
 from global_planner.arbiter.view import GroupView, PoolView
 from global_planner.types import Allocation, GroupGrant, PoolGrant, RoundInputs, RunnerUp
@@ -19,15 +19,17 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Next:
-    """The most valuable step up of a group: replicas it adds by pool, and weighted requests/s gained per GPU."""
+    """The most valuable step up of a group: replicas it adds by pool, what they take of each limit, and weighted requests/s
+    gained per GPU."""
 
     adds: tuple[int, ...]
+    needs: tuple[float, ...]
     value_per_gpu: float
 
 
 def allocation_of(plan: Plan, inputs: RoundInputs, policy: ArbiterPolicy) -> Allocation:
     """The allocation, pools and groups in the order of `inputs`."""
-    room = plan.room()
+    room = plan.room().tolist()
     nexts = [_next_step(plan, g) for g in range(len(plan.groups))]
     ups = _best_by_type(plan, nexts)
     pool_grants: dict[str, PoolGrant] = {}
@@ -74,7 +76,8 @@ def _next_step(plan: Plan, g: int) -> _Next | None:
     gained = np.array(bundles.attainment[1:]) - bundles.attainment[0]
     per_gpu = group.scale * gained / np.maximum(added @ np.array([pool.gpus for pool in group.pools]), 1)
     best = int(np.argmax(per_gpu >= per_gpu.max() * (1.0 - EPS)))
-    return _Next(adds=tuple(added[best].tolist()), value_per_gpu=float(per_gpu[best]))
+    needs = np.maximum(added[best] @ plan.draws[g], 0.0)
+    return _Next(adds=tuple(added[best].tolist()), needs=tuple(needs.tolist()), value_per_gpu=float(per_gpu[best]))
 
 
 def _best_by_type(plan: Plan, nexts: Sequence[_Next | None]) -> Mapping[str, list[tuple[float, str, str]]]:
@@ -97,7 +100,7 @@ def _grant(
     p: int,
     step: _Next | None,
     ups: Mapping[str, list[tuple[float, str, str]]],
-    room: Array,
+    room: Sequence[float],
     policy: ArbiterPolicy,
 ) -> PoolGrant:
     group = plan.groups[g]
@@ -125,7 +128,7 @@ def _grant(
     )
 
 
-def _binding(plan: Plan, g: int, p: int, step: _Next | None, room: Array) -> str | None:
+def _binding(plan: Plan, g: int, p: int, step: _Next | None, room: Sequence[float]) -> str | None:
     """The limit that keeps a pool below what it wants; None: it has that, or is held."""
     group = plan.groups[g]
     pool, granted = group.pools[p], plan.counts[g][p]
@@ -134,16 +137,17 @@ def _binding(plan: Plan, g: int, p: int, step: _Next | None, room: Array) -> str
     rules = pool.rules
     if rules.maximum is not None and granted >= rules.maximum:
         return rules.max_from or f"max_replicas {rules.maximum}"
-    blocked = plan.limits.blocks(pool)
-    if blocked is not None:
-        return blocked
+    if pool.spec.name in plan.blocked:
+        return plan.blocked[pool.spec.name]
     if plan.infeasible:
         return "minima that do not fit"
-    needs = plan.draws[g][p] if step is None else np.maximum(np.array(step.adds, dtype=np.float64) @ plan.draws[g], 0.0)
-    short = (needs - room) / np.maximum(plan.limits.total, 1.0)
-    short[(needs <= 0) | (needs <= room + EPS)] = -np.inf
-    if len(short) and float(short.max()) > -np.inf:
-        return plan.limits.names[int(np.argmax(short))]
+    needs = plan.draws[g][p].tolist() if step is None else step.needs
+    tightest, short = None, 0.0
+    for name, need, left, total in zip(plan.limits.names, needs, room, plan.limits.total.tolist(), strict=True):
+        if need > left + EPS and (tightest is None or (need - left) / max(total, 1.0) > short):
+            tightest, short = name, (need - left) / max(total, 1.0)
+    if tightest is not None:
+        return tightest
     if step is None or step.adds[p] == 0:
         partners = [other.spec.name for q, other in enumerate(group.pools) if q != p and plan.counts[g][q] >= plan.caps[g][q]]
         return f"partner {partners[0]}" if partners else None

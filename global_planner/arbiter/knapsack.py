@@ -145,9 +145,10 @@ def _core(
     whose regrets alone exceed `slack` cannot lead to it.
     """
     alive = np.flatnonzero(regret <= slack * (1.0 + 1e-9))
-    by_class = np.split(alive, np.flatnonzero(np.diff(owner[alive])) + 1)
+    ends = [*(np.flatnonzero(np.diff(owner[alive])) + 1).tolist(), len(alive)]
     cores = []
-    for options in by_class:
+    for begin, end in zip([0, *ends], ends, strict=False):
+        options = alive[begin:end]
         group = int(owner[options[0]])
         if len(options) > 1 or options[0] != base[group]:
             offsets = weights[options] - weights[base[group]]

@@ -18,13 +18,14 @@ def fill_wanted(plan: Plan, ranks: Mapping[str, int]) -> None:
     for _, members in plan.classes():
         for g in sorted(members, key=lambda g: ranks[plan.groups[g].spec.name]):
             group, counts, caps = plan.groups[g], plan.counts[g], plan.caps[g]
-            if all(count >= cap for count, cap in zip(counts, caps, strict=True)):
+            short = [
+                p
+                for p, pool in enumerate(group.pools)
+                if counts[p] < caps[p] and _at(pool.now, caps[p]) <= _at(pool.now, counts[p]) + EPS
+            ]
+            if not short or group.attainment(caps) > group.attainment(counts) + EPS:
                 continue
-            if group.attainment(caps) > group.attainment(counts) + EPS:
-                continue
-            for p, pool in enumerate(group.pools):
-                if _at(pool.now, caps[p]) > _at(pool.now, counts[p]) + EPS:
-                    continue
+            for p in short:
                 while counts[p] < caps[p] and bool((plan.draws[g][p] <= room + EPS).all()):
                     counts[p] += 1
                     room -= plan.draws[g][p]
@@ -52,7 +53,7 @@ def keep_fleet(plan: Plan, budget: Budget, ranks: Mapping[str, int], surplus_poo
             if name in place and missing > 0:
                 g, p = place[name]
                 pool = plan.groups[g].pools[p]
-                if pool.spec.gpu_type == gpu_type and plan.limits.blocks(pool) is None:
+                if pool.spec.gpu_type == gpu_type and name not in plan.blocked:
                     many = missing // pool.gpus + 1 + plan.counts[g][p]
                     most = many if pool.rules.maximum is None else min(many, pool.rules.maximum)
                     missing = _raise(plan, g, p, most, missing, f"takes the surplus of the fleet's {floor} GPUs")

@@ -23,9 +23,10 @@ EPS = 1e-9
 
 @dataclass(slots=True, kw_only=True)
 class Plan:
-    """The decision as it grows, by position of the group: `reserved`, `caps` and `counts` are replicas by pool,
-    `draws[g]` what a replica of each pool takes of each limit. `slacks` by class: value that a better choice could at most
-    add. `moved`: groups raised with GPUs of others. `notes` by pool: what happened to it beyond plain raising and lowering."""
+    """The decision as it grows, by position of the group: `reserved`, `caps` and `counts` are replicas by pool, `draws[g]` what
+    a replica of each pool takes of each limit. `blocked`: why pools must not grow. `slacks` by class: value that a better
+    choice could at most add. `moved`: groups raised with GPUs of others. `notes` by pool: what happened to it beyond plain
+    raising and lowering."""
 
     view: View
     limits: Limits
@@ -33,6 +34,7 @@ class Plan:
     reserved: list[list[int]]
     caps: list[list[int]]
     counts: list[list[int]]
+    blocked: dict[str, str]
     slacks: dict[int, float] = field(default_factory=dict)
     solvers: list[str] = field(default_factory=list)
     moved: set[int] = field(default_factory=set)
@@ -88,10 +90,20 @@ def start_plan(view: View, limits: Limits) -> Plan:
     rows = len(limits.names)
     draws = [np.array([limits.draws(pool) for pool in group.pools]).reshape(len(group.pools), rows) for group in view.groups]
     floors = [[pool.floor for pool in group.pools] for group in view.groups]
-    caps = [[_cap(pool.cap, pool.current, pool.floor, limits.blocks(pool)) for pool in group.pools] for group in view.groups]
+    blocked = {name: why for name, pool in view.pools.items() if (why := limits.blocks(pool)) is not None}
+    caps = [
+        [_cap(pool.cap, pool.current, pool.floor, blocked.get(pool.spec.name)) for pool in group.pools] for group in view.groups
+    ]
     flat = np.concatenate(draws) if draws else np.zeros((0, rows))
     plan = Plan(
-        view=view, limits=limits, draws=draws, reserved=floors, caps=caps, counts=[list(row) for row in floors], _draws=flat
+        view=view,
+        limits=limits,
+        draws=draws,
+        reserved=floors,
+        caps=caps,
+        counts=[list(row) for row in floors],
+        blocked=blocked,
+        _draws=flat,
     )
     room = plan.room()
     if bool((room < -EPS).any()):

@@ -326,13 +326,19 @@ def _group_view(spec: GroupSpec, priority_class: int, weight: float, pools: list
     shares = [0.0] * len(pools)
     loads = []
     for path in paths:
-        sums = [sum(pools[place].load for place in stage) for stage in path]
+        if all(len(stage) == 1 for stage in path):
+            sums = [pools[stage[0]].load for stage in path]
+        else:
+            sums = [sum(pools[place].load for place in stage) for stage in path]
         for number, stage in enumerate(path):
-            if all(pools[place].remembered for place in stage) and 0.0 < sums[number] < max(sums):
+            if 0.0 < sums[number] < max(sums) and all(pools[place].remembered for place in stage):
                 for place in stage:
                     _keep_up(pools[place], max(sums) / sums[number])
                 sums[number] = max(sums)
         for stage, total in zip(path, sums, strict=True):
+            if len(stage) == 1:
+                shares[stage[0]] = 1.0
+                continue
             for place in stage:
                 shares[place] = pools[place].load / total if total > 0 else 1.0 / len(stage)
         loads.append(max(sums))
