@@ -16,8 +16,9 @@ from global_planner.types import Cancel, Grow, Holding, PoolSpec, Replica, Shrin
 
 Order = Shrink | Grow | Cancel
 
-UNVERSIONED_SETTLE_S = 120.0
-"""Model seconds after which an order to a cluster without versions is taken for done or lost."""
+SETTLE_S = 120.0
+"""Model seconds after which an order is taken for done or lost where no version can tell: the cluster has none, or did not
+move it when the order was taken back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,7 @@ class RolloutPolicy:
 class Write:
     """Orders to a pool, all decided on one version, that may still take effect. At most one of them can, because each carries
     that version; `highest` and `lowest` bound what it would be, `victims` are all that any of them named. `attempts` counts
-    those whose outcome is not known to be nothing."""
+    those whose outcome is not known to be nothing. `taken_back_s`: when what is in force was ordered again with success."""
 
     version: str | None
     before: int
@@ -46,6 +47,7 @@ class Write:
     at_s: float
     victims: tuple[str, ...] = ()
     attempts: int = 1
+    taken_back_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +113,11 @@ def unresolved(write: Write | None, holding: Holding) -> Write | None:
     ordered = ordered_replicas(holding)
     if ordered is None:
         return write
+    if write.taken_back_s is not None and holding.at_s - write.taken_back_s > SETTLE_S:
+        return None
     if write.version is not None:
         return write if holding.version == write.version else None
-    settled = ordered != write.before or holding.at_s - write.at_s > UNVERSIONED_SETTLE_S
+    settled = ordered != write.before or holding.at_s - write.at_s > SETTLE_S
     return None if settled else write
 
 
@@ -218,7 +222,7 @@ def _capped(spec: PoolSpec, memory: PoolMemory, holding: Holding | None, at_s: f
     cap = max(spec.min_replicas, ordered)
     if spec.max_replicas is not None:
         cap = min(cap, spec.max_replicas)
-    return replace(spec, max_replicas=cap, guarantee_replicas=min(spec.guarantee_replicas, cap))
+    return replace(spec, max_replicas=cap, growth_cap=cap, guarantee_replicas=min(spec.guarantee_replicas, cap))
 
 
 def backing_off(memory: PoolMemory, at_s: float) -> bool:
@@ -320,6 +324,7 @@ def ordering(memory: PoolMemory, holding: Holding, spec: PoolSpec, step: Order, 
         at_s=at_s,
         victims=tuple(sorted({*(pending.victims if pending else ()), *victims})),
         attempts=1 + (pending.attempts if pending else 0),
+        taken_back_s=pending.taken_back_s if pending and step.after == step.before else None,
     )
     gpus = charge(holding, spec, ordering=step.after)
     failed = isinstance(step, Cancel)
@@ -335,8 +340,7 @@ def ordering(memory: PoolMemory, holding: Holding, spec: PoolSpec, step: Order, 
 
 def after_apply(state: RolloutState, acted: Sequence[Step], outcomes: Sequence[StepOutcome]) -> RolloutState:
     """The state once the outcomes of the `acted` steps are known. An order that certainly wrote nothing (a conflict, or never
-    tried) is forgotten, unless an earlier one on the same version may still take effect. Where what was in force was ordered
-    again with success, every earlier order is settled (see the port)."""
+    tried) is forgotten, unless an earlier one on the same version may still take effect."""
     pools = dict(state.pools)
     became = {outcome.step: outcome for outcome in outcomes}
     for step in acted:
@@ -346,10 +350,11 @@ def after_apply(state: RolloutState, acted: Sequence[Step], outcomes: Sequence[S
         memory = pools.get(step.pool)
         if memory is None or memory.write is None:
             continue
-        taken_back = outcome is not None and outcome.applied and step.after == step.before
-        if outcome is not None and not outcome.conflict and not taken_back:
+        if outcome is not None and not outcome.conflict:
+            if outcome.applied and step.after == step.before and memory.write.taken_back_s is None:
+                pools[step.pool] = replace(memory, write=replace(memory.write, taken_back_s=memory.write.at_s))
             continue
-        if memory.write.attempts > 1 and not taken_back:
+        if memory.write.attempts > 1:
             pools[step.pool] = replace(memory, write=replace(memory.write, attempts=memory.write.attempts - 1))
         else:
             leaving = tuple(id_ for id_ in memory.leaving if id_ not in memory.write.victims)

@@ -340,10 +340,8 @@ def test_a_crash_between_order_and_record_does_not_lose_the_order() -> None:
     assert play.world.settled_at("chat-prefill", 5)
 
 
-@pytest.mark.parametrize("moves", [True, False])
-def test_an_order_of_unknown_outcome_that_is_not_wanted_any_more_is_taken_back(moves: bool) -> None:
+def test_an_order_of_unknown_outcome_that_is_not_wanted_any_more_is_taken_back() -> None:
     play = start()
-    play.world.no_change_moves_version = moves
     play.world.faults = ["lost"]
     again(play, docs_agg=2)
     done = again(play, docs_agg=0)
@@ -351,6 +349,27 @@ def test_an_order_of_unknown_outcome_that_is_not_wanted_any_more_is_taken_back(m
     assert (shrink.before, shrink.after, shrink.victims) == (0, 0, ())
     assert done.charged_gpus == {"h100": 12}, "until then it counts"
     assert again(play).charged_gpus == {"h100": 4}
+
+
+def test_a_success_that_has_no_effect_yet_frees_nothing() -> None:
+    """The order is late, taking it back is said to have worked but is late too: whichever lands, the GPUs are there."""
+    play = start(budget=10)
+    play.world.faults = ["late", "accepted"]
+    again(play, chat_prefill=7)
+    again(play, chat_prefill=1, docs_agg=1)
+    for _ in range(6):
+        again(play)
+    play.until_quiet()
+    assert play.world.settled_at("docs-agg", 1) and play.world.settled_at("chat-prefill", 1)
+
+
+def test_where_taking_back_moves_no_version_the_order_counts_until_it_cannot_be_under_way_any_more() -> None:
+    play = start()
+    play.world.no_change_moves_version = False
+    play.world.faults = ["lost"]
+    again(play, docs_agg=2)
+    charged = [again(play, docs_agg=0).charged_gpus["h100"] for _ in range(16)]
+    assert charged[:13] == [12] * 13 and charged[-1] == 4, "ten seconds a round, two minutes"
 
 
 def test_nothing_is_ordered_that_could_not_be_written_down() -> None:
