@@ -1,4 +1,4 @@
-"""[I/O: reads a journal] What the command line answers from a journal: explain, compare, check. Text out, nothing changed.
+"""[I/O: reads a journal] What the command line answers from a journal: explain, compare, check. Nothing is changed.
 
 Raises KeyError (no such round or pool), FileNotFoundError (no journal), JournalCorrupt and OtherVersion; their texts are made
 to be shown.
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from global_planner.compare import compare, comparison_table
-from global_planner.explain import explain_history, explain_pool, explain_round, pick_round
+from global_planner.explain import Part, explain_history, explain_pool, pick_round, round_parts
 from global_planner.journal_reader import read, segments
 from global_planner.memory import Decided, decided
 from global_planner.priority_price import price_of_priority, price_table
@@ -18,24 +18,31 @@ from global_planner.replay.check import check
 from global_planner.types import Round
 
 
-def explain(directory: Path, *, number: int | None = None, pool: str | None = None, price_of_priorities: bool = False) -> str:
+def explain(
+    directory: Path, *, number: int | None = None, pool: str | None = None, price_of_priorities: bool = False
+) -> tuple[Part, ...]:
     """Why round `number` (None: the last) decided what it did, for everybody or for one pool. For a pool without a number: how
     it came to where it is. `price_of_priorities` adds who would gain what with equal ones."""
     if price_of_priorities:
         found = _decided(directory, number)
-        prices = price_table(price_of_priority(found.done, found.memory, found.policies)).text()
-        return f"{explain_round(found.done)}\n\n{prices}"
+        prices = price_table(price_of_priority(found.done, found.memory, found.policies))
+        told = round_parts(found.done) if pool is None else (explain_pool(found.done, pool),)
+        return (*told, prices)
     rounds = list(_rounds(directory))
     done = pick_round(rounds, number)
     if pool is None:
-        return explain_round(done)
-    told = explain_pool(done, pool)
-    return told if number is not None else f"{told}\n\n{explain_history(rounds, pool).text()}"
+        return round_parts(done)
+    told_of_pool = explain_pool(done, pool)
+    return (told_of_pool,) if number is not None else (told_of_pool, explain_history(rounds, pool))
 
 
-def compare_watched(directory: Path) -> str:
+def compare_watched(directory: Path) -> tuple[Part, ...]:
     """What the cluster did over the journal's time, and what we would have done."""
-    return comparison_table(compare(_rounds(directory))).text()
+    return (
+        comparison_table(compare(_rounds(directory))),
+        "What we would have done counts from each decision on, without the cold start that it takes. Attainment is what the\n"
+        "pools' own demand curves say of either number of replicas, not a measurement.",
+    )
 
 
 def check_again(directory: Path, *, other_version: bool = False) -> tuple[bool, str]:

@@ -41,19 +41,30 @@ class Table:
         return "\n".join([self.title, *(f"  {line}" for line in set_out)])
 
 
+Part = str | Table
+"""Of a page that is told: sentences, one a line, or a table. Lines that are indented belong to the title above them."""
+
+
+def plain(parts: Iterable[Part]) -> str:
+    """The page as text in columns, however wide, for files and pipes."""
+    return "\n\n".join(part if isinstance(part, str) else part.text() for part in parts)
+
+
 # ---- a whole round -------------------------------------------------------------------------------------------------------
 
 
 def explain_round(done: Round) -> str:
-    """A round as a page of text: budget, groups, pools, the reason for each, steps, and what people should know."""
-    parts = [heading(done), group_table(done).text(), pool_table(done).text()]
-    parts.append("Why\n" + "\n".join(f"  {grant.pool}: {grant.reason}" for grant in done.allocation.pools))
-    parts.append(
-        "Steps\n" + "\n".join(f"  {line}" for line in step_lines(done) or ["none: nothing to do, or nothing possible now"])
-    )
-    if done.conditions:
-        parts.append("To know\n" + "\n".join(f"  {condition}" for condition in done.conditions))
-    return "\n\n".join(parts)
+    """A round as a page of text."""
+    return plain(round_parts(done))
+
+
+def round_parts(done: Round) -> tuple[Part, ...]:
+    """A round: budget, groups, pools, the reason for each, steps, and what people should know."""
+    why = "Why\n" + "\n".join(f"  {grant.pool}: {grant.reason}" for grant in done.allocation.pools)
+    lines = step_lines(done) or ["none: nothing to do, or nothing possible now"]
+    steps = "Steps\n" + "\n".join(f"  {line}" for line in lines)
+    known = ("To know\n" + "\n".join(f"  {condition}" for condition in done.conditions),) if done.conditions else ()
+    return (heading(done), group_table(done), pool_table(done), why, steps, *known)
 
 
 def heading(done: Round) -> str:

@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from global_planner.answers import check_again, compare_watched, explain
+from global_planner import answers
+from global_planner.answers import check_again, compare_watched
+from global_planner.explain import plain
 from tests.journal.golden import GOLDEN
+
+
+def explain(directory: Path, **asked: object) -> str:
+    return plain(answers.explain(directory, **asked))  # type: ignore[arg-type]
 
 
 def test_explain_the_last_round_a_round_a_pool_and_its_history() -> None:
@@ -36,6 +42,8 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
 
 
 def test_compare_and_check() -> None:
-    assert compare_watched(GOLDEN).splitlines()[-1].split()[0] == "all"
+    table, note = compare_watched(GOLDEN)
+    assert not isinstance(table, str) and table.rows[-1][0] == "all"
+    assert "without the cold start" in str(note)
     reproduced, told = check_again(GOLDEN, other_version=True)
     assert reproduced and told.splitlines()[0] == "20 rounds of 2 segments were decided again."
