@@ -158,6 +158,7 @@ def _pool_setup(topology: Topology, group: GroupConfig, pool: PoolConfig, profil
         cold_start_s=topology.cluster.cold_start_s,
         ttft_offset_ms=offset_ms,
         max_num_seqs=group.engine.max_num_seqs,
+        isl_max_tokens=pool.isl_max_tokens,
     )
 
 

@@ -23,11 +23,14 @@ from pool_planner import wire
 from pool_planner.clock import SpeedClock
 from pool_planner.forecast import Series
 from pool_planner.metrics.names import by_pool
-from pool_planner.metrics.scrape import RouterScrape
+from pool_planner.metrics.own import render
+from pool_planner.metrics.serve import MetricsServer
+from pool_planner.metrics.source import Source, source_of
 from pool_planner.planner import plan
 from pool_planner.setup import PlannerSetup
 from pool_planner.state import fit_jobs, fitted, start, statuses
 from pool_planner.types import Grant, GrantBatch, MetricsUnavailable, Observation, Report, ReportBatch
+from pool_planner.warmup import warmup_of
 
 EXIT_LOOP_ENDED = 70
 ARBITER_TIMEOUT_WALL_S = 2.0
@@ -60,6 +63,7 @@ class PoolPlannerActor:
         self._ticks = 0
         self._fits: dict[asyncio.Future[Any], tuple[str, Series]] = {}
         self._handle: Any = None
+        self._own_metrics = ""
         self._thread = threading.Thread(target=self._live, name="plans", daemon=True)
         self._thread.start()
 
@@ -81,25 +85,43 @@ class PoolPlannerActor:
 
     async def _plan_for_ever(self) -> None:
         spec, clock = self._spec, self._spec.clock
-        state = start(spec.setup, now=clock.now())
+        state = start(spec.setup, now=clock.now(), warmup=warmup_of(spec.setup))
         grants: Mapping[str, Grant] = {}
-        scrape = RouterScrape(spec.metrics_urls, [by_pool(pool) for pool in spec.setup.pools])
+        source = source_of(spec.setup, [by_pool(pool) for pool in spec.setup.pools], router_urls=spec.metrics_urls)
+        own = await self._serve_own_metrics()
         try:
             while True:
-                observations = await self._observe(scrape)
+                observations = await self._observe(source)
                 now = clock.now()
                 for done in [fit for fit in self._fits if fit.done()]:
                     pool, series = self._fits.pop(done)
                     if done.exception() is None:  # a fit that was lost is offered again
                         state = fitted(state, pool, series, done.result(), now=now)
                 state, reports = plan(state, observations, grants, now, spec.setup)
+                if own is not None:
+                    self._own_metrics = render(spec.setup, state, reports, now=now)
                 self._start_fits(state)
                 self._ticks += 1
                 grants = await self._tell(reports, state, grants)
         finally:
-            await scrape.close()
+            await source.close()
+            if own is not None:
+                await own.stop()
 
-    async def _observe(self, scrape: RouterScrape) -> Mapping[str, Observation]:
+    async def _serve_own_metrics(self) -> MetricsServer | None:
+        """The planner's own /metrics, where its configuration names a port. A port that is taken costs the metrics only."""
+        port = self._spec.setup.config.metric_reporting_prometheus_port
+        if port is None:
+            return None
+        server = MetricsServer(lambda: self._own_metrics, port=port)
+        try:
+            await server.start()
+        except OSError as error:
+            sys.stderr.write(f"{self._spec.dgd}: no metrics of its own on port {port}: {error}\n")
+            return None
+        return server
+
+    async def _observe(self, source: Source) -> Mapping[str, Observation]:
         """Wait out one tick, reading the workers' gauges in between, and observe at its end; empty when nothing answers."""
         clock, setup = self._spec.clock, self._spec.setup
         step_s = setup.tick_s / setup.samples_per_tick
@@ -110,8 +132,8 @@ class PoolPlannerActor:
                 if self._ticks:
                     await clock.sleep(max(0.0, begun + sample * step_s - clock.now()))
                 if sample < setup.samples_per_tick:
-                    await scrape.sample()
-            return await scrape.observe(clock.now())
+                    await source.sample()
+            return await source.observe(clock.now())
         except MetricsUnavailable as error:
             sys.stderr.write(f"{self._spec.dgd}: {error}\n")
             await clock.sleep(max(0.0, begun + setup.tick_s - clock.now()))
