@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from global_planner.commands import COMMANDS
+
 if TYPE_CHECKING:  # imports happen in the commands, so that --help is quick
     from global_planner.config import Topology
 
@@ -137,6 +139,10 @@ def plan(topology_path: Path, budget: int | None, folder: Path | None, loads: tu
         click.echo(dry_run(topology, folder=folder or Path(".global-planner") / topology.name, loads=loads))
     except ValueError as error:
         _refuse(str(error))
+
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 def _topology(path: Path, budget: int | None) -> Topology:

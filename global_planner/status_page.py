@@ -33,7 +33,7 @@ def status_parts(
     first = [f"{name}: {_last(done, now_s, calendar)}"]
     if silent is not None:
         since = "There was no round yet" if done is None else f"There was no round for {span(silent)}"
-        first.append(f"{since}, and one is due every {span(interval_s)}: the arbiter is down or stuck. Pools and router go on.")
+        first.append(f"{since}, and one is due every {span(interval_s)}: the arbiter is down, or the whole system was stopped.")
     parts: list[Part] = ["\n".join(first)]
     if isinstance(controls, str):
         parts.append(f"EVERYTHING IS FROZEN, because what operators set cannot be read: {controls}")

@@ -1,0 +1,11 @@
+"""[I/O] The commands of people who operate a system: what it decided and why, and what it is told to do or to leave.
+
+Each works on the files of a system's folder (journal, operators' folder, clock), so all of them work while the arbiter is down.
+"""
+
+from global_planner.commands.look import compare, explain, replay, status
+from global_planner.commands.operate import approve, freeze, override, refuse, unfreeze
+
+COMMANDS = (status, explain, compare, replay, approve, refuse, freeze, unfreeze, override)
+
+__all__ = ["COMMANDS"]
