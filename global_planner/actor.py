@@ -29,6 +29,7 @@ from global_planner.config import Topology
 from global_planner.control_folder import ControlFolder
 from global_planner.journal import Journal
 from global_planner.mocker.cluster_client import VirtualCluster
+from global_planner.ray_ward import Ward
 from global_planner.round import Ports, RoundConfig, run_round
 from global_planner.router_client import RouterClient
 from global_planner.types import ArbiterSnapshot, Round
@@ -268,10 +269,12 @@ class LocalRay:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._ward: Ward | None = None
 
     def start(self) -> None:
         """Start it and connect. Signals stay with those who handled them before: Ray takes SIGTERM over when it starts, and
         would end this process with its own status and a stack trace."""
+        self._ward = Ward(self._folder)
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self._init()
@@ -295,7 +298,10 @@ class LocalRay:
         )
 
     def stop(self) -> None:
+        """End it and remove its folder; harmless when it never started."""
         ray.shutdown()
+        if self._ward is not None:
+            self._ward.end()
 
 
 def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
