@@ -165,9 +165,10 @@ class ClusterState:
         gone = [victim for victim in victims if victim not in live]
         if gone:
             raise StaleVersion(f"{', '.join(gone)}: not a live replica of {name}")
+        # Also when the count stays: an order that took another one back must be seen to have won.
+        pool.version += 1
         if surplus == 0:
             return []
-        pool.version += 1
         self._log(now, name, None, f"scaled from {pool.spec} to {replicas}")
         pool.spec = replicas
         for _ in range(-surplus):

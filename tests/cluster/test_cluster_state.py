@@ -193,10 +193,13 @@ def test_a_refused_order_changes_nothing(name: str) -> None:
     assert (state.spec("p"), state.version("p"), states(state), state.events()) == before
 
 
-def test_ordering_what_is_there_writes_nothing() -> None:
+def test_ordering_what_is_there_moves_nothing_but_the_version() -> None:
+    """Whoever orders the same count takes an earlier order back: an answer that was lost must not win after it."""
     state = ready_cluster(2)
     assert state.scale("p", 2, [], "1", 5) == []
-    assert state.version("p") == "1"
+    assert (state.spec("p"), state.version("p")) == (2, "2")
+    with pytest.raises(StaleVersion, match="p is at version 2, not 1"):
+        state.scale("p", 3, [], "1", 6)
 
 
 class Interleavings(RuleBasedStateMachine):
