@@ -7,7 +7,7 @@ are solved apart: most instances with several GPU types fall into knapsacks of o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,13 @@ from global_planner.arbiter.lagrange import choose_within
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Classes of options, consecutive: class g has `sizes[g]` from `starts[g]`. `weights`: options x limits. The first option
-    of each class takes least of every limit."""
+    of each class takes least of every limit. `reference`: what a distance to the bound is to be seen against, where values
+    are changes to something larger."""
 
     values: Floats
     weights: Floats
     sizes: Ints
+    reference: float = 0.0
 
     @property
     def starts(self) -> Ints:
@@ -35,10 +37,25 @@ def choose(options: Options, capacity: Floats) -> Choice:
     """The best option of every class within `capacity` by limit. The first options together must fit."""
     starts = options.starts
     owner = np.repeat(np.arange(len(starts)), options.sizes)
-    scale = float(np.abs(options.values).max(initial=0.0)) or 1.0  # tolerances below are for values near 1
-    worth = options.values / scale
-    weights = options.weights - options.weights[starts][owner]
     room = capacity - options.weights[starts].sum(axis=0)
+    fits = np.all(options.weights - options.weights[starts][owner] <= room + 1e-9, axis=1)
+    if not fits.all():  # what does not even fit alone is left out: with little room, nearly everything
+        fits[starts] = True
+        kept = np.flatnonzero(fits)
+        sizes = np.bincount(owner[kept], minlength=len(starts)).astype(np.int64)
+        fewer = replace(options, values=options.values[kept], weights=options.weights[kept], sizes=sizes)
+        choice = _choose(fewer, room)
+        return replace(choice, picks=kept[choice.picks])
+    return _choose(options, room)
+
+
+def _choose(options: Options, room: Floats) -> Choice:
+    """`choose`, with `room` beyond what the first options take."""
+    starts = options.starts
+    owner = np.repeat(np.arange(len(starts)), options.sizes)
+    scale = float(np.abs(options.values).max(initial=0.0)) or 1.0  # tolerances below are for values near 1
+    worth, reference = options.values / scale, options.reference / scale
+    weights = options.weights - options.weights[starts][owner]
     need = np.maximum.reduceat(weights, starts, axis=0).sum(axis=0) if len(starts) else np.zeros_like(room)
     binding = np.flatnonzero(need > room + 1e-9)
     draws = np.maximum.reduceat(weights[:, binding] > 0.0, starts, axis=0)
@@ -47,7 +64,7 @@ def choose(options: Options, capacity: Floats) -> Choice:
     bound, exact, solvers = 0.0, True, set[str]()
     for members, rows in _components(draws):
         if len(members) == len(starts):
-            result = _solve(worth, weights[:, binding[rows]], options.sizes, room[binding[rows]])
+            result = _solve(worth, weights[:, binding[rows]], options.sizes, room[binding[rows]], reference)
             picks, bound, exact = result.picks, result.bound, result.exact
             solvers.add(result.solver)
             continue
@@ -55,7 +72,7 @@ def choose(options: Options, capacity: Floats) -> Choice:
         sizes = options.sizes[members]
         values = worth[part]
         inside = weights[np.ix_(part, binding[rows])]
-        result = _solve(values, inside, sizes, room[binding[rows]])
+        result = _solve(values, inside, sizes, room[binding[rows]], reference)
         places = np.flatnonzero(part)
         picks[members] = places[result.picks]
         bound += result.bound
@@ -64,7 +81,7 @@ def choose(options: Options, capacity: Floats) -> Choice:
     return Choice(picks=picks, bound=bound * scale, exact=exact, solver=max(solvers, default="no limit"))
 
 
-def _solve(values: Floats, weights: Floats, sizes: Ints, room: Floats) -> Choice:
+def _solve(values: Floats, weights: Floats, sizes: Ints, room: Floats, reference: float) -> Choice:
     starts = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)
     owner = np.repeat(np.arange(len(sizes)), sizes)
     if weights.shape[1] == 0:
@@ -74,7 +91,7 @@ def _solve(values: Floats, weights: Floats, sizes: Ints, room: Floats) -> Choice
     column = weights[:, 0]
     whole = np.round(column)
     if weights.shape[1] > 1 or bool(np.any(np.abs(column - whole) > 1e-9)):
-        return choose_within(values, weights, starts, sizes, room)
+        return choose_within(values, weights, starts, sizes, room, reference)
     capacity = int(np.floor(room[0] + 1e-9))
     order = np.lexsort((-values, whole, owner))
     units = whole[order].astype(np.int64)

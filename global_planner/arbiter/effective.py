@@ -67,14 +67,15 @@ def pool_rules(
                 rules.minimum, rules.min_from = event.min_replicas, f"schedule {event.name}"
             if event.load_factor is not None:
                 rules.load_factor *= event.load_factor
-    if pool.growth_cap is not None and (rules.maximum is None or pool.growth_cap < rules.maximum):
-        rules.maximum, rules.max_from = pool.growth_cap, ""
-        rules.guarantee = min(rules.guarantee, pool.growth_cap)
     if rules.maximum is not None and rules.minimum > rules.maximum:
         rules.minimum, rules.min_from = rules.maximum, rules.max_from or "max_replicas"
     for override in sorted(overrides, key=lambda item: (item.kind, item.replicas or 0, item.by, item.reason)):
         if override.expires_at_s is None or at_s < override.expires_at_s:
             _override(rules, override)
+    if pool.growth_cap is not None and (rules.maximum is None or pool.growth_cap < rules.maximum):
+        rules.maximum, rules.max_from = pool.growth_cap, "back-off after failed starts"
+        rules.guarantee = min(rules.guarantee, pool.growth_cap)
+        rules.minimum = min(rules.minimum, pool.growth_cap)
     return rules
 
 

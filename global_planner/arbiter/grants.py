@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 from global_planner.arbiter.admission import admitted_rps
+from global_planner.arbiter.knapsack import first_true, segment_max
+from global_planner.arbiter.menu import menu_of, weights_of
 from global_planner.arbiter.plan import EPS, Plan
 from global_planner.arbiter.state import ArbiterPolicy
 from global_planner.arbiter.view import GroupView, PoolView
 from global_planner.types import Allocation, GroupGrant, PoolGrant, RoundInputs, RunnerUp
 
 ROUNDING = 1e-9
-"""Relative distance to the bound below which a value is the optimum."""
+"""Distance to the bound, relative to all that there is to serve, below which a value is the optimum."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,7 @@ class _Next:
 def allocation_of(plan: Plan, inputs: RoundInputs, policy: ArbiterPolicy) -> Allocation:
     """The allocation, pools and groups in the order of `inputs`."""
     room = plan.room().tolist()
-    nexts = [_next_step(plan, g) for g in range(len(plan.groups))]
+    nexts = _next_steps(plan)
     ups = _best_by_type(plan, nexts)
     pool_grants: dict[str, PoolGrant] = {}
     group_grants: dict[str, GroupGrant] = {}
@@ -58,26 +61,35 @@ def allocation_of(plan: Plan, inputs: RoundInputs, policy: ArbiterPolicy) -> All
         ),
         objective=policy.objective,
         value=value,
-        gap=slack / (value + slack) if slack > ROUNDING * value else 0.0,
+        gap=slack / (value + slack) if slack > ROUNDING * sum(group.scale for group in plan.groups) else 0.0,
         solver=", ".join(dict.fromkeys(plan.solvers)) or "nothing to choose",
         infeasible=plan.infeasible,
     )
 
 
-def _next_step(plan: Plan, g: int) -> _Next | None:
-    """What the group would take next, were there room: the bundle above its counts of the most value per GPU."""
-    group, counts = plan.groups[g], plan.counts[g]
-    if group.scale <= 0 or all(count >= cap for count, cap in zip(counts, plan.caps[g], strict=True)):
-        return None
-    bundles = plan.growth(g)
-    if len(bundles.counts) < 2:
-        return None
-    added = np.array(bundles.counts[1:]) - np.array(counts)
-    gained = np.array(bundles.attainment[1:]) - bundles.attainment[0]
-    per_gpu = group.scale * gained / np.maximum(added @ np.array([pool.gpus for pool in group.pools]), 1)
-    best = int(np.argmax(per_gpu >= per_gpu.max() * (1.0 - EPS)))
-    needs = np.maximum(added[best] @ plan.draws[g], 0.0)
-    return _Next(adds=tuple(added[best].tolist()), needs=tuple(needs.tolist()), value_per_gpu=float(per_gpu[best]))
+def _next_steps(plan: Plan) -> list[_Next | None]:
+    """What each group would take next, were there room: the bundle above its counts of the most value per GPU."""
+    steps: list[_Next | None] = [None] * len(plan.groups)
+    members = [g for g, group in enumerate(plan.groups) if group.scale > 0 and len(plan.growth(g).counts) > 1]
+    if not members:
+        return steps
+    menu = menu_of(members, [plan.growth(g).counts for g in members])
+    owner, starts = menu.owner, menu.starts
+    levels = np.fromiter(chain.from_iterable(plan.growth(g).attainment for g in members), dtype=np.float64, count=len(owner))
+    scale = np.array([plan.groups[g].scale for g in members])
+    gpus = np.zeros((len(members), menu.counts.shape[1]))
+    for i, g in enumerate(members):
+        gpus[i, : len(plan.groups[g].pools)] = [pool.gpus for pool in plan.groups[g].pools]
+    added = menu.counts - menu.counts[starts][owner]
+    per_gpu = scale[owner] * (levels - levels[starts][owner]) / np.maximum((added * gpus[owner]).sum(axis=1), 1.0)
+    per_gpu[starts] = 0.0
+    best = first_true(per_gpu >= (segment_max(per_gpu, starts) * (1.0 - EPS))[owner], starts)
+    weights = weights_of(plan, menu)
+    needs = np.maximum(weights[best] - weights[starts], 0.0).tolist()
+    for g, adds, takes, value in zip(members, added[best].tolist(), needs, per_gpu[best].tolist(), strict=True):
+        if value > 0.0:
+            steps[g] = _Next(adds=tuple(adds[: len(plan.groups[g].pools)]), needs=tuple(takes), value_per_gpu=value)
+    return steps
 
 
 def _best_by_type(plan: Plan, nexts: Sequence[_Next | None]) -> Mapping[str, list[tuple[float, str, str]]]:

@@ -21,6 +21,10 @@ SEARCH_WORK = 12_000
 """Partial deviations that the search follows in all, shared out over its classes within the two limits above."""
 SWEEPS = 3
 SUBGRADIENT_STEPS = 40
+FEW_CLASSES = 50
+"""Up to so many, nothing is spared to prove the best choice."""
+NEAR = 1e-3
+"""Relative distance to the bound that is good enough beyond."""
 _TINY = 1e-12
 
 
@@ -52,16 +56,25 @@ class _Instance:
         return float(self.values[picks].sum())
 
 
-def choose_within(values: Floats, weights: Floats, starts: Ints, sizes: Ints, capacity: Floats) -> Choice:
+def choose_within(
+    values: Floats, weights: Floats, starts: Ints, sizes: Ints, capacity: Floats, reference: float = 0.0
+) -> Choice:
     """The choice of greatest value found, with a bound. `weights` (options x limits) >= 0; the first option of each class
-    takes least of every limit, and these together fit into `capacity`."""
+    takes least of every limit, and these together fit into `capacity`. `reference`: see `Options`."""
     instance = _Instance(values, weights, starts, sizes, capacity)
-    relaxed = _dual(instance)
+    relaxed = _line_searches(instance)
     picks = _filled(instance, _repaired(instance, relaxed), relaxed)
+    many = len(starts) > FEW_CLASSES
+    near = NEAR * max(reference, relaxed.bound)
+    if not many or relaxed.bound - instance.worth(picks) > near:
+        relaxed = _subgradients(instance, relaxed)
+        again = _filled(instance, _repaired(instance, relaxed), relaxed)
+        picks = again if instance.worth(again) > instance.worth(picks) else picks
     slack = relaxed.bound - instance.worth(picks)
-    tolerance = instance.tie * len(starts)
-    if slack <= tolerance:
+    if slack <= instance.tie * len(starts):
         return Choice(picks=picks, bound=relaxed.bound, exact=True, solver="prices")
+    if many and slack <= near:
+        return Choice(picks=picks, bound=relaxed.bound, exact=False, solver="prices")
     better, proven = _search(instance, relaxed, slack)
     if better is not None and instance.worth(better) > instance.worth(picks):
         picks = better
@@ -72,7 +85,7 @@ def choose_within(values: Floats, weights: Floats, starts: Ints, sizes: Ints, ca
 # ---- prices ----------------------------------------------------------------------------------------------------------
 
 
-def _dual(instance: _Instance) -> _Relaxed:
+def _line_searches(instance: _Instance) -> _Relaxed:
     limits = len(instance.capacity)
     best = instance.relaxed(np.zeros(limits))
     for _ in range(SWEEPS):
@@ -81,6 +94,10 @@ def _dual(instance: _Instance) -> _Relaxed:
             best = _line_search(instance, best, limit)
         if before - best.bound <= 1e-6 * max(1.0, abs(best.bound)):
             break
+    return best
+
+
+def _subgradients(instance: _Instance, best: _Relaxed) -> _Relaxed:
     reach = 0.05 * float(best.prices @ instance.capacity)
     at = best
     for _ in range(SUBGRADIENT_STEPS):
@@ -126,7 +143,7 @@ def _line_search(instance: _Instance, at: _Relaxed, limit: int) -> _Relaxed:
         if reached.bound < best.bound:
             best = reached
         line = left.bound + slope * (meet - low)
-        if reached.bound - line <= 1e-9 * max(1.0, abs(line)):
+        if reached.bound - line <= 1e-7 * max(1.0, abs(line)):
             break
         if bend < 0.0:
             left, low, slope = reached, meet, bend

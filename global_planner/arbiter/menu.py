@@ -85,7 +85,8 @@ def take_best(
     judged = values * (1.0 + TIE * np.repeat(order, menu.sizes))
     if weights.shape[1]:
         judged -= DEAR * whole * (weights / np.maximum(capacity, 1.0)).mean(axis=1)
-    choice = choose(Options(values=judged, weights=weights, sizes=menu.sizes), capacity)
+    reference = sum(plan.groups[g].scale for g in menu.members)
+    choice = choose(Options(values=judged, weights=weights, sizes=menu.sizes, reference=reference), capacity)
     plan.slacks[priority_class] = max(0.0, choice.bound - float(judged[choice.picks].sum()))
     plan.solvers.append(choice.solver)
     for g, row in zip(menu.members, menu.counts[choice.picks].tolist(), strict=True):

@@ -1,0 +1,311 @@
+"""Benchmark of the arbiter: `python -m tests.bench.arbiter --json FILE`.
+
+Series of rounds over many models whose peaks together exceed the budget (see `arbiter_instances`, which also says what
+attainment means here). Ours runs with its stability rules on, and what it grants is there in the same round. Beside it, on the
+same rounds: the optimum of each round solved from nothing; whoever asks first; the same share for everybody; a common water
+level; and HiGHS on some rounds. Goodputs are means over the rounds in which demand exceeds the budget. Times are of the
+processor, on one core: p50_ms of whole decisions, choose_ms of the choice alone, which is what HiGHS does.
+
+half_granted_gpus are those that the objective itself grants to a stage whose partner cannot use them (an indivisible remainder
+is one replica of a stage); held_beyond_partner_gpus those that also the stability rules keep in place (holds, and stages that
+differ by less than the headroom).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from global_planner.arbiter import ArbiterPolicy, ArbiterState, arbitrate, menu
+from global_planner.arbiter.choose import Options
+from global_planner.arbiter.knapsack import Choice
+from global_planner.types import Allocation
+from tests.bench.arbiter_instances import ROUNDS, Instance, make
+
+Counts = NDArray[np.int64]
+
+POLICY = ArbiterPolicy(hold_s=360.0, move_horizon_s=900.0)
+AT_ONCE = replace(POLICY, stability=False)
+MILP_LIMIT_S = 60.0
+PLAN = {20: (ROUNDS, (1, 3), (0.45, 0.60, 0.75, 0.90)), 200: (ROUNDS, (1, 3), (0.45, 0.60, 0.75, 0.90))} | {
+    1000: (24, (1, 3), (0.45, 0.60)),
+    5000: (6, (1, 3), (0.45,)),
+}
+"""By pools: rounds, numbers of GPU types, budgets as shares of the sum of peaks."""
+
+
+@contextmanager
+def stopwatch() -> Iterator[list[float]]:
+    """Processor seconds that the arbiter's choice alone takes, in the one entry of the list."""
+    spent = [0.0]
+    choose = menu.choose  # type: ignore[attr-defined]
+
+    def timed(options: Options, capacity: NDArray[np.float64]) -> Choice:
+        started = time.process_time()
+        result = choose(options, capacity)
+        spent[0] += time.process_time() - started
+        return result
+
+    menu.choose = timed  # type: ignore[attr-defined]
+    try:
+        yield spent
+    finally:
+        menu.choose = choose  # type: ignore[attr-defined]
+
+
+def counts_of(allocation: Allocation) -> Counts:
+    return np.array([grant.granted for grant in allocation.pools], dtype=np.int64)
+
+
+def water_level(instance: Instance, number: int) -> Counts:
+    """The same attainment for every stage, as high as the budget allows, rounded down to replicas (at least one)."""
+    need, gpus = instance.need(number), instance.gpus
+    kinds = np.array([spec.gpu_type for spec in instance.pools])
+    counts = np.ones(len(need), dtype=np.int64)
+    for kind, most in instance.budget.max_gpus.items():
+        mine = kinds == kind
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            level = (low + high) / 2
+            tried = np.maximum(1, np.floor(level * np.ceil(need[mine] - 1e-9) + 1e-9)).astype(np.int64)
+            low, high = (level, high) if tried @ gpus[mine] <= most else (low, level)
+        counts[mine] = np.maximum(1, np.floor(low * np.ceil(need[mine] - 1e-9) + 1e-9)).astype(np.int64)
+    return counts
+
+
+def highs(instance: Instance, number: int) -> tuple[float, float, bool]:
+    """(goodput, processor ms, ended in time) of HiGHS on one round: a choice of one attainment level for each model."""
+    need = instance.need(number)
+    kinds = sorted(instance.budget.max_gpus)
+    owners, values, drawn = [], [], []
+    for model, load in enumerate(instance.load[number].tolist()):
+        pair = slice(2 * model, 2 * model + 2)
+        most = np.maximum(1, np.ceil(need[pair] - 1e-9))
+        levels = np.unique(
+            np.concatenate([np.minimum(1.0, np.arange(1, top + 1) / n) for top, n in zip(most, need[pair], strict=True)])
+        )
+        levels = levels[levels <= min(1.0, float((most / need[pair]).min())) + 1e-12]
+        for level in levels.tolist():
+            replicas = np.maximum(1, np.ceil(level * need[pair] - 1e-9))
+            row = np.zeros(len(kinds))
+            for spec, count in zip(instance.pools[pair], replicas.tolist(), strict=True):
+                row[kinds.index(spec.gpu_type)] += count * spec.gpus_per_replica
+            owners.append(model)
+            values.append(load * level)
+            drawn.append(row)
+    one_each = csr_array((np.ones(len(owners)), (owners, np.arange(len(owners)))))
+    most_gpus = [instance.budget.max_gpus[kind] for kind in kinds]
+    started = time.process_time()
+    result = milp(
+        -np.array(values),
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(np.array(drawn).T, -np.inf, most_gpus)],
+        integrality=np.ones(len(values)),
+        bounds=Bounds(0, 1),
+        options={"time_limit": MILP_LIMIT_S, "mip_rel_gap": 1e-6},
+    )
+    took_ms = (time.process_time() - started) * 1e3
+    value = -result.fun / instance.load[number].sum() if result.fun is not None else float("nan")
+    return float(value), took_ms, result.status == 0
+
+
+def measure(pools: int, types: int, share: float, rounds: int) -> dict[str, Any]:
+    """All figures of one instance."""
+    instance = make(pools, types, share, rounds)
+    kept = ("ms", "choose_ms", "ours", "best", "first", "proportional", "water", "gap")
+    rows: dict[str, list[float]] = {name: [] for name in kept}
+    moves: list[int] = []
+    half: list[int] = []
+    beyond: list[int] = []
+    over = 0
+    attained = np.zeros((rounds, pools // 2))
+    state, first_state = ArbiterState(), ArbiterState()
+    counts = first = np.ones(pools, dtype=np.int64)
+    for number in range(rounds):
+        told = instance.inputs(number, counts)
+        started = time.process_time()
+        state, allocation = arbitrate(state, told, POLICY)
+        rows["ms"].append((time.process_time() - started) * 1e3)
+        granted = counts_of(allocation)
+        if number:
+            moves.append(int((granted != counts).sum()))
+        counts = granted
+        with stopwatch() as spent:
+            _, best = arbitrate(ArbiterState(), told, AT_ONCE)
+        rows["choose_ms"].append(spent[0] * 1e3)
+        rows["gap"].append(best.gap)
+        first_state, came = arbitrate(first_state, instance.inputs(number, first), replace(AT_ONCE, objective="first_come"))
+        first = counts_of(came)
+        _, even = arbitrate(ArbiterState(), told, replace(AT_ONCE, objective="proportional"))
+        for name, there in (
+            ("ours", counts), ("best", counts_of(best)), ("first", first), ("proportional", counts_of(even)),
+            ("water", water_level(instance, number)),
+        ):  # fmt: skip
+            rows[name].append(instance.goodput(number, there))
+        attained[number] = instance.attainment(number, counts)
+        contended = rows["best"][-1] < 1.0 - 1e-6
+        half.append(instance.half_granted_gpus(number, counts_of(best)) if contended else 0)
+        beyond.append(instance.half_granted_gpus(number, counts) if contended else 0)
+        over += any(
+            sum(int(n) * s.gpus_per_replica for n, s in zip(counts, instance.pools, strict=True) if s.gpu_type == kind) > most
+            for kind, most in instance.budget.max_gpus.items()
+        )
+    tight = np.array(rows["best"]) < 1.0 - 1e-6
+    where = tight if tight.any() else np.ones(rounds, dtype=bool)
+    mean = {name: float(np.mean(np.array(rows[name])[where])) for name in ("ours", "best", "first", "proportional", "water")}
+    figures: dict[str, Any] = {
+        "pools": pools,
+        "groups": pools // 2,
+        "gpus": sum(instance.budget.max_gpus.values()),
+        "gpu_types": types,
+        "budget_share": share,
+        "rounds": rounds,
+        "contended_rounds": int(tight.sum()),
+        "demand": instance.source,
+        "p50_ms": float(np.median(rows["ms"])),
+        "p99_ms": float(np.quantile(rows["ms"], 0.99)),
+        "choose_ms": float(np.median(np.array(rows["choose_ms"])[where])),
+        "gap_to_bound": float(np.max(rows["gap"])),
+        "milp_ms": None,
+        "milp_gap": None,
+        "goodput": mean["ours"],
+        "optimum_goodput": mean["best"],
+        "share_of_optimum": mean["ours"] / mean["best"],
+        "first_come_goodput": mean["first"],
+        "proportional_goodput": mean["proportional"],
+        "waterfill_goodput": mean["water"],
+        "worst_group_attainment": float(attained[where].mean(axis=0).min()),
+        "moves_per_round": float(np.mean(moves)) if moves else 0.0,
+        "half_granted_gpus": int(np.max(half)),
+        "held_beyond_partner_gpus": int(np.max(beyond)),
+        "rounds_over_budget": over,
+    }
+    if pools <= 1000:
+        figures |= beside_highs(instance, tight, rows)
+    return figures
+
+
+def beside_highs(instance: Instance, tight: NDArray[np.bool_], rows: dict[str, list[float]]) -> dict[str, Any]:
+    """HiGHS on up to three contended rounds: its median time, and by how much its best exceeds ours, at most."""
+    chosen = np.flatnonzero(tight)
+    if not len(chosen):
+        return {}
+    times, gaps, unfinished = [], [], 0
+    for number in sorted({int(chosen[0]), int(chosen[len(chosen) // 2]), int(chosen[-1])})[
+        : 3 if len(instance.pools) < 1000 else 1
+    ]:
+        value, took_ms, ended = highs(instance, number)
+        times.append(took_ms)
+        if ended:
+            gaps.append(value / rows["best"][number] - 1.0)
+        else:
+            unfinished += 1
+    return {"milp_ms": float(np.median(times)), "milp_gap": max(gaps) if gaps else None, "milp_unfinished": unfinished}
+
+
+def worst_off(pools: int, share: float, rounds: int) -> dict[str, Any]:
+    """What `max_min` keeps for the worst-off model, and what that costs in goodput."""
+    instance = make(pools, 1, share, rounds)
+    policies = {"max_min": replace(POLICY, objective="max_min"), "goodput": AT_ONCE}
+    figures: dict[str, Any] = {"pools": pools, "budget_share": share, "rounds": rounds}
+    for name, policy in policies.items():
+        state, counts = ArbiterState(), np.ones(pools, dtype=np.int64)
+        attained, served, moves = np.zeros((rounds, pools // 2)), [], 0
+        for number in range(rounds):
+            state, allocation = arbitrate(state, instance.inputs(number, counts), policy)
+            moves += int((counts_of(allocation) != counts).sum())
+            counts = counts_of(allocation)
+            attained[number] = instance.attainment(number, counts)
+            served.append(instance.goodput(number, counts))
+        figures[f"{name}_worst_group_attainment"] = float(attained.mean(axis=0).min())
+        figures[f"{name}_goodput"] = float(np.mean(served))
+        figures[f"{name}_moves_per_round"] = moves / rounds
+    level = np.array([instance.attainment(number, water_level(instance, number)) for number in range(rounds)])
+    figures["waterfill_worst_group_attainment"] = float(level.mean(axis=0).min())
+    figures["goodput_given_up"] = figures["goodput_goodput"] - figures["max_min_goodput"]
+    return figures
+
+
+def misses(instances: list[dict[str, Any]], fairness: dict[str, Any]) -> list[str]:
+    """What was to be reached and is not, in words."""
+    found = []
+
+    def expect(ok: bool, text: str) -> None:
+        if not ok:
+            found.append(text)
+
+    for row in instances:
+        name = f"{row['pools']} pools, {row['gpu_types']} GPU types, {row['budget_share']:.0%}"
+        if row["contended_rounds"]:
+            expect(row["share_of_optimum"] >= 0.98, f"{name}: {row['share_of_optimum']:.3f} of the optimum, not .98")
+        expect(row["half_granted_gpus"] == 0, f"{name}: {row['half_granted_gpus']} half-granted GPUs")
+        expect(row["rounds_over_budget"] == 0, f"{name}: over the budget")
+        proven = row["milp_gap"] is not None and not row["milp_unfinished"]
+        expect(proven or row["gap_to_bound"] <= 0.01, f"{name}: {row['gap_to_bound']:.2%} from the bound")
+        if row["milp_gap"] is not None:
+            expect(row["milp_gap"] <= 0.005, f"{name}: {row['milp_gap']:.2%} behind HiGHS")
+        if row["pools"] == 200:
+            expect(row["p50_ms"] <= 10.0, f"{name}: {row['p50_ms']:.1f} ms, not 10")
+            expect(row["moves_per_round"] <= 40.0, f"{name}: {row['moves_per_round']:.0f} moves a round")
+            if row["milp_ms"] is not None:
+                expect(row["milp_ms"] >= 20 * row["choose_ms"], f"{name}: HiGHS took only {row['milp_ms']:.0f} ms")
+        if row["pools"] == 1000:
+            expect(row["p50_ms"] <= 100.0, f"{name}: {row['p50_ms']:.0f} ms, not 100")
+    per_pool = {(row["pools"], row["gpu_types"], row["budget_share"]): row["p50_ms"] / row["pools"] for row in instances}
+    for (pools, types, share), spent in per_pool.items():
+        small = per_pool.get((1000, types, share))
+        if pools == 5000 and small is not None:
+            expect(spent <= 1.5 * small, f"{types} GPU types: {spent / small:.2f} times the time per pool at 5 times the pools")
+    if fairness:
+        worst = fairness["max_min_worst_group_attainment"]
+        expect(worst >= 0.5, f"max_min leaves the worst-off model at {worst:.2f}, not .5")
+    return found
+
+
+@click.command()
+@click.option("--json", "path", type=click.Path(path_type=Path), default=None, help="Write all figures here.")
+@click.option("--rounds", type=int, default=None, help="Rounds of every instance (default: 240, fewer for the largest).")
+@click.option("--pools", "sizes", type=int, multiple=True, help="Only these sizes.")
+def main(path: Path | None, rounds: int | None, sizes: tuple[int, ...]) -> None:
+    """Measure, print, and end with 1 where something is not reached."""
+    instances = []
+    for pools, (usual, kinds, shares) in PLAN.items():
+        if sizes and pools not in sizes:
+            continue
+        for types in kinds:
+            for share in shares:
+                row = measure(pools, types, share, rounds or usual)
+                instances.append(row)
+                print(
+                    f"{pools:5d} pools {types} types {share:.0%} of peaks, {row['gpus']} GPUs: {row['p50_ms']:.1f} ms p50, "
+                    f"{row['p99_ms']:.1f} p99; goodput {row['goodput']:.3f} of {row['optimum_goodput']:.3f} (first come "
+                    f"{row['first_come_goodput']:.3f}, proportional {row['proportional_goodput']:.3f}, water "
+                    f"{row['waterfill_goodput']:.3f}); {row['moves_per_round']:.1f} moves a round; half-granted "
+                    f"{row['half_granted_gpus']}, held beyond partner {row['held_beyond_partner_gpus']}; gap "
+                    f"{row['gap_to_bound']:.2%}; choice {row['choose_ms']:.2f} ms, HiGHS {row['milp_ms']} ms, "
+                    f"ahead {row['milp_gap']}",
+                    flush=True,
+                )
+    fairness = worst_off(200, 0.45, rounds or ROUNDS) if not sizes or 200 in sizes else {}
+    if fairness:
+        print(json.dumps(fairness, indent=1))
+    missed = misses(instances, fairness)
+    print("\n".join(missed) or "everything that was to be reached is reached")
+    if path is not None:
+        path.write_text(json.dumps({"instances": instances, "max_min": fairness, "missed": missed}, indent=1))
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
