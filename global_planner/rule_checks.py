@@ -48,7 +48,7 @@ def _limit(draft: Draft, rule: DraftRule[LimitConfig]) -> Iterator[Problem]:
         known = ", ".join(sorted(draft.gpus))
         yield Problem(path=f"{path}.gpu_type", text=f"{limit.gpu_type!r} is not in budget.gpus (has: {known})")
         return
-    if not all(pool.knows("gpu_type") for _, pool in draft.pools()) or not _namespaces_known(draft):
+    if not _can_match(draft):
         return
     covered = [pool for group, pool in draft.pools() if _covers(draft, limit, group, pool)]
     if not covered:
@@ -194,6 +194,8 @@ def _under_limit(
     draft: Draft, rule: DraftRule[LimitConfig], counted: Sequence[tuple[DraftGroup, DraftPool]], usual: Replicas
 ) -> Iterator[Problem]:
     limit = rule.config
+    if limit.max_gpus is not None and limit.max_cost_per_hour is not None:
+        return
     pools = [pool for group, pool in counted if _covers(draft, limit, group, pool)]
     if limit.max_gpus is not None:
         needed = _gpus(pools, usual)
@@ -251,6 +253,7 @@ def _can_match(draft: Draft) -> bool:
     """Whether every name that a rule could match is known: else one that matches nothing may be right."""
     return (
         _namespaces_known(draft)
+        and bool(draft.pools())
         and all(group.knows("name", "model", "pools") for group in draft.groups)
         and all(pool.knows("name", "role", "gpu_type") for _, pool in draft.pools())
     )

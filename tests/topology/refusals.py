@@ -50,6 +50,8 @@ def both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]
 # ---- what is refused, one thing at a time ----------------------------------------------------------------------------
 
 P0, P1, P2 = "groups.0.pools.0", "groups.0.pools.1", "groups.0.pools.2"
+LIMIT, SELECTOR, SCHEDULE = "budget.limits.0", "selectors.0", "schedules.0"
+POOLS = "pools: chat-prefill-short, chat-decode, chat-prefill-long, code-prefill-short, code-decode, code-prefill-long"
 NO_AGG = "a group needs prefill and decode pools, or agg pools"
 REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     # single fields
@@ -237,5 +239,104 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "one planner, two opinions": (
         both(put(f"{P0}.planner", {"kalman_r": 3}), put(f"{P1}.planner", {"kalman_r": 4})),
         "groups[0].pools[1].planner.kalman_r: 4, but 3 for 'chat-prefill-short', which has the same planner (DGD)",
+    ),
+    # limits
+    "a limit of nothing": (put(f"{LIMIT}.max_gpus", None), "budget.limits[0]: set either max_gpus or max_cost_per_hour"),
+    "a limit of two things": (
+        put(f"{LIMIT}.max_cost_per_hour", 5),
+        "budget.limits[0]: set either max_gpus or max_cost_per_hour",
+    ),
+    "a limit of an unknown type": (
+        put(f"{LIMIT}.gpu_type", "h20"),
+        "budget.limits[0].gpu_type: 'h20' is not in budget.gpus (has: h100)",
+    ),
+    "a limit of a namespace without pools": (
+        put(f"{LIMIT}.namespace", "team-*"),
+        "budget.limits[0].namespace: no pool is in namespace 'team-*' (has: demo)",
+    ),
+    "a limit of a type without pools": (
+        both(put("budget.gpus.h200", {}), put(f"{LIMIT}.gpu_type", "h200")),
+        "budget.limits[0].gpu_type: no pool that it would limit is on GPUs of type 'h200'",
+    ),
+    "cost without a price": (
+        both(put("budget.gpus.h100", {"max": 14}), put("budget.limits", [{"name": "spend", "max_cost_per_hour": 99}])),
+        "budget.limits[0].max_cost_per_hour: counts cost, so budget.gpus.h100.price_per_hour must be set",
+    ),
+    "minima over a limit": (
+        put("budget.limits", [{"name": "team", "namespace": "demo", "max_gpus": 5}]),
+        "budget.limits[0].max_gpus: 5 is less than the 6 GPUs of the minima together (chat-prefill-short 1 x 1",
+    ),
+    "minima that cost too much": (
+        put("budget.limits", [{"name": "spend", "max_cost_per_hour": 12}]),
+        "budget.limits[0].max_cost_per_hour: 12 is less than what the minima together cost: 15 (chat-prefill-short 1 x 1",
+    ),
+    "two limits of one name": (
+        put("budget.limits", [{"name": "team", "max_gpus": 9}] * 2),
+        "budget.limits[1].name: 'team' is a limit already, at budget.limits[0].name",
+    ),
+    # selectors
+    "a selector that sets nothing": (
+        put(f"{SELECTOR}.set", {}),
+        "selectors[0].set: sets nothing (may set: min_replicas, guarantee_replicas, max_replicas, priority, weight)",
+    ),
+    "a weight by pool": (
+        put(f"{SELECTOR}.match.pool", "chat-*"),
+        "selectors[0].set.weight: belongs to groups, so its rule may match by group, model and namespace, not by pool",
+    ),
+    "a selector of no pool": (put(f"{SELECTOR}.match.group", "chatt"), f"selectors[0].match: matches no pool ({POOLS})"),
+    "a selector of an unknown type": (
+        put(SELECTOR, {"name": "x", "match": {"gpu_type": "h20"}, "set": {"max_replicas": 2}}),
+        "selectors[0].match.gpu_type: 'h20' is not in budget.gpus (has: h100)",
+    ),
+    "a selector whose range is empty": (
+        put(f"{SELECTOR}.set", {"min_replicas": 3, "max_replicas": 2}),
+        "selectors[0].set.min_replicas: 3 is more than max_replicas (2)",
+    ),
+    "minima of a selector over the budget": (
+        put(SELECTOR, {"name": "x", "match": {"role": "decode"}, "set": {"min_replicas": 6}}),
+        "budget.gpus.h100.max: 14 is less than the 16 GPUs of the minima together (chat-prefill-short 1 x 1, chat-decode 6 x 1",
+    ),
+    "an unknown matcher": (put(f"{SELECTOR}.match.pools", "x"), "selectors[0].match.pools: unknown key; did you mean 'pool'?"),
+    # schedules
+    "a time that YAML makes a number": (
+        put(f"{SCHEDULE}.start", 600),
+        'schedules[0].start: 600: must be a time of day in quotes, like "10:00" (without them, YAML reads 10:00 as',
+    ),
+    "no time of day": (put(f"{SCHEDULE}.start", "25:00"), "schedules[0].start: '25:00': must be a time of day like \"09:00\""),
+    "no time zone": (
+        put(f"{SCHEDULE}.timezone", "Europe/Bern"),
+        "schedules[0].timezone: 'Europe/Bern': must be a time zone like UTC or Europe/Berlin",
+    ),
+    "no date": (
+        both(put(f"{SCHEDULE}.days", None), put(f"{SCHEDULE}.date", "2026-13-01")),
+        "schedules[0].date: '2026-13-01': must be a date like 2026-07-01",
+    ),
+    "days and a date": (
+        put(f"{SCHEDULE}.date", "2026-07-01"),
+        "schedules[0].date: say either days (every week) or a date (once), not both",
+    ),
+    "an unknown day": (put(f"{SCHEDULE}.days", ["monday"]), "schedules[0].days[0]: 'monday': must be 'mon', 'tue', 'wed',"),
+    "a schedule of two things": (
+        put(f"{SCHEDULE}.set.min_replicas", 2),
+        "schedules[0].set: set either min_replicas or load_factor",
+    ),
+    "a schedule of nothing": (put(f"{SCHEDULE}.set", {}), "schedules[0].set: set either min_replicas or load_factor"),
+    "a schedule of no pool": (put(f"{SCHEDULE}.match.pool", "chatt"), f"schedules[0].match: matches no pool ({POOLS})"),
+    "minima of an event over the budget": (
+        put(f"{SCHEDULE}.set", {"min_replicas": 4}),
+        "schedules[0].set.min_replicas: 4: while it lasts, the minima together need 15 GPUs (chat-prefill-short 4 x 1",
+    ),
+    # the arbiter
+    "a back-off over its most": (
+        both(put("arbiter.backoff_s", 90), put("arbiter.backoff_max_s", 60)),
+        "arbiter.backoff_s: 90 is more than backoff_max_s (60)",
+    ),
+    "a moment without its offset": (
+        put("arbiter.calendar_start", "2026-07-01T08:50:00"),
+        "arbiter.calendar_start: '2026-07-01T08:50:00': must be a date and time with its offset, like",
+    ),
+    "an unknown mode of the whole": (
+        put("arbiter.mode", "watch"),
+        "arbiter.mode: 'watch': must be 'act', 'approve' or 'observe'",
     ),
 }

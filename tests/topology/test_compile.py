@@ -73,6 +73,40 @@ def test_the_cluster_starts_with_the_minima() -> None:
     assert (decode.replicas, decode.gpus_per_replica, decode.gpu_type) == (3, 2, "h100")
 
 
+def test_what_selectors_set_holds_for_cluster_and_planners_too() -> None:
+    rules = [
+        {"name": "more-decode", "match": {"role": "decode"}, "set": {"min_replicas": 3}},
+        {"name": "no-long-prompts", "match": {"pool": "*-long"}, "set": {"min_replicas": 0, "max_replicas": 2}},
+    ]
+    whole = topology(put("selectors", rules))
+    assert {pool.name: pool.replicas for pool in compiled.virtual_pools(whole)} == {
+        "chat-prefill-short": 1,
+        "chat-decode": 3,
+        "chat-prefill-long": 0,
+        "code-prefill-short": 1,
+        "code-decode": 3,
+        "code-prefill-long": 0,
+    }
+    setups = compiled.planner_setups_of(whole, load_profiles(whole))
+    (long,) = setups["chat-long"].pools
+    assert (long.min_replicas, long.max_replicas) == (0, 2)
+    # The arbiter applies the rules itself and names them; what is configured stays, but the rollout may go as low as they say.
+    minima = {spec.name: (spec.min_replicas, spec.max_replicas) for spec in compiled.pool_specs(whole)}
+    assert (minima["chat-decode"], minima["chat-prefill-long"]) == ((1, 8), (0, 4))
+
+
+def test_a_group_may_be_in_a_namespace_of_its_own() -> None:
+    whole = topology(put("groups.1.namespace", "team-a"))
+    assert {spec.group: spec.namespace for spec in compiled.pool_specs(whole)} == {"chat": "demo", "code": "team-a"}
+    setups = compiled.planner_setups_of(whole, load_profiles(whole))
+    assert (setups["chat-main"].config.namespace, setups["code-main"].config.namespace) == (
+        "demo-chat-main",
+        "team-a-code-main",
+    )
+    labels = [pool.namespace_label for model in compiled.router_config_of(whole).models for pool in model.pools]
+    assert labels[0] == "demo_chat_main" and labels[-1] == "team_a_code_long"
+
+
 def test_engines_get_their_groups_limits_and_their_pools_profile_and_can_read_them() -> None:
     whole = topology(put("groups.0.engine", {"max_model_len": 9000, "max_kv_tokens": 100000, "tokens_per_chunk": 7}))
     specs = compiled.engine_specs(whole, load_profiles(whole))

@@ -41,6 +41,16 @@ def test_the_example_reads_the_same_as_yaml_and_as_json(tmp_path: Path) -> None:
     ]
 
 
+def test_times_may_stand_without_quotes_where_yaml_leaves_them_what_they_are() -> None:
+    text = json.dumps({**RAW, "schedules": []}).replace(
+        '"schedules": []',
+        '"schedules": [{name: fair, start: 09:00, date: 2026-07-01, duration_s: 60, set: {load_factor: 2.0}}]',
+    )
+    read = parse_topology(f"# YAML\n{text}", source="x.yaml", folder=EXAMPLE.parent)
+    assert (read.schedules[0].start, read.schedules[0].date) == ("09:00", "2026-07-01")
+    assert parse_topology(read.model_dump_json(), source="x.json", folder=EXAMPLE.parent) == read
+
+
 def test_profiles_are_found_beside_the_file_wherever_it_is_read_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     topology = load_topology(EXAMPLE)
