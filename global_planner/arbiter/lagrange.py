@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from global_planner.arbiter.knapsack import Choice, Floats, Ints, first_true, segment_max
 
-MAX_STATES, MIN_STATES = 3000, 32
+MAX_STATES, MIN_STATES = 6000, 32
 SEARCH_WORK = 12_000
 """Partial deviations that the search follows in all, shared out over its classes within the two limits above."""
 SWEEPS = 3
@@ -75,11 +75,12 @@ def choose_within(
         return Choice(picks=picks, bound=relaxed.bound, exact=True, solver="prices")
     if many and slack <= near:
         return Choice(picks=picks, bound=relaxed.bound, exact=False, solver="prices")
-    better, proven = _search(instance, relaxed, slack)
+    better, missed = _search(instance, relaxed, slack)
     if better is not None and instance.worth(better) > instance.worth(picks):
         picks = better
-    bound = instance.worth(picks) if proven else relaxed.bound
-    return Choice(picks=picks, bound=bound, exact=proven, solver="prices")
+    value = instance.worth(picks)
+    bound = max(value, relaxed.bound - missed)
+    return Choice(picks=picks, bound=bound, exact=bound <= value + instance.tie * len(starts), solver="prices")
 
 
 # ---- prices ----------------------------------------------------------------------------------------------------------
@@ -194,8 +195,9 @@ def _filled(instance: _Instance, picks: Ints, relaxed: _Relaxed) -> Ints:
         picks[owner[change]] = near[change]
 
 
-def _search(instance: _Instance, relaxed: _Relaxed, slack: float) -> tuple[Ints | None, bool]:
-    """The best choice that deviates from the relaxed one, and whether nothing better can exist."""
+def _search(instance: _Instance, relaxed: _Relaxed, slack: float) -> tuple[Ints | None, float]:
+    """The best choice that deviates from the relaxed one, of those that were followed; and how far below the relaxed bound
+    every other one lies at least."""
     regret = relaxed.best[instance.owner] - (instance.values - instance.weights @ relaxed.prices)
     alive = np.flatnonzero(regret <= slack)
     by_class = np.split(alive, np.flatnonzero(np.diff(instance.owner[alive])) + 1)
@@ -217,7 +219,7 @@ def _search(instance: _Instance, relaxed: _Relaxed, slack: float) -> tuple[Ints 
     used = np.zeros((1, len(room)))
     cost = np.zeros(1)
     most = min(MAX_STATES, max(MIN_STATES, SEARCH_WORK // max(1, len(moves)))) if len(moves) > 16 else MAX_STATES
-    proven = True
+    missed = slack
     trail: list[tuple[NDArray[np.int64], Ints]] = []
     for (_, options, offsets, losses), fall, rise in zip(moves, falls, rises, strict=True):
         fall_after = fall_after - fall
@@ -232,18 +234,20 @@ def _search(instance: _Instance, relaxed: _Relaxed, slack: float) -> tuple[Ints 
             order = order[np.concatenate(([True], np.any(rows[1:] != rows[:-1], axis=1)))]
         if len(order) > most:
             hope = next_cost[order] + np.maximum(room - next_used[order], 0.0) @ relaxed.prices
-            order = order[np.sort(np.argsort(hope, kind="stable")[:most])]
-            proven = False
+            ranked = np.argsort(hope, kind="stable")
+            dropped = order[ranked[most:]]
+            missed = min(missed, float((next_cost[dropped] + idle[dropped]).min()))
+            order = order[np.sort(ranked[:most])]
         used, cost = next_used[order], next_cost[order]
         trail.append((order // len(options), options[order % len(options)]))
         if not len(order):
-            return None, proven
+            return None, missed
     total = np.where(np.all(used <= room + 1e-9, axis=1), cost + (room - used) @ relaxed.prices, np.inf)
     if not len(total) or not np.isfinite(total.min()):
-        return None, proven
+        return None, missed
     at = int(np.argmin(total))
     picks = base.copy()
     for (group, _, _, _), (parents, options) in zip(reversed(moves), reversed(trail), strict=True):
         picks[group] = options[at]
         at = int(parents[at])
-    return picks, proven
+    return picks, missed

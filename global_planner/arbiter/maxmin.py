@@ -34,8 +34,8 @@ class _Ladder:
         return min(bisect_left(self.bundles.attainment, level - EPS), len(self.bundles.attainment) - 1)
 
 
-def solve_max_min(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int]) -> None:
-    """Set `plan.counts`."""
+def solve_max_min(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], moves_left: int | None) -> None:
+    """Set `plan.counts`. `ranks` and `moves_left` as for `goodput`."""
     plan.solvers.append("levels")
     if policy.stability:
         plan.counts = [
@@ -52,7 +52,7 @@ def solve_max_min(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int]) -
         base = plan.usage(plan.counts, above) + plan.usage(plan.reserved, below) + plan.usage(plan.reserved, members)
         room = plan.limits.capacity - base
         if policy.stability:
-            _move(plan, members, room, ranks, policy)
+            _move(plan, members, room, ranks, policy, moves_left)
         else:
             _climb(plan, members, plan.reserved, room, ranks)
 
@@ -121,8 +121,10 @@ def _climb(plan: Plan, members: Sequence[int], floors: Sequence[Sequence[int]], 
         plan.counts[ladder.group] = list(ladder.bundles.counts[k])
 
 
-def _move(plan: Plan, members: Sequence[int], room: Array, ranks: Mapping[str, int], policy: ArbiterPolicy) -> None:
-    """Lift those below a common level to it, with GPUs of those above it, where that pays."""
+def _move(
+    plan: Plan, members: Sequence[int], room: Array, ranks: Mapping[str, int], policy: ArbiterPolicy, moves_left: int | None
+) -> None:
+    """Lift those below a common level to it, the lowest first, with GPUs of those above it, where that pays."""
     idle = [g for g in members if plan.groups[g].load <= 0]
     members = [g for g in members if plan.groups[g].load > 0]
     room = room - (plan.usage(plan.counts, idle) - plan.usage(plan.reserved, idle))
@@ -144,18 +146,23 @@ def _move(plan: Plan, members: Sequence[int], room: Array, ranks: Mapping[str, i
     if not crowded and level * keeps <= lowest + EPS:
         return
     counts_then = [list(row) for row in plan.counts]
-    for g in members:
+    lowest_first = sorted(members, key=lambda g: (present[g], ranks[plan.groups[g].spec.name]))
+    for g in lowest_first:
         own = takers[g] if present[g] < level else givers[g]
-        counts_then[g] = list(own.bundles.counts[own.rung(level)])
+        after = list(own.bundles.counts[own.rung(level)])
+        if any(new > now for new, now in zip(after, counts[g], strict=True)):
+            if present[g] < level and (moves_left is None or len(plan.moved) < moves_left):
+                plan.moved.add(g)
+            else:  # neither who gives, nor who comes too late for this hour, is raised
+                after = [min(new, now) for new, now in zip(after, counts[g], strict=True)]
+        counts_then[g] = after
     spare = room - (plan.usage(counts_then, members) - plan.usage(plan.reserved, members))
     # Nobody gives more than is taken: those above the level keep what they have, the lowest first, as far as it fits.
-    for g in sorted(members, key=lambda g: (present[g], ranks[plan.groups[g].spec.name])):
+    for g in lowest_first:
         kept = np.array(counts[g]) - np.array(counts_then[g])
         extra = kept @ plan.draws[g]
         if bool((kept >= 0).all() and kept.any() and (extra <= spare + EPS).all()):
             spare = spare - extra
             counts_then[g] = list(counts[g])
     for g in members:
-        if any(new > now for new, now in zip(counts_then[g], counts[g], strict=True)):
-            plan.moved.add(g)
         plan.counts[g] = counts_then[g]

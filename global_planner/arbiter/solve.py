@@ -42,7 +42,7 @@ def _solve(plan: Plan, state: ArbiterState, inputs: RoundInputs, policy: Arbiter
     if policy.objective == "goodput":
         solve_goodput(plan, policy, ranks, moves_left(state, policy, inputs.at_s))
     elif policy.objective == "max_min":
-        solve_max_min(plan, policy, ranks)
+        solve_max_min(plan, policy, ranks, moves_left(state, policy, inputs.at_s))
     elif policy.objective == "proportional":
         solve_proportional(plan)
     else:
