@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_FOLDERS = 50
+MARKER = ".global-planner-demo"
+"""In every folder that a demo made, and locked while it runs; what stands beside it may be cleared."""
 
 
 class OutputTaken(RuntimeError):
@@ -33,11 +35,18 @@ class Output:
 def claim(wanted: Path) -> Output:
     """Lock `wanted`, or `wanted-2`, `wanted-3` … when other runs are using it, and clear what an earlier run left in it.
 
-    Only a folder that is empty, new, or made by this function (it holds our lock file) is cleared. Raises OutputTaken.
+    Only a folder that is empty, new, or made by this function (it holds our marker) is cleared. Raises OutputTaken.
     """
+    try:
+        return _claim(wanted)
+    except OSError as error:
+        raise OutputTaken(f"{error.filename or wanted} cannot be written: {error.strerror}; name another folder") from error
+
+
+def _claim(wanted: Path) -> Output:
     for number in range(1, MAX_FOLDERS + 1):
         folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-        marker = folder / ".lock"
+        marker = folder / MARKER
         if folder.exists() and not folder.is_dir():
             raise OutputTaken(f"{folder} is a file; name another folder")
         if folder.exists() and not marker.exists() and any(folder.iterdir()):
@@ -46,11 +55,11 @@ def claim(wanted: Path) -> Output:
         lock = os.open(marker, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(lock)
             continue
         for left in folder.iterdir():
-            if left.is_dir():
+            if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left)
             elif left != marker:
                 left.unlink()
