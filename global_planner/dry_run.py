@@ -110,12 +110,15 @@ def _assumed_reports(topology: Topology, loads: Sequence[tuple[str, AssumedLoad]
 
 
 def _takes(group: GroupConfig, pool: PoolConfig, isl_tokens: float) -> bool:
-    """Whether prompts of this length go to `pool`: to the tightest limit among the pools of its role that holds them."""
+    """Whether prompts of this length go to `pool`: to the tightest limit among the pools of its role that holds them.
+    Raises ValueError when none does."""
     fitting = [
         other
         for other in group.pools
         if other.role == pool.role and (other.isl_max_tokens is None or isl_tokens <= other.isl_max_tokens)
     ]
+    if not fitting:
+        raise ValueError(f"no {pool.role} pool of {group.model} takes prompts of {isl_tokens:g} tokens")
     tightest = min(fitting, key=lambda other: float("inf") if other.isl_max_tokens is None else other.isl_max_tokens)
     return tightest.name == pool.name
 
@@ -168,7 +171,7 @@ def _text(topology: Topology, inputs: RoundInputs, allocation: Allocation, steps
         out.print(f"The minima do not fit together: {', '.join(allocation.infeasible)}", markup=False)
     out.print(f"\nSteps that would be taken now: {'none' if not steps else ''}", markup=False)
     for step in steps:
-        out.print(f"  {describe(step)}", markup=False)
+        out.print(f"  {describe(step)}", markup=False, soft_wrap=True)
     out.print("\nNothing was changed.", markup=False)
     assert isinstance(out.file, io.StringIO)
     return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines())
