@@ -20,7 +20,7 @@ from global_planner.types import GroupSpec, Override, PoolSpec
 
 @dataclass(slots=True, kw_only=True)
 class PoolRules:
-    """What holds for one pool now. `held`: why nobody may change it. `min_from`, `max_from`: the line that decided, or ""."""
+    """What holds for one pool now. `held`: why nobody may change it. `…_from`: the line that decided, or ""."""
 
     minimum: int
     maximum: int | None
@@ -29,13 +29,33 @@ class PoolRules:
     held: str | None = None
     min_from: str = ""
     max_from: str = ""
+    guarantee_from: str = ""
+    load_from: str = ""
+
+    def sentences(self) -> tuple[str, ...]:
+        """What lines beyond the pool's own decided."""
+        told = (
+            (self.min_from, f"minimum {self.minimum}"),
+            (self.max_from, f"maximum {self.maximum}"),
+            (self.guarantee_from, f"guarantee {self.guarantee}"),
+            (self.load_from, f"load x {self.load_factor:g}"),
+        )
+        return tuple(f"{what} by {line}" for line, what in told if line)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRules:
+    """What holds for one group now. `…_from`: the line that decided, or ""."""
+
     priority_class: int
     weight: float
-    decided_by: str = ""
+    priority_from: str = ""
+    weight_from: str = ""
+
+    def sentences(self) -> tuple[str, ...]:
+        """What lines beyond the group's own decided."""
+        told = ((self.priority_from, f"priority {self.priority_class}"), (self.weight_from, f"weight {self.weight:g}"))
+        return tuple(f"{what} by {line}" for line, what in told if line)
 
 
 def group_rules(group: GroupSpec, pools: Sequence[PoolSpec], selectors: Sequence[Selector]) -> GroupRules:
@@ -48,9 +68,9 @@ def group_rules(group: GroupSpec, pools: Sequence[PoolSpec], selectors: Sequence
     rules = GroupRules(priority_class=group.priority_class, weight=group.weight)
     for line in lines:
         if line.priority_class is not None:
-            rules = replace(rules, priority_class=line.priority_class, decided_by=line.name)
+            rules = replace(rules, priority_class=line.priority_class, priority_from=f"selector {line.name}")
         if line.weight is not None:
-            rules = replace(rules, weight=line.weight, decided_by=line.name)
+            rules = replace(rules, weight=line.weight, weight_from=f"selector {line.name}")
     return rules
 
 
@@ -67,6 +87,7 @@ def pool_rules(
                 rules.minimum, rules.min_from = event.min_replicas, f"schedule {event.name}"
             if event.load_factor is not None:
                 rules.load_factor *= event.load_factor
+                rules.load_from = f"{rules.load_from} and " * bool(rules.load_from) + f"schedule {event.name}"
     if rules.maximum is not None and rules.minimum > rules.maximum:
         rules.minimum, rules.min_from = rules.maximum, rules.max_from or "max_replicas"
     for override in sorted(overrides, key=lambda item: (item.kind, item.replicas or 0, item.by, item.reason)):
@@ -96,7 +117,7 @@ def _select(rules: PoolRules, pool: PoolSpec, group: GroupSpec, selectors: Seque
         if line.max_replicas is not None:
             rules.maximum, rules.max_from = line.max_replicas, f"selector {line.name}"
         if line.guarantee_replicas is not None:
-            rules.guarantee = line.guarantee_replicas
+            rules.guarantee, rules.guarantee_from = line.guarantee_replicas, f"selector {line.name}"
 
 
 def _override(rules: PoolRules, override: Override) -> None:

@@ -48,6 +48,7 @@ def allocation_of(plan: Plan, inputs: RoundInputs, policy: ArbiterPolicy) -> All
             attainment=min(1.0, attained),
             admitted_rps=admitted_rps(group),
             value=group.scale * attained,
+            rules=group.rules,
         )
         for p, pool in enumerate(group.pools):
             pool_grants[pool.spec.name] = _grant(plan, g, p, nexts[g], ups, room, policy)
@@ -62,9 +63,16 @@ def allocation_of(plan: Plan, inputs: RoundInputs, policy: ArbiterPolicy) -> All
         objective=policy.objective,
         value=value,
         gap=slack / (value + slack) if slack > ROUNDING * sum(group.scale for group in plan.groups) else 0.0,
-        solver=", ".join(dict.fromkeys(plan.solvers)) or "nothing to choose",
+        solver=_solver(plan.solvers),
         infeasible=plan.infeasible,
     )
+
+
+def _solver(used: Sequence[str]) -> str:
+    """The strongest that was needed; whatever it rests on was exact or is told beside it."""
+    if len(used) > 1:
+        used = [name for name in dict.fromkeys(used) if name != "no limit"] or ["no limit"]
+    return ", ".join(used) or "nothing to choose"
 
 
 def _next_steps(plan: Plan) -> list[_Next | None]:
@@ -137,6 +145,7 @@ def _grant(
         binding=binding,
         marginal_value=marginal,
         runner_up=runner_up if binding is not None else None,
+        rules=pool.rules.sentences(),
     )
 
 

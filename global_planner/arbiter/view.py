@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from operator import le
 
-from global_planner.arbiter.effective import PoolRules, group_rules, pool_rules
+from global_planner.arbiter.effective import GroupRules, PoolRules, group_rules, pool_rules
 from global_planner.arbiter.state import ArbiterPolicy, ArbiterState, DemandHistory
 from global_planner.charge import charge_or_last_known, ordered_replicas
 from global_planner.types import GroupSpec, Holding, Override, PoolSpec, RoundInputs
@@ -63,7 +63,7 @@ class PoolView:
 class GroupView:
     """One group. `paths` name positions in `pools`: a path is a tuple of stages, a stage a tuple of pools. `load`: requests/s
     over all paths; `path_loads` by path; `shares` by pool within its stage. `ceilings` by path: what its unknown stages let
-    through (1 where all is known)."""
+    through (1 where all is known). `rules` name the selectors in force for it."""
 
     spec: GroupSpec
     priority_class: int
@@ -73,6 +73,7 @@ class GroupView:
     load: float = 0.0
     path_loads: tuple[float, ...] = ()
     shares: tuple[float, ...] = ()
+    rules: tuple[str, ...] = ()
     ceilings: tuple[float, ...] = ()
 
     @property
@@ -148,7 +149,7 @@ def view_of(state: ArbiterState, inputs: RoundInputs, policy: ArbiterPolicy) -> 
             pools[spec.name] = seen
             views.append(seen)
         ranked = group_rules(group, specs, policy.selectors)
-        groups.append(_group_view(group, ranked.priority_class, ranked.weight, views))
+        groups.append(_group_view(group, ranked, views))
     return View(groups=tuple(groups), pools=pools, at_s=inputs.at_s)
 
 
@@ -317,7 +318,7 @@ def _kept(pool: PoolView, current: int, at_s: float, hold_s: float) -> int:
 # ---- groups ----------------------------------------------------------------------------------------------------------
 
 
-def _group_view(spec: GroupSpec, priority_class: int, weight: float, pools: list[PoolView]) -> GroupView:
+def _group_view(spec: GroupSpec, rules: GroupRules, pools: list[PoolView]) -> GroupView:
     stages: dict[str, list[int]] = {}
     for place, pool in enumerate(pools):
         stages.setdefault(pool.spec.role, []).append(place)
@@ -344,8 +345,9 @@ def _group_view(spec: GroupSpec, priority_class: int, weight: float, pools: list
         loads.append(max(sums))
     group = GroupView(
         spec=spec,
-        priority_class=priority_class,
-        weight=weight,
+        priority_class=rules.priority_class,
+        weight=rules.weight,
+        rules=rules.sentences(),
         pools=pools,
         paths=paths,
         load=sum(loads),
