@@ -62,6 +62,10 @@ def round_parts(done: Round) -> tuple[Part, ...]:
     """A round: budget, groups, pools, the reason for each, steps, and what people should know."""
     why = "Why\n" + "\n".join(f"  {grant.pool}: {grant.reason}" for grant in done.allocation.pools)
     lines = step_lines(done) or ["none: nothing to do, or nothing possible now"]
+    rules = [f"  {item.pool}: {'; '.join(item.rules)}" for item in done.allocation.pools if item.rules]
+    rules += [f"  {item.group}: {'; '.join(item.rules)}" for item in done.allocation.groups if item.rules]
+    if rules:
+        why += "\n\nRules in force\n" + "\n".join(rules)
     steps = "Steps\n" + "\n".join(f"  {line}" for line in lines)
     known = ("To know\n" + "\n".join(f"  {condition}" for condition in done.conditions),) if done.conditions else ()
     return (heading(done), group_table(done), pool_table(done), why, steps, *known)
@@ -230,6 +234,8 @@ def _gets(grant: PoolGrant | None) -> list[str]:
     if grant is None:
         return ["It has no line in the allocation."]
     sentences = [f"It was granted {grant.granted}: {grant.reason}."]
+    if grant.rules:
+        sentences.append(f"Rules in force for it: {'; '.join(grant.rules)}.")
     if grant.binding is not None:
         sentences.append(f"What bound it: {grant.binding}.")
     if grant.marginal_value is not None:

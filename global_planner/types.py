@@ -125,7 +125,8 @@ class RunnerUp:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolGrant:
     """One line of an allocation. `reason` is a sentence; `binding` names the limit that bound (None: nothing bound);
-    `marginal_value` is weight x requests/s gained per GPU by the next step up (None: no next step)."""
+    `marginal_value` is weight x requests/s gained per GPU by the next step up (None: no next step). `rules`: sentences that
+    name the selectors, schedules and overrides in force for it."""
 
     pool: str
     wanted: int | None
@@ -136,17 +137,20 @@ class PoolGrant:
     binding: str | None = None
     marginal_value: float | None = None
     runner_up: RunnerUp | None = None
+    rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupGrant:
-    """What a group attains with its grant, and the rate the router may admit for it now (None: unlimited)."""
+    """What a group attains with its grant, and the rate the router may admit for it now (None: unlimited). `rules`: sentences
+    that name the selectors in force for it."""
 
     group: str
     load_rps: float
     attainment: float
     admitted_rps: float | None = None
     value: float = 0.0
+    rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -334,3 +334,26 @@ def test_the_rounds_are_configured_with_them() -> None:
     whole = topology(put("schedules", [schedule()]), selector({"role": "agg"}, min_replicas=2))
     assert RoundConfig.of(whole, unix_at_zero_s=12.0).policies == policies_of(whole, unix_at_zero_s=12.0)
     assert RoundConfig.of(whole, unix_at_zero_s=12.0).policies.arbiter.unix_at_zero_s == 12.0
+
+
+def test_the_result_says_which_line_decided() -> None:
+    whole = topology(
+        put(
+            "selectors",
+            [
+                {"name": "gold", "match": {"group": "chat"}, "set": {"priority": 2, "weight": 3.0, "guarantee_replicas": 2}},
+                {"name": "small", "match": {"pool": "code"}, "set": {"max_replicas": 2}},
+                {"name": "all", "match": {}, "set": {"guarantee_replicas": 1}},
+            ],
+        ),
+        put("schedules", [schedule(timezone="Europe/Berlin", set={"load_factor": 2.0})]),
+    )
+    allocation = allocations(whole, BOTH_WANT_6, unix_at_zero_s=NINE_IN_BERLIN)[-1]
+    assert {grant.pool: grant.rules for grant in allocation.pools} == {
+        "chat": ("guarantee 2 by selector gold", "load x 2 by schedule fair"),
+        "code": ("maximum 2 by selector small", "guarantee 1 by selector all"),
+    }
+    assert {grant.group: grant.rules for grant in allocation.groups} == {
+        "chat": ("priority 2 by selector gold", "weight 3 by selector gold"),
+        "code": (),
+    }
