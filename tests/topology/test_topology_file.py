@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -207,3 +208,11 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(TopologyError, match="cannot be read"):
         load_topology(tmp_path / "bytes.yaml")
+
+
+def test_what_the_example_shows_in_comments_can_be_used_as_it_stands() -> None:
+    text = re.sub(r"^#(?=\S|  )", "", EXAMPLE.read_text(), flags=re.M)
+    shown = parse_topology(text, source="x.yaml", folder=EXAMPLE.parent)
+    assert [limit.name for limit in shown.budget.limits] == ["spend", "demo-quota"]
+    assert [rule.name for rule in shown.selectors] == ["warm-decode", "chat-first"]
+    assert [event.name for event in shown.schedules] == ["office-hours"]
