@@ -79,8 +79,8 @@ class Inbox:
         with self._lock:
             return tuple(self._statuses[pool] for pool in sorted(self._statuses))
 
-    def put(self, batch: ReportBatch, pools: frozenset[str]) -> bool:
-        """Take a planner's reports for the pools it may speak for. True when the planner is another process than before."""
+    def put(self, batch: ReportBatch, pools: frozenset[str]) -> None:
+        """Take a planner's reports for the pools it may speak for."""
         with self._lock:
             for report in batch.reports:
                 known = self._reports.get(report.pool)
@@ -89,9 +89,7 @@ class Inbox:
             for status in batch.statuses:
                 if status.pool in pools:
                     self._statuses[status.pool] = status
-            before = self.pids.get(batch.dgd)
             self.pids[batch.dgd] = batch.pid
-        return before is not None and before != batch.pid
 
 
 class GlobalPlannerActor:
@@ -115,8 +113,7 @@ class GlobalPlannerActor:
         """A planner's reports in, the grants of its pools out. Raises WireError on a malformed message."""
         batch: ReportBatch = wire.decode(message, expect=ReportBatch)
         allowed = self._pools_of.get(batch.dgd, frozenset())
-        if self._inbox.put(batch, allowed):
-            self._note(f"the planner of {batch.dgd} came back as process {batch.pid}")
+        self._inbox.put(batch, allowed)
         return wire.encode(GrantBatch(grants=tuple(self._grant(pool) for pool in sorted(allowed))))
 
     def snapshot(self) -> bytes:

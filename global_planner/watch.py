@@ -20,12 +20,13 @@ class Watch:
     notes: list[tuple[float, str]] = field(default_factory=list)
     snapshot: ArbiterSnapshot | None = None
     peak_gpus: Mapping[str, int] = field(default_factory=dict)
+    _planners: dict[str, int] = field(default_factory=dict)
     _gone: bool = False
     _noted_s: float = -1.0
     _event: int = 0
 
     def look(self, system: System) -> None:
-        """Take what is new: the arbiter's notes, its absence, and the cluster's events."""
+        """Take what is new: the arbiter's notes, its absence, planners' new processes, and the cluster's events."""
         found = system.snapshot()
         if found is None:
             if self.snapshot is not None and not self._gone:
@@ -37,6 +38,11 @@ class Watch:
             self.snapshot = found
             self.notes += [note for note in found.notes if note[0] > self._noted_s]
             self._noted_s = max([self._noted_s, *(at_s for at_s, _ in found.notes)])
+            # Told here and not by the arbiter, which may have been restarted in between and knows no earlier process.
+            for dgd, pid in found.planner_pids.items():
+                if self._planners.setdefault(dgd, pid) != pid:
+                    self.notes.append((system.clock.now(), f"the planner of {dgd} came back as process {pid}"))
+                    self._planners[dgd] = pid
         self.peak_gpus = system.peak_gpus() or self.peak_gpus
         for event in system.cluster_events(self._event):
             self._event = max(self._event, event.no)
