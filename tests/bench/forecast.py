@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
         "--predictors", default="constant,kalman,arima,auto", help="comma-separated, of " + ", ".join(PREDICTORS)
     )
     parser.add_argument(
-        "--peer", action="store_true", help="also the forecasters of other projects, each in its own environment"
+        "--peer", action="store_true", help="also the forecasters of other projects, each in its own environment (an hour)"
     )
     parser.add_argument(
         "--environments", type=Path, default=Path(gettempdir()) / "forecast-bench", help="where --peer installs them"
