@@ -263,8 +263,20 @@ class ScheduleConfig(Section):
     set: ScheduleValues
 
 
+class OverrideConfig(Section):
+    """A number that somebody set for a pool: `pin` (exactly `replicas`), `cap` (at most), or `hold` (leave it alone). It is
+    stronger than everything else here, until a moment of the calendar (absent: for ever)."""
+
+    pool: Name
+    kind: Literal["pin", "cap", "hold"]
+    replicas: NonNegativeInt | None = None
+    until: Moment | None = None
+    reason: str = ""
+
+
 class Topology(Section):
-    """The whole deployment. `selectors`: rules for many pools at once. `schedules`: known events. `planner`: settings of
+    """The whole deployment. `selectors`: rules for many pools at once. `schedules`: known events. `overrides`:
+    numbers that stand above all that. `planner`: settings of
     every pool's planner, unless its group or itself says otherwise."""
 
     name: Name
@@ -274,6 +286,7 @@ class Topology(Section):
     router: RouterConfig = RouterConfig()
     selectors: tuple[SelectorConfig, ...] = ()
     schedules: tuple[ScheduleConfig, ...] = ()
+    overrides: tuple[OverrideConfig, ...] = ()
     planner: dict[str, Any] = Field(default_factory=dict)
     groups: tuple[GroupConfig, ...] = Field(min_length=1)
 

@@ -1,4 +1,4 @@
-"""[I/O] What operators set at run time, as small JSON files in a folder: freeze, approvals, overrides.
+"""[I/O] What operators set at run time, as small JSON files in a folder: freeze, approvals, overrides, schedules.
 
 One file for each thing that can be set, written whole and renamed into place, so that commands need no lock and work while
 the arbiter is down. A file that cannot be read counts as unreadable, not as absent: whoever reads the folder has to stop,
@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from global_planner import types
 from global_planner.ports import Controls
-from global_planner.types import Approval, Freeze, Override
+from global_planner.types import Approval, Freeze, Override, Schedule
 from pool_planner import wire
 from pool_planner.types import ClusterUnavailable
 
@@ -28,6 +28,7 @@ _Record = TypeVar("_Record")
 _FREEZE: TypeAdapter[Freeze] = TypeAdapter(Freeze)
 _APPROVAL: TypeAdapter[Approval] = TypeAdapter(Approval)
 _OVERRIDE: TypeAdapter[Override] = TypeAdapter(Override)
+_SCHEDULE: TypeAdapter[Schedule] = TypeAdapter(Schedule)
 
 
 class ControlFolder:
@@ -49,6 +50,7 @@ class ControlFolder:
             freeze=freeze,
             approvals=tuple(self._each("approval-*", _APPROVAL)),
             overrides=tuple(self._each("override-*", _OVERRIDE)),
+            schedules=tuple(self._each("schedule-*", _SCHEDULE)),
         )
 
     def freeze(self, freeze: Freeze) -> None:
@@ -70,6 +72,14 @@ class ControlFolder:
     def withdraw(self, pool: str, kind: str) -> bool:
         """Whether there was an override of that kind to take back."""
         return self._remove(f"override-{pool}-{kind}")
+
+    def schedule(self, schedule: Schedule) -> None:
+        """Set a known event; one of the same name is replaced."""
+        self._put(f"schedule-{schedule.name}", _SCHEDULE.dump_json(schedule, indent=1))
+
+    def unschedule(self, name: str) -> bool:
+        """Whether there was a schedule of that name to take back."""
+        return self._remove(f"schedule-{name}")
 
     def drop_expired(self, now_s: float) -> None:
         """Remove approvals and overrides whose time is over."""

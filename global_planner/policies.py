@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from global_planner.arbiter.state import ArbiterPolicy, Limit, Schedule, Selector
+from collections.abc import Sequence
+from datetime import datetime
+
+from global_planner.arbiter.state import ArbiterPolicy, Limit, Selector
 from global_planner.config import LimitConfig, ScheduleConfig, SelectorConfig, Topology
 from global_planner.config_types import WEEKDAYS
 from global_planner.memory import Policies
 from global_planner.rollout_state import RolloutPolicy
+from global_planner.types import Override, Schedule
+
+CONFIGURED_BY = "the topology"
 
 
 def policies_of(topology: Topology, *, unix_at_zero_s: float) -> Policies:
@@ -40,6 +46,29 @@ def policies_of(topology: Topology, *, unix_at_zero_s: float) -> Policies:
             termination_grace_s=cluster.termination_s + config.round_interval_s,
         ),
     )
+
+
+def overrides_of(topology: Topology, *, unix_at_zero_s: float) -> tuple[Override, ...]:
+    """The overrides that stand in a topology; a person's name on them is that of the file."""
+    return tuple(
+        Override(
+            pool=override.pool,
+            kind=override.kind,
+            replicas=override.replicas,
+            expires_at_s=None
+            if override.until is None
+            else datetime.fromisoformat(override.until).timestamp() - unix_at_zero_s,
+            by=CONFIGURED_BY,
+            reason=override.reason,
+        )
+        for override in topology.overrides
+    )
+
+
+def overrides_in_force(configured: Sequence[Override], ordered: Sequence[Override]) -> tuple[Override, ...]:
+    """Those of the topology, except where one of the same kind was set for the pool at run time, and those."""
+    newer = {(item.pool, item.kind) for item in ordered}
+    return (*(item for item in configured if (item.pool, item.kind) not in newer), *ordered)
 
 
 def _limit(limit: LimitConfig) -> Limit:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from global_planner.types import Approval, Cancel, Freeze, Grow, Holding, Override, Shrink
+from global_planner.types import Approval, Cancel, Freeze, Grow, Holding, Override, Schedule, Shrink
 from pool_planner.types import Report, Role
 
 
@@ -123,6 +123,7 @@ class Controls:
     freeze: Freeze | None = None
     approvals: tuple[Approval, ...] = ()
     overrides: tuple[Override, ...] = ()
+    schedules: tuple[Schedule, ...] = ()
 
 
 class Operators(Protocol):

@@ -20,7 +20,7 @@ from global_planner.compile import budget_of, group_specs, pool_specs
 from global_planner.conditions import conditions
 from global_planner.config import Topology
 from global_planner.memory import Orders, PlannerMemory, Policies, decide
-from global_planner.policies import policies_of
+from global_planner.policies import overrides_in_force, overrides_of, policies_of
 from global_planner.ports import (
     Clock,
     Cluster,
@@ -45,6 +45,7 @@ from global_planner.types import (
     GroupSpec,
     Grow,
     Holding,
+    Override,
     PoolSpec,
     Round,
     RoundInputs,
@@ -75,13 +76,15 @@ class Ports:
 class RoundConfig:
     """What a round is configured with. The policies must be those that the journal's segment names.
 
-    `admission_burst_s`: seconds' worth of the admitted rate that may come at once (None: the router's default)."""
+    `admission_burst_s`: seconds' worth of the admitted rate that may come at once (None: the router's default). `overrides`:
+    those that stand in the topology; one that is set at run time goes over its like."""
 
     budget: Budget
     groups: tuple[GroupSpec, ...]
     pools: tuple[PoolSpec, ...]
     policies: Policies = field(default_factory=Policies)
     admission_burst_s: float | None = None
+    overrides: tuple[Override, ...] = ()
 
     @classmethod
     def of(cls, topology: Topology, *, unix_at_zero_s: float) -> RoundConfig:
@@ -92,6 +95,7 @@ class RoundConfig:
             pools=pool_specs(topology),
             policies=policies_of(topology, unix_at_zero_s=unix_at_zero_s),
             admission_burst_s=topology.arbiter.admission_burst_s,
+            overrides=overrides_of(topology, unix_at_zero_s=unix_at_zero_s),
         )
 
 
@@ -120,9 +124,10 @@ async def run_round(
         pools=effective_pools(memory.rollout, config.pools, holdings, at_s),
         holdings=holdings,
         reports=believable(ports.pools.reports(), config.pools, at_s),
-        overrides=controls.overrides,
+        overrides=overrides_in_force(config.overrides, controls.overrides),
         approvals=controls.approvals,
         freeze=controls.freeze,
+        schedules=controls.schedules,
     )
 
     started = timer()

@@ -31,6 +31,7 @@ def check_rules(draft: Draft) -> Iterator[Problem]:
     yield from chain.from_iterable(_limit(draft, rule) for rule in draft.limits)
     yield from chain.from_iterable(_selector(draft, rule) for rule in draft.selectors)
     yield from chain.from_iterable(_schedule(draft, rule) for rule in draft.schedules)
+    yield from _overrides(draft)
     yield from _minima(draft)
 
 
@@ -110,6 +111,30 @@ def _schedule(draft: Draft, rule: DraftRule[ScheduleConfig]) -> Iterator[Problem
         yield Problem(path=f"{path}.date", text="say either days (every week) or a date (once), not both")
     if rule.knows("match") and _can_match(draft) and not _concerned(draft, schedule):
         yield Problem(path=f"{path}.match", text=f"matches no pool ({_known(draft)})")
+
+
+def _overrides(draft: Draft) -> Iterator[Problem]:
+    pools = {pool.config.name: pool for _, pool in draft.pools()}
+    named = all(pool.knows("name") for _, pool in draft.pools())
+    seen: dict[str, str] = {}
+    for rule in draft.overrides:
+        override, path = rule.config, rule.path
+        if not rule.knows("pool", "kind", "replicas"):
+            continue
+        if (override.kind == "hold") != (override.replicas is None):
+            text = "a hold has none" if override.kind == "hold" else f"is missing: {override.kind} to how many?"
+            yield Problem(path=f"{path}.replicas", text=text)
+        if named and override.pool not in pools:
+            yield Problem(path=f"{path}.pool", text=f"{override.pool!r} is not a pool ({_known(draft)})")
+        yield from once(seen, f"{override.kind} of {override.pool}", path, "an override")
+        pool = pools.get(override.pool)
+        budget = None if pool is None or draft.gpus is None else draft.gpus.get(pool.config.gpu_type)
+        if override.kind != "pin" or override.replicas is None or pool is None or budget is None or budget.max is None:
+            continue
+        gpus = override.replicas * pool.config.gpus_per_replica
+        if pool.knows("gpus_per_replica", "gpu_type") and gpus > budget.max:
+            text = f"{override.replicas} take {gpus} GPUs, more than budget.gpus.{pool.config.gpu_type}.max ({budget.max})"
+            yield Problem(path=f"{path}.replicas", text=text)
 
 
 # ---- minima, as the rules leave them -----------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from global_planner.config import (
     GpuBudget,
     GroupConfig,
     LimitConfig,
+    OverrideConfig,
     PoolConfig,
     RouterConfig,
     ScheduleConfig,
@@ -77,7 +78,7 @@ class DraftGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftRule(Generic[SectionT]):
-    """A limit, a selector or a schedule."""
+    """A limit, a selector, a schedule or an override."""
 
     path: str
     config: SectionT
@@ -101,6 +102,7 @@ class Draft:
     limits: tuple[DraftRule[LimitConfig], ...] = ()
     selectors: tuple[DraftRule[SelectorConfig], ...] = ()
     schedules: tuple[DraftRule[ScheduleConfig], ...] = ()
+    overrides: tuple[DraftRule[OverrideConfig], ...] = ()
 
     def pools(self) -> tuple[tuple[DraftGroup, DraftPool], ...]:
         return tuple((group, pool) for group in self.groups for pool in group.pools)
@@ -133,6 +135,7 @@ def draft_of(topology: Topology) -> Draft:
         limits=_rules("budget.limits", topology.budget.limits),
         selectors=_rules("selectors", topology.selectors),
         schedules=_rules("schedules", topology.schedules),
+        overrides=_rules("overrides", topology.overrides),
     )
 
 
@@ -179,6 +182,7 @@ def _lenient(raw: Mapping[str, Any]) -> Draft:
         limits=_lenient_rules(LimitConfig, "budget.limits", limits, {"name": "unknown"}),
         selectors=_lenient_rules(SelectorConfig, "selectors", raw.get("selectors"), _SELECTOR_STAND_IN),
         schedules=_lenient_rules(ScheduleConfig, "schedules", raw.get("schedules"), _SCHEDULE_STAND_IN),
+        overrides=_lenient_rules(OverrideConfig, "overrides", raw.get("overrides"), {"pool": "unknown", "kind": "hold"}),
     )
 
 

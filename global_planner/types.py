@@ -272,8 +272,30 @@ class Freeze:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """A known event: while it lasts, the matched pools have at least `min_replicas`, or their load counts `load_factor` times.
+
+    It starts at `start` ("HH:MM", local time in `timezone`) on the `days` (0 Monday .. 6 Sunday; empty: every day) or on the
+    one `date` ("YYYY-MM-DD"), and lasts `duration_s`. It takes effect `lead_s` earlier, so that replicas are warm in time.
+    """
+
+    name: str
+    start: str
+    duration_s: float
+    timezone: str = "UTC"
+    days: tuple[int, ...] = ()
+    date: str | None = None
+    lead_s: float = 0.0
+    pool: str | None = None
+    group: str | None = None
+    min_replicas: int | None = None
+    load_factor: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundInputs:
-    """Everything that a round decided on: with the state before it, enough to reproduce the decision."""
+    """Everything that a round decided on: with the state before it, enough to reproduce the decision. `schedules`: those that
+    were set at run time, beside the configured ones."""
 
     round_no: int
     at_s: float
@@ -285,6 +307,7 @@ class RoundInputs:
     overrides: tuple[Override, ...] = ()
     approvals: tuple[Approval, ...] = ()
     freeze: Freeze | None = None
+    schedules: tuple[Schedule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from global_planner.types import Objective
+from global_planner.types import Objective, Schedule
 from pool_planner.types import Role
+
+__all__ = ["ArbiterPolicy", "ArbiterState", "DemandHistory", "Limit", "Schedule", "Selector"]
 
 # ---- remembered ------------------------------------------------------------------------------------------------------
 
@@ -76,27 +78,6 @@ class Selector:
             )
         if self.weight is not None and not self.weight > 0:
             raise ValueError(f"selector {self.name!r}: weight {self.weight} is not above 0")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """A known event: while it lasts, the matched pools have at least `min_replicas`, or their load counts `load_factor` times.
-
-    It starts at `start` ("HH:MM", local time in `timezone`) on the `days` (0 Monday .. 6 Sunday; empty: every day) or on the
-    one `date` ("YYYY-MM-DD"), and lasts `duration_s`. It takes effect `lead_s` earlier, so that replicas are warm in time.
-    """
-
-    name: str
-    start: str
-    duration_s: float
-    timezone: str = "UTC"
-    days: tuple[int, ...] = ()
-    date: str | None = None
-    lead_s: float = 0.0
-    pool: str | None = None
-    group: str | None = None
-    min_replicas: int | None = None
-    load_factor: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

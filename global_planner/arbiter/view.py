@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from operator import le
 
@@ -122,6 +122,8 @@ class View:
 
 def view_of(state: ArbiterState, inputs: RoundInputs, policy: ArbiterPolicy) -> View:
     """The round as the arbiter sees it; the order of what is in `inputs` does not matter."""
+    if inputs.schedules:
+        policy = replace(policy, schedules=(*policy.schedules, *inputs.schedules))
     reports: dict[str, Report] = {}
     for report in inputs.reports:
         known = reports.get(report.pool)
