@@ -75,7 +75,11 @@ BAD_TOPOLOGIES = {
     "unknown key": ("round_interval_s: 5", "round_intervall_s: 5", ("arbiter.round_intervall_s", "round_interval_s")),
     "unknown GPU type": ("gpu_type: h100", "gpu_type: h20", ("groups[0].pools[0].gpu_type", "'h20'", "h100")),
     "impossible minima": ("h100: {max: 16,", "h100: {max: 3,", ("budget.gpus.h100.max", "3", "8")),
-    "no decode": ("role: decode", "role: prefill", ("groups[0]", "decode")),
+    "no decode": (
+        "name: chat-decode\n        role: decode",
+        "name: chat-decode\n        role: prefill",
+        ("groups[0]", "decode"),
+    ),
     "two pools of one name": ("name: chat-decode", "name: chat-prefill-short", ("chat-prefill-short",)),
     "not YAML": ("groups:", "groups: [", ("topology.yaml:", "not YAML")),
 }
