@@ -10,9 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from global_planner.config import Topology
 from global_planner.explain import step_line
+from global_planner.policies import schedule_of
 from global_planner.rollout import acting_pools
-from global_planner.types import Approval, Budget, Override, PoolSpec, Round
+from global_planner.rule_checks import check_rules
+from global_planner.topology_draft import read_draft
+from global_planner.types import Approval, Budget, Override, PoolSpec, Round, Schedule
 
 OverrideKind = Literal["pin", "cap", "hold"]
 
@@ -116,3 +120,43 @@ def known_pool(pools: Sequence[PoolSpec], name: str) -> PoolSpec:
         if spec.name == name:
             return spec
     raise OrderRefused(f"no pool {name!r} (has: {', '.join(spec.name for spec in pools)})")
+
+
+def schedule_order(
+    topology: Topology,
+    *,
+    name: str,
+    start: str,
+    duration_s: float,
+    timezone: str,
+    days: Sequence[str],
+    date: str | None,
+    lead_s: float | None,
+    pool: str | None,
+    group: str | None,
+    min_replicas: int | None,
+    load_factor: float | None,
+) -> Schedule:
+    """A known event that is set at run time; it is checked as if it stood in the topology. Raises OrderRefused."""
+    if any(event.name == name for event in topology.schedules):
+        raise OrderRefused(f"the topology has a schedule {name!r} already")
+    written = {
+        "name": name,
+        "start": start,
+        "duration_s": duration_s,
+        "timezone": timezone,
+        "days": list(days),
+        "date": date,
+        "lead_s": lead_s,
+        "match": {"pool": pool, "group": group},
+        "set": {"min_replicas": min_replicas, "load_factor": load_factor},
+    }
+    raw = topology.model_dump(mode="json")
+    place = len(topology.schedules)
+    raw["schedules"] = [*raw["schedules"], written]
+    whole, draft, problems = read_draft(raw)
+    problems += check_rules(draft)
+    if whole is None or problems:
+        own = f"schedules[{place}]."
+        raise OrderRefused("\n".join(str(problem).removeprefix(own) for problem in problems))
+    return schedule_of(whole.schedules[place], lead_s=topology.cluster.cold_start_s)

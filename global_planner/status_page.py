@@ -6,12 +6,14 @@ that a round is overdue is then the first thing that is said.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from global_planner.arbiter.effective import in_force
+from global_planner.config_types import WEEKDAYS
 from global_planner.explain import Part, Table, group_table, heading
 from global_planner.operator_orders import Waiting, waiting
 from global_planner.ports import Controls
-from global_planner.types import Freeze, Holding, Override, Round
+from global_planner.types import Freeze, Holding, Override, Round, Schedule
 
 OVERDUE_ROUNDS = 3.0
 """Round intervals without a round after which the arbiter is taken for down or stuck."""
@@ -91,9 +93,9 @@ def _operators(done: Round | None, controls: Controls, now_s: float, calendar: C
     parts: list[Part] = []
     if controls.freeze is not None:
         parts.append(frozen_line(controls.freeze, calendar))
-    in_force = [item for item in controls.overrides if item.expires_at_s is None or now_s < item.expires_at_s]
-    if in_force:
-        parts.append(override_table(in_force, now_s, calendar))
+    overrides = [item for item in controls.overrides if item.expires_at_s is None or now_s < item.expires_at_s]
+    if overrides:
+        parts.append(override_table(overrides, now_s, calendar))
     asked = () if done is None else waiting(done, controls.approvals, now_s)
     if asked:
         parts.append(waiting_text(asked))
@@ -131,6 +133,21 @@ def waiting_text(asked: tuple[Waiting, ...]) -> str:
         lines.append(f"  {item.pool}: {before} -> {item.granted} replicas{said}")
         lines += [f"    {step}" for step in item.steps]
     return "\n".join(lines)
+
+
+def schedule_table(events: Sequence[tuple[Schedule, str]], unix_s: float) -> Table:
+    """Known events with where each stands, and whether it lasts (or is led up to) at Unix time `unix_s`."""
+    rows = []
+    for event, source in events:
+        days = event.date or ",".join(WEEKDAYS[day] for day in event.days) or "every day"
+        does = f"at least {event.min_replicas}" if event.min_replicas is not None else f"load x {event.load_factor:g}"
+        where = " ".join(name for name in (event.group and f"group {event.group}", event.pool and f"pool {event.pool}") if name)
+        now = "now" if in_force(event, unix_s) else ""
+        rows.append(
+            (event.name, f"{event.start} {event.timezone}", days, span(event.duration_s), where or "all", does, source, now)
+        )
+    columns = ("event", "starts", "on", "lasts", "for", "sets", "from", "in force")
+    return Table(title="Known events", columns=columns, rows=tuple(rows))
 
 
 def span(duration_s: float) -> str:

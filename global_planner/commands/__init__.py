@@ -5,7 +5,8 @@ Each works on the files of a system's folder (journal, operators' folder, clock)
 
 from global_planner.commands.look import compare, explain, replay, status
 from global_planner.commands.operate import approve, freeze, override, refuse, unfreeze
+from global_planner.commands.schedule import schedule
 
-COMMANDS = (status, explain, compare, replay, approve, refuse, freeze, unfreeze, override)
+COMMANDS = (status, explain, compare, replay, approve, refuse, freeze, unfreeze, override, schedule)
 
 __all__ = ["COMMANDS"]

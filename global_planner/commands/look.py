@@ -55,7 +55,7 @@ def status(folder: Path | None) -> None:
         done, now_s = system.last_round(), system.now_s
         controls: Controls | str
         try:
-            controls = system.controls.read()
+            controls = system.orders()
         except ClusterUnavailable as error:
             controls = str(error)
         interval_s = system.topology.arbiter.round_interval_s

@@ -295,7 +295,7 @@ def clear(pool: str, kind: str | None, folder: Path | None) -> None:
         system = open_system(folder)
         known_pool(system.pools, pool)
         gone = [one for one in ("pin", "cap", "hold") if kind in (None, one) and system.controls.withdraw(pool, one)]
-        none = f"{pool} has no {kind or 'override'}."
+        none = f"{pool} has no {kind or 'override'} that was set at run time."
         show([f"Cleared: {' and '.join(gone)} of {pool}." if gone else none])
 
 
@@ -315,5 +315,5 @@ def list_(folder: Path | None) -> None:
     with told_errors():
         system = open_system(folder)
         now_s = system.now_s
-        found = [item for item in system.controls.read().overrides if item.expires_at_s is None or now_s < item.expires_at_s]
+        found = [item for item in system.orders().overrides if item.expires_at_s is None or now_s < item.expires_at_s]
         show([override_table(found, now_s, system.calendar)] if found else ["No override is in force."])

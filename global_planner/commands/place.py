@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from global_planner.config import Topology
 from global_planner.control_folder import ControlFolder
 from global_planner.journal_reader import read_segment, segments
 from global_planner.operator_orders import OrderRefused
+from global_planner.policies import overrides_in_force, overrides_of
+from global_planner.ports import Controls
 from global_planner.system_clock import NoSystem, SystemClock, read_clock
 from global_planner.topology_file import TopologyError, parse_topology
 from global_planner.types import Budget, PoolSpec, Round
@@ -42,6 +44,12 @@ class System:
     @property
     def controls(self) -> ControlFolder:
         return ControlFolder(self.folder / "control")
+
+    def orders(self) -> Controls:
+        """What operators set, with the overrides that stand in the topology. Raises ClusterUnavailable."""
+        found = self.controls.read()
+        configured = overrides_of(self.topology, unix_at_zero_s=self.clock.unix_at_zero_s)
+        return replace(found, overrides=overrides_in_force(configured, found.overrides))
 
     def calendar(self, at_s: float) -> str:
         """A model time in words; the day only where it is another one."""

@@ -153,7 +153,7 @@ def test_a_cap_and_a_hold_and_their_end(make: Make) -> None:
     assert system.ordered("code") == 1
     assert any("code" in text and "being measured" in text for text in done.conditions)
     assert system.command("override", "clear", "chat") == "Cleared: cap of chat.\n"
-    assert system.command("override", "clear", "chat", "pin") == "chat has no pin.\n"
+    assert system.command("override", "clear", "chat", "pin") == "chat has no pin that was set at run time.\n"
     assert system.command("override", "clear", "code", "hold") == "Cleared: hold of code.\n"
     system.run({"chat": 4.0, "code": 3.0}, 3)
     assert (system.ordered("chat"), system.ordered("code")) == (4, 3)
@@ -309,7 +309,11 @@ def test_a_journal_that_is_not_there_or_damaged(make: Make, tmp_path: Path) -> N
 
 def every_command() -> list[tuple[str, ...]]:
     alone = [(command.name or "",) for command in COMMANDS]
-    return [*alone, *(("override", name) for name in ("pin", "cap", "hold", "clear", "list"))]
+    return [
+        *alone,
+        *(("override", name) for name in ("pin", "cap", "hold", "clear", "list")),
+        *(("schedule", name) for name in ("add", "remove", "list")),
+    ]
 
 
 @pytest.mark.parametrize("command", every_command(), ids=" ".join)
@@ -318,3 +322,68 @@ def test_help_teaches_with_an_example(command: tuple[str, ...]) -> None:
     assert told.exit_code == 0
     example = told.output[told.output.index("Example") :]
     assert f"global-planner {' '.join(command)}" in example
+
+
+# ---- from the topology, and at run time ------------------------------------------------------------------------------
+
+
+def test_an_override_of_the_topology_holds_until_its_moment_and_gives_way_to_a_newer_word(make: Make) -> None:
+    pinned = {"pool": "chat", "kind": "pin", "replicas": 4, "until": "1970-01-01T00:01:40+00:00", "reason": "launch"}
+    system = make(put("overrides", [pinned]))
+    assert system.ordered("chat") == 4
+    system.command("override", "pin", "chat", "5")
+    system.run(QUIET)
+    assert system.ordered("chat") == 5
+    system.command("override", "clear", "chat")
+    system.run(QUIET, 4)  # 100 s of the calendar are over then
+    system.run(QUIET, 20)
+    assert system.ordered("chat") < 4
+
+
+def test_an_event_is_added_and_removed_while_the_system_runs(make: Make) -> None:
+    system = make()
+    added = ("schedule", "add", "launch", "--start", "00:00", "--lasts", "1d", "--group", "chat", "--min-replicas", "4")
+    assert system.command(*added) == "Added: launch, which takes effect 30 s before it starts.\n"
+    done = system.run(QUIET)
+    assert system.ordered("chat") == 4
+    assert next(grant for grant in done.allocation.pools if grant.pool == "chat").rules == ("minimum 4 by schedule launch",)
+    assert re.search(
+        r"launch +00:00 UTC +every day +24 h +group chat +at least 4 +added +now", system.command("schedule", "list")
+    )
+    system.crash()
+    system.run(QUIET, 3)
+    assert system.ordered("chat") == 4
+    assert system.command("schedule", "remove", "launch") == "Removed: launch.\n"
+    system.run(QUIET, 20)
+    assert system.ordered("chat") < 4
+    assert system.result("replay", "--check", journal(system)).exit_code == 0
+
+
+EVENT = ("schedule", "add", "x", "--start", "09:00", "--lasts", "1h")
+BAD_EVENTS = {
+    "a floor over the budget": ((*EVENT, "--min-replicas", "5"), "the minima together need 10 GPUs"),
+    "no such pool": ((*EVENT, "--pool", "docs", "--min-replicas", "2"), "match: matches no pool (pools: chat, code)"),
+    "nothing to do": (EVENT, "set: set either min_replicas or load_factor"),
+    "no such zone": ((*EVENT, "--timezone", "Mars", "--load-factor", "2"), "timezone: 'Mars': must be a time zone like"),
+    "no such day": ((*EVENT, "--days", "mon,today", "--load-factor", "2"), "days[1]: 'today': must be 'mon'"),
+    "no such time": (
+        ("schedule", "add", "x", "--start", "9", "--lasts", "1h", "--load-factor", "2"),
+        "start: '9': must be a time of day",
+    ),
+    "no such event": (("schedule", "remove", "x"), "no schedule 'x' was added"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_EVENTS)
+def test_an_event_is_checked_as_if_it_stood_in_the_topology(make: Make, name: str) -> None:
+    arguments, said = BAD_EVENTS[name]
+    assert said in make().command(*arguments, status=2)
+
+
+def test_what_the_topology_has_is_not_changed_at_run_time(make: Make) -> None:
+    event = {"name": "fair", "start": "09:00", "duration_s": 60, "set": {"load_factor": 2.0}}
+    system = make(put("schedules", [event]))
+    told = system.command("schedule", "add", "fair", "--start", "09:00", "--lasts", "1h", "--load-factor", "2", status=2)
+    assert "the topology has a schedule 'fair' already" in told
+    assert "'fair' stands in the topology" in system.command("schedule", "remove", "fair", status=2)
+    assert re.search(r"fair +09:00 UTC +every day +60 s +all +load x 2 +topology", system.command("schedule", "list"))

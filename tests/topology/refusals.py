@@ -339,4 +339,25 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         put("arbiter.mode", "watch"),
         "arbiter.mode: 'watch': must be 'act', 'approve' or 'observe'",
     ),
+    # overrides
+    "a pin to nothing": (
+        put("overrides", [{"pool": "chat-decode", "kind": "pin"}]),
+        "overrides[0].replicas: is missing: pin to how many?",
+    ),
+    "a hold with a number": (
+        put("overrides", [{"pool": "chat-decode", "kind": "hold", "replicas": 2}]),
+        "overrides[0].replicas: a hold has none",
+    ),
+    "an override of no pool": (
+        put("overrides", [{"pool": "chat", "kind": "hold"}]),
+        f"overrides[0].pool: 'chat' is not a pool ({POOLS})",
+    ),
+    "a pin over the budget": (
+        put("overrides", [{"pool": "chat-decode", "kind": "pin", "replicas": 15}]),
+        "overrides[0].replicas: 15 take 15 GPUs, more than budget.gpus.h100.max (14)",
+    ),
+    "two overrides of one kind": (
+        put("overrides", [{"pool": "chat-decode", "kind": "hold"}] * 2),
+        "overrides[1]: 'hold of chat-decode' is an override already, at overrides[0]",
+    ),
 }
