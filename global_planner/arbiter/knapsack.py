@@ -67,11 +67,11 @@ def knapsack(values: Floats, weights: Ints, starts: Ints, sizes: Ints, capacity:
 
     price, light, heavy, best = _break_price(values, weights, starts, owner, capacity, tie)
     bound = float(best.sum()) + price * capacity
-    picks = _fill(values, weights, starts, owner, light, heavy, capacity)
+    regret = best[owner] - (values - price * weights)
+    picks = _fill(values, weights, owner, light, heavy, capacity, regret, bound)
     slack = bound - float(values[picks].sum())
     if slack <= tie * len(starts):
         return Choice(picks=picks, bound=bound, exact=True)
-    regret = best[owner] - (values - price * weights)
     better = _core(weights, starts, owner, regret, light, capacity, price, slack)
     if better is None:
         return Choice(picks=picks, bound=bound, exact=False)
@@ -105,8 +105,11 @@ def _break_price(
             fits = heavy
 
 
-def _fill(values: Floats, weights: Ints, starts: Ints, owner: Ints, light: Ints, heavy: Ints, capacity: int) -> Ints:
-    """A choice that fits: the light solution, changed to the heavy one class by class, then by single best changes."""
+def _fill(
+    values: Floats, weights: Ints, owner: Ints, light: Ints, heavy: Ints, capacity: int, regret: Floats, bound: float
+) -> Ints:
+    """A choice that fits: the light solution, changed to the heavy one class by class, then by single best changes (to options
+    whose regret does not rule them out)."""
     room = capacity - int(weights[light].sum())
     steps = (weights[heavy] - weights[light]).astype(np.int64)
     picks = light.copy()
@@ -114,12 +117,15 @@ def _fill(values: Floats, weights: Ints, starts: Ints, owner: Ints, light: Ints,
         if steps[group] <= room:
             picks[group] = heavy[group]
             room -= int(steps[group])
-    while room > 0:
-        gain = values - values[picks][owner]
-        gain[weights - weights[picks][owner] > room] = 0.0
-        change = int(np.argmax(gain))
-        if gain[change] <= 0.0:
+    near = np.flatnonzero(regret <= bound - float(values[picks].sum()))
+    groups, worth, heft = owner[near], values[near], weights[near]
+    while room > 0 and len(near):
+        gain = worth - values[picks[groups]]
+        gain[heft - weights[picks[groups]] > room] = 0.0
+        best = int(np.argmax(gain))
+        if gain[best] <= 0.0:
             break
+        change = int(near[best])
         group = int(owner[change])
         room -= int(weights[change] - weights[picks[group]])
         picks[group] = change
