@@ -11,7 +11,7 @@ from global_planner.arbiter import ArbiterPolicy, ArbiterState, arbitrate
 from global_planner.types import Allocation, Budget, GroupSpec, Holding, Override, PoolGrant, PoolSpec, Replica, RoundInputs
 from pool_planner.types import DemandCurve, Hold, Proposal, Report, Role
 
-EXAMPLES = {"nightly": 20_000, "ci": 500, "quick": 50}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 200)
+EXAMPLES = {"nightly": 20_000, "ci": 500, "quick": 50}.get(os.environ.get("HYPOTHESIS_PROFILE", ""), 120)
 """How many examples a property is tried on; HYPOTHESIS_PROFILE=nightly asks for more."""
 
 AT_ONCE = ArbiterPolicy(stability=False)
