@@ -174,7 +174,8 @@ def test_the_summary_has_what_was_promised(story: Story) -> None:
     per_pool = {"requests", "attainment", "gpu_hours", "gpu_hours_static_peak", "scale_ups", "scale_downs"}
     assert all(per_pool <= set(pool) for pool in summary["pools"].values())
     for key in ("scale_ups", "scale_downs"):
-        assert sum(pool[key] for pool in summary["pools"].values()) == summary[key]
+        # The whole counts every round, a pool those from the load's start to its last answer.
+        assert 0 < sum(pool[key] for pool in summary["pools"].values()) <= summary[key]
     assert sum(pool["gpu_hours"] for pool in summary["pools"].values()) == pytest.approx(summary["gpu_hours"])
 
 
