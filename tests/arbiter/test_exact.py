@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
@@ -16,10 +17,20 @@ from tests.arbiter.brute import best_goodput, best_lowest, lowest_attainment, se
 from tests.arbiter.builders import AT_ONCE, EXAMPLES, decide, granted
 from tests.arbiter.instances import rounds
 
+
+def small(*, types: int = 1, classes: int = 1, minima: bool = True) -> st.SearchStrategy[RoundInputs]:
+    """Instances that every combination can be tried of: many pools of few replicas, or few pools of more."""
+    return st.one_of(
+        rounds(groups=3, most=1, types=types, classes=classes, minima=minima),
+        rounds(groups=2, most=2, types=types, classes=classes, minima=minima),
+        rounds(groups=1, most=5, types=types, classes=classes, minima=minima),
+    )
+
+
 SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large)
 
 
-@given(rounds())
+@given(small())
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
 def test_nothing_is_better_than_goodput(round_inputs: RoundInputs) -> None:
     best = best_goodput(round_inputs)
@@ -33,7 +44,7 @@ def test_nothing_is_better_than_goodput(round_inputs: RoundInputs) -> None:
     assert allocation.gap == 0.0
 
 
-@given(rounds(classes=3))
+@given(small(classes=3))
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
 def test_a_higher_class_comes_first_and_leaves_the_most_to_the_next(round_inputs: RoundInputs) -> None:
     best = best_goodput(round_inputs)
@@ -41,7 +52,7 @@ def test_a_higher_class_comes_first_and_leaves_the_most_to_the_next(round_inputs
         assert served_by_class(round_inputs, granted(decide(round_inputs))) == pytest.approx(best, abs=1e-6)
 
 
-@given(rounds(types=3, most=2))
+@given(small(types=3))
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
 def test_several_gpu_types(round_inputs: RoundInputs) -> None:
     best = best_goodput(round_inputs)
@@ -54,7 +65,7 @@ def test_several_gpu_types(round_inputs: RoundInputs) -> None:
     assert allocation.gap <= 1e-6
 
 
-@given(rounds(minima=False))
+@given(small(minima=False))
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
 def test_max_min_lifts_the_worst_off_as_far_as_possible(round_inputs: RoundInputs) -> None:
     counts = granted(decide(round_inputs, replace(AT_ONCE, objective="max_min")))
