@@ -102,7 +102,8 @@ class Predictor(Protocol):
     def name(self) -> str: ...
 
     def learn(self, value: float | None, at_s: float) -> None:
-        """Take the bin that ended at `at_s`. None, NaN, infinite and negative values are unknown, and counted as such."""
+        """Take the bin that ended at `at_s`. None, NaN, infinite, negative and absurdly large values are unknown, and
+        counted as such."""
 
     def forecast(self, steps: int, levels: Sequence[float] = (0.8, 0.9)) -> Prediction | None:
         """What to expect `steps` bins ahead (1 = the next bin), or None before any value is known."""

@@ -15,6 +15,8 @@ from typing import Any, cast
 from pool_planner.forecast.base import Accuracy, FitJob, FitResult, Fittable, PointModel, Prediction
 from pool_planner.forecast.conformal import ErrorWindow, Margin
 
+ABSURD = 1e15
+"""No count of requests or tokens is as large; squares and products of such values would leave the range of a double."""
 MAX_GAP_BINS = 100  # of a longer silence only this much is gone through (20 ms); for a day after it, yesterday is misplaced
 CEILING = 4.0  # no forecast above this many times the largest value seen
 ACCURACY_DECAY = 0.98  # half of the published accuracy comes from the last 34 bins
@@ -89,7 +91,7 @@ class SeriesPredictor:
                 for _ in range(min(MAX_GAP_BINS, round((at_s - self._at_s) / self._step_s) - 1)):
                     self._take(None)
         self._at_s = at_s
-        if value is None or not math.isfinite(value) or value < 0.0:
+        if value is None or not 0.0 <= value <= ABSURD:  # also NaN: it is within nothing
             self.unknown += 1
             self._take(None)
         else:
