@@ -57,7 +57,7 @@ class ModelSummary:
 class PoolSummary:
     """One pool. `requests` and `attainment` are of the requests whose prompt length belongs to the pool by configuration:
     TTFT for a prefill pool, ITL for a decode pool, both for an aggregated one. `gpu_hours_static_peak`: what holding
-    `max_wanted` replicas all the time would have charged."""
+    `max_wanted` replicas all the time would have charged. Steps count within the load's time here, in the whole run above."""
 
     model: str
     role: str
