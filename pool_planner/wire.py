@@ -1,8 +1,8 @@
 """The one msgpack codec of every message and record: `{"v": schema version, "k": record kind, "d": fields}`. Pure.
 
 Strict on input: unknown kinds, unknown or missing fields, wrong types (a number written as text is taken), non-finite numbers
-and other schema versions are refused with the path of the offending value. Kinds are registered by the package that owns them, so this module imports no
-sibling. Validation is pydantic's, over the plain dataclasses.
+and other schema versions are refused with the path of the offending value. Kinds are registered by the package that owns
+them, so this module imports no sibling. Validation is pydantic's, over the plain dataclasses.
 """
 
 from __future__ import annotations
