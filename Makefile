@@ -7,7 +7,7 @@ help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 	@echo
 	@echo "demo takes TRACE=FILE MINUTES=N SPEED=N SCALE=N BUDGET=GPUS SEED=N OUT=DIR, for example:"
-	@echo "  make demo TRACE=azure.csv.gz MINUTES=10 SCALE=0.3"
+	@echo "  make demo TRACE=azure.csv.gz MINUTES=10 SCALE=0.1"
 
 setup: ## create .venv (with uv) and install everything
 	@sh deploy/install.sh

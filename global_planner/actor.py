@@ -130,9 +130,6 @@ class GlobalPlannerActor:
             )
         )
 
-    def pid(self) -> int:
-        return os.getpid()
-
     # ---- the loop -------------------------------------------------------------------------------------------------
 
     def _live(self) -> None:

@@ -67,13 +67,6 @@ class PoolPlannerActor:
         self._thread = threading.Thread(target=self._live, name="plans", daemon=True)
         self._thread.start()
 
-    def pid(self) -> int:
-        return os.getpid()
-
-    def ticks(self) -> int:
-        """Plans made since this process started."""
-        return self._ticks
-
     def _live(self) -> None:
         sys.stderr = Path(self._spec.log).open("a", buffering=1)  # noqa: SIM115 - for the life of the process
         try:
