@@ -133,9 +133,3 @@ class RouterScrape:
         if not any(name != names.START_TIME for name in families):
             return f"{url}: none of the series that a router or frontend exposes"
         return families
-
-
-def _workers(
-    series: PoolSeries, pairs: Sequence[Pair], loads: Mapping[str, tuple[WorkerLoad, ...]]
-) -> tuple[WorkerLoad, ...] | None:
-    return workers.of_vllm(pairs, series) if series.source == "vllm" else loads.get(series.pool)
