@@ -21,6 +21,7 @@ lint: setup ## ruff, mypy --strict, import contracts
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
 
 test: setup lint ## lint and all tests
+	@sh tests/services/install.sh
 	@$(PY) -m pytest
 
 clean: ## remove what the commands above made (not .venv)
