@@ -63,18 +63,50 @@ class BudgetConfig(Section):
     limits: tuple[LimitConfig, ...] = ()
 
 
-class ClusterConfig(Section):
-    """Where the replicas run. `virtual`: local processes that serve the mock engine.
+class KubernetesConfig(Section):
+    """How a Kubernetes cluster is reached and written. Durations are seconds; the DGDs themselves are named by the pools.
 
-    A replica is ready `cold_start_s` after it was ordered at the earliest; the minima that stand when the cluster starts take
-    `initial_cold_start_s`. A replica that was told to end is killed after `termination_s`.
+    `access`: `in-cluster` uses the pod's service account, `kubeconfig` a file (`kubeconfig`, absent: $KUBECONFIG or
+    ~/.kube/config) and a `context` of it (absent: the current one); `auto` takes the service account where there is one.
+    `control_namespace` holds the lease, with the ledger in it, and operators' orders (absent: the cluster's namespace).
+
+    Who decides holds a lease for `lease_s` and renews it every round. A write is given up after `write_deadline_s`, and two
+    writes to one DGD are at least `write_spacing_s` apart.
+
+    `drained_by`: `router`, ours, that finishes requests before a replica goes; or `pods`, where no router of ours is in front
+    and only their own termination protects what they still serve. `engine_port`: where a replica answers HTTP (absent: the
+    container port named `http`, if there is one). `unseen_termination_s`: how long released GPUs stay charged where pods may
+    not be listed. `operator_managers`: field managers that set replicas on behalf of the DGDs' own operator.
     """
 
-    kind: Literal["virtual"] = "virtual"
+    access: Literal["auto", "in-cluster", "kubeconfig"] = "auto"
+    kubeconfig: str | None = None
+    context: str | None = None
+    control_namespace: Name | None = None
+    lease_s: PositiveFloat = 30.0
+    write_deadline_s: PositiveFloat = 10.0
+    write_spacing_s: NonNegativeFloat = 5.0
+    drained_by: Literal["router", "pods"] = "router"
+    engine_port: Annotated[int, Field(ge=1, le=65535, strict=True)] | None = None
+    unseen_termination_s: NonNegativeFloat = 120.0
+    operator_managers: tuple[str, ...] = ("manager", "dynamo-operator", "dynamo-operator-controller-manager")
+
+
+class ClusterConfig(Section):
+    """Where the replicas run. `virtual`: local processes that serve the mock engine; `kubernetes`: components of
+    DynamoGraphDeployments, see `kubernetes`. `namespace` is that of every group that names no other.
+
+    A replica is ready `cold_start_s` after it was ordered at the earliest (in Kubernetes: until one was measured). Of the
+    virtual cluster alone: the minima that stand when it starts take `initial_cold_start_s`, and a replica that was told to end
+    is killed after `termination_s`.
+    """
+
+    kind: Literal["virtual", "kubernetes"] = "virtual"
     namespace: Name = "demo"
     cold_start_s: NonNegativeFloat = 45.0
     initial_cold_start_s: NonNegativeFloat = 0.0
     termination_s: NonNegativeFloat = 5.0
+    kubernetes: KubernetesConfig = KubernetesConfig()
 
 
 class ArbiterConfig(Section):
@@ -289,6 +321,11 @@ class Topology(Section):
     overrides: tuple[OverrideConfig, ...] = ()
     planner: dict[str, Any] = Field(default_factory=dict)
     groups: tuple[GroupConfig, ...] = Field(min_length=1)
+
+    @property
+    def control_namespace(self) -> str:
+        """Where the lease, the ledger and operators' orders are kept in a Kubernetes cluster."""
+        return self.cluster.kubernetes.control_namespace or self.cluster.namespace
 
     def namespace_of(self, group: GroupConfig) -> str:
         """The namespace of a group's DGDs."""

@@ -56,7 +56,8 @@ def said_elsewhere(draft: Draft, group: DraftGroup, pool: DraftPool) -> Mapping[
     roles = {other.config.role for other in group.pools if other.config.dgd_name == config.dgd_name}
     mode = "disagg" if len(roles) > 1 else config.role
     said["mode"] = Said(value=mode, where=f"the roles of the pools of DGD {config.dgd_name}")
-    said["backend"] = Said(value="mocker", where="cluster.kind: virtual")
+    if draft.cluster is None or draft.cluster.kind == "virtual":
+        said["backend"] = Said(value="mocker", where="cluster.kind: virtual")
     said["environment"] = Said(value="global-planner", where="a topology is planned under one arbiter")
     said["throughput_metrics_source"] = Said(value="router", where="only the router can tell the pools of a model apart")
     return said

@@ -43,9 +43,14 @@ def policies_of(topology: Topology, *, unix_at_zero_s: float) -> Policies:
             backoff_base_s=config.backoff_s or max(cluster.cold_start_s, config.round_interval_s),
             backoff_max_s=config.backoff_max_s,
             # What ends unseen was ordered away up to one round before its count was seen to fall.
-            termination_grace_s=cluster.termination_s + config.round_interval_s,
+            termination_grace_s=_unseen_termination_s(topology) + config.round_interval_s,
         ),
     )
+
+
+def _unseen_termination_s(topology: Topology) -> float:
+    cluster = topology.cluster
+    return cluster.termination_s if cluster.kind == "virtual" else cluster.kubernetes.unseen_termination_s
 
 
 def overrides_of(topology: Topology, *, unix_at_zero_s: float) -> tuple[Override, ...]:

@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Iterator, Mapping
 from itertools import chain
 
-from global_planner.config import GpuBudget
+from global_planner.config import ClusterConfig, GpuBudget, KubernetesConfig
 from global_planner.planner_settings import check_planners
 from global_planner.rule_checks import check_rules
 from global_planner.topology_draft import Draft, DraftGroup, DraftPool, Problem, once
@@ -31,6 +31,7 @@ def check(draft: Draft, profiles: Mapping[str, Profile]) -> list[Problem]:
             _stages(draft),
             _placement(draft),
             _profiles(draft, profiles),
+            _cluster(draft),
             _arbiter(draft),
             _router(draft),
             check_planners(draft),
@@ -103,6 +104,35 @@ def _whole_replicas(draft: Draft) -> Iterator[Problem]:
         if pool.config.gpus_per_replica > budget.max:
             text = f"{pool.config.gpus_per_replica} is more than budget.gpus.{pool.config.gpu_type}.max ({budget.max})"
             yield Problem(path=f"{pool.path}.gpus_per_replica", text=f"{text}: no replica could ever start")
+
+
+_VIRTUAL_ONLY = ("initial_cold_start_s", "termination_s")
+
+
+def _cluster(draft: Draft) -> Iterator[Problem]:
+    """Settings of one kind of cluster stand with that kind only; those of Kubernetes agree with each other."""
+    cluster = draft.cluster
+    if cluster is None:
+        return
+    if cluster.kind == "virtual":
+        if cluster.kubernetes != KubernetesConfig():
+            yield Problem(path="cluster.kubernetes", text="is of cluster.kind: kubernetes only (cluster.kind is virtual)")
+        return
+    for name in _VIRTUAL_ONLY:
+        if getattr(cluster, name) != ClusterConfig.model_fields[name].default:
+            yield Problem(path=f"cluster.{name}", text="is of cluster.kind: virtual only (cluster.kind is kubernetes)")
+    config, path = cluster.kubernetes, "cluster.kubernetes"
+    if config.access == "in-cluster":
+        for name in ("kubeconfig", "context"):
+            if getattr(config, name) is not None:
+                yield Problem(path=f"{path}.{name}", text="a pod's service account (access: in-cluster) reads no kubeconfig")
+    if config.write_deadline_s >= config.lease_s:
+        text = f"{config.write_deadline_s:g} must be less than lease_s ({config.lease_s:g}): a write may not outlive its lease"
+        yield Problem(path=f"{path}.write_deadline_s", text=text)
+    if draft.arbiter is not None and config.lease_s <= draft.arbiter.round_interval_s:
+        interval_s = draft.arbiter.round_interval_s
+        text = f"{config.lease_s:g} must be more than arbiter.round_interval_s ({interval_s:g}), at which it is renewed"
+        yield Problem(path=f"{path}.lease_s", text=text)
 
 
 def _arbiter(draft: Draft) -> Iterator[Problem]:

@@ -57,6 +57,37 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     # single fields
     "unknown key": (put("cluster.cold_start", 3), "cluster.cold_start: unknown key; did you mean 'cold_start_s'?"),
     "unknown section": (put("budgets", {}), "budgets: unknown key; did you mean 'budget'?"),
+    "a cluster of another kind": (
+        put("cluster.kind", "slurm"),
+        "cluster.kind: 'slurm': must be 'virtual' or 'kubernetes'",
+    ),
+    "Kubernetes settings without Kubernetes": (
+        put("cluster.kubernetes", {"context": "prod"}),
+        "cluster.kubernetes: is of cluster.kind: kubernetes only (cluster.kind is virtual)",
+    ),
+    "a virtual setting with Kubernetes": (
+        put("cluster", {"kind": "kubernetes", "termination_s": 3.0}),
+        "cluster.termination_s: is of cluster.kind: virtual only (cluster.kind is kubernetes)",
+    ),
+    "a Kubernetes setting that is none": (
+        put("cluster", {"kind": "kubernetes", "kubernetes": {"contxt": "prod"}}),
+        "cluster.kubernetes.contxt: unknown key; did you mean 'context'?",
+    ),
+    "a pod with a kubeconfig": (
+        put("cluster", {"kind": "kubernetes", "kubernetes": {"access": "in-cluster", "context": "prod"}}),
+        "cluster.kubernetes.context: a pod's service account (access: in-cluster) reads no kubeconfig",
+    ),
+    "a write that outlives its lease": (
+        put("cluster", {"kind": "kubernetes", "kubernetes": {"lease_s": 20.0, "write_deadline_s": 20.0}}),
+        "cluster.kubernetes.write_deadline_s: 20 must be less than lease_s (20)",
+    ),
+    "a lease that ends between two rounds": (
+        both(
+            put("cluster", {"kind": "kubernetes", "kubernetes": {"lease_s": 11.0}}),
+            put("arbiter.round_interval_s", 11.0),
+        ),
+        "cluster.kubernetes.lease_s: 11 must be more than arbiter.round_interval_s (11), at which it is renewed",
+    ),
     "nothing near": (
         put("groups.0.sla.xyz", 1),
         "groups[0].sla.xyz: unknown key (known: itl_ms, ttft_ms)",
