@@ -117,6 +117,14 @@ class Progress:
             self.outcome = outcome
             self.model.outcomes.add(self.call.priority or 0, outcome)
 
+    def answered_by_prefill(self, pool: Pool, now: float) -> None:
+        """The whole answer was the prefill engine's: one token, and nothing to decode."""
+        self.end("completed", now)
+        self.frontend.requests += 1
+        pool.metrics.completed += 1
+        self.ttft_s = now - self.arrived_s
+        self.tokens = 1.0
+
     def answered(self, pool: Pool, endpoint: Endpoint, exchange: Relayed, now: float) -> None:
         """The whole answer went out."""
         self.end("completed", now)

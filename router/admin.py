@@ -37,6 +37,7 @@ class _EndpointMessage(_Message):
     id: str = Field(min_length=1, max_length=256)
     url: str = Field(pattern=r"^https?://[^/\s?#]+(/[^\s?#]*)?$")
     state: Literal["starting", "ready", "draining"]
+    bootstrap_port: int | None = Field(default=None, gt=0, le=65535)
 
 
 class _PoolMessage(_Message):
@@ -147,10 +148,7 @@ class Admin:
 
     def _put_endpoints(self, body: bytes) -> tuple[int, Any]:
         message = _EndpointsMessage.model_validate_json(body)
-        pools = {
-            pool.name: [EndpointSpec(id=one.id, url=one.url, state=one.state) for one in pool.endpoints]
-            for pool in message.pools
-        }
+        pools = {pool.name: [EndpointSpec(**one.model_dump()) for one in pool.endpoints] for pool in message.pools}
         wrong = [pool.name for pool in message.pools if (mine := self._pool(pool.name)) and mine.role != pool.role]
         if wrong:
             return 409, {"error": {"message": f"pools with another role here: {', '.join(wrong)}", "type": "conflict"}}

@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal, get_args
 
 import orjson
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pool_planner.types import Role
+from router.handoff import Engine, decodes_alone
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -133,7 +134,8 @@ class PoolConfig(Section):
     Among the pools of one role, prompts up to `isl_max_tokens` come here (absent: any length); the smallest limit that fits
     wins. `order` ranks speed for priority retry (lower is faster). `max_in_flight` bounds the requests sent to one endpoint
     at a time; more wait in the router, where priority counts. Prefill hands over only to decode pools of the same
-    `kv_format`. `endpoints` are static: used until the planner names others.
+    `kv_format`. `bootstrap_port`: where an SGLang prefill engine's bootstrap server listens. `endpoints` are static: used until
+    the planner names others.
     """
 
     name: str = Field(min_length=1, max_length=200)
@@ -144,6 +146,7 @@ class PoolConfig(Section):
     pick: Pick = "least_tokens"
     max_in_flight: PositiveInt | None = None
     kv_format: str = ""
+    bootstrap_port: Annotated[int, Field(gt=0, le=65535)] = 8998
     endpoints: tuple[HttpUrl, ...] = ()
 
     @property
@@ -222,8 +225,9 @@ class ModelConfig(Section):
     the model while no plan is in force (absent: unlimited). Targets of requests that carry none: `default_ttft_ms`,
     `default_itl_ms` (absent: the middle of the grid's range). `spill`: when the chosen pool has no usable endpoint, another
     pool of the stage whose `isl_max_tokens` also fits serves the request; `priority_retry`: on failure, strictly faster pools
-    (`order`) are tried, slowest first. `decode_only_fallback`: when no prefill endpoint can be reached, decode does the
-    prefill itself. `handoff`: how prefill and decode engines pass KV blocks on.
+    (`order`) are tried, slowest first. `handoff`: how the engines pass KV blocks from prefill to decode.
+    `decode_only_fallback`: when no prefill endpoint can be reached, decode does the prefill itself (default: where such an
+    engine can).
     """
 
     model: str = Field(min_length=1, max_length=256)
@@ -233,12 +237,17 @@ class ModelConfig(Section):
     grids: dict[Role, GridConfig] = Field(default_factory=dict)
     priority_retry: bool = False
     spill: bool = True
-    decode_only_fallback: bool = True
-    handoff: Literal["vllm"] = "vllm"
+    decode_only_fallback: bool | None = None
+    handoff: Engine = "vllm"
     own_admitted_rps: PositiveFloat | None = None
     own_burst: PositiveFloat | None = None
     default_ttft_ms: PositiveFloat | None = None
     default_itl_ms: PositiveFloat | None = None
+
+    @property
+    def decodes_alone(self) -> bool:
+        """Whether a request may go to decode without prefill."""
+        return decodes_alone(self.handoff) if self.decode_only_fallback is None else self.decode_only_fallback
 
     def role_pools(self, role: Role) -> tuple[PoolConfig, ...]:
         return tuple(pool for pool in self.pools if pool.role == role)
@@ -261,9 +270,22 @@ class ModelConfig(Section):
         for pool in self.role_pools("prefill"):
             if formats and pool.kv_format not in formats:
                 problems.append(f"no decode pool takes kv_format {pool.kv_format!r} of prefill pool {pool.name!r}")
+        if self.decode_only_fallback and not decodes_alone(self.handoff):
+            problems.append(f"decode_only_fallback: a decode engine of {self.handoff} cannot prefill; leave it out")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @field_validator("handoff", mode="before")
+    @classmethod
+    def _is_spoken(cls, value: Any) -> Any:
+        if value not in get_args(Engine):
+            known = ", ".join(map(repr, get_args(Engine)))
+            raise ValueError(
+                f"no hand-off is known for {value!r} (known: {known}). An engine that hands over behind its own frontend, as "
+                "Dynamo does, is one pool of role agg here"
+            )
+        return value
 
 
 class RouterConfig(Section):

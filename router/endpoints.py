@@ -27,6 +27,7 @@ class Endpoint:
 
     __slots__ = (
         "backoff_s",
+        "bootstrap_port",
         "failures",
         "healthy",
         "id",
@@ -47,6 +48,7 @@ class Endpoint:
         self.url = url
         self.state: EndpointState = state
         self.link = link
+        self.bootstrap_port: int | None = None
         self.known = True
         self.in_flight = 0
         self.outstanding_tokens = 0.0
@@ -65,11 +67,12 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointSpec:
-    """One endpoint as the planner names it."""
+    """One endpoint as the planner names it. `bootstrap_port`: of an SGLang prefill engine (None: the pool's)."""
 
     id: str
     url: str
-    state: EndpointState
+    state: EndpointState = "ready"
+    bootstrap_port: int | None = None
 
 
 class Pool:
@@ -173,10 +176,12 @@ class Endpoints:
             endpoint = pool.endpoints.get(spec.id)  # type: ignore[assignment]
             if endpoint is None or endpoint.url != spec.url:
                 # Another address under the same name is another engine: what runs on the old one ends there.
-                endpoint = pool.endpoints[spec.id] = Endpoint(spec.id, spec.url, spec.state, EngineLink(spec.url, self._loop))
+                link = EngineLink(spec.url, self._loop)
+                endpoint = pool.endpoints[spec.id] = Endpoint(spec.id, spec.url, spec.state, link)
             elif spec.state == "ready" and endpoint.state == "starting":
                 endpoint.healthy, endpoint.failures, endpoint.backoff_s = True, 0, 0.0
             endpoint.state = spec.state
+            endpoint.bootstrap_port = spec.bootstrap_port
             endpoint.known = True
         pool.refresh()
 

@@ -1,8 +1,8 @@
-"""The OpenAI API as far as the router must understand it: what decides the route, the two bodies of a hand-off, and errors.
+"""The OpenAI API as far as the router must understand it: what decides the route, its length, and errors.
 Pure.
 
-A body is read once; everything the router does not know stays in it. Toward decode and aggregated engines the client's own
-bytes are sent (with the hand-off object spliced in before the last brace), toward prefill a changed copy.
+A body is read once; everything the router does not know stays in it (`router.handoff` writes the bodies of prefill and
+decode calls). Toward aggregated engines the client's own bytes are sent.
 """
 
 from __future__ import annotations
@@ -17,14 +17,6 @@ import orjson
 CHARS_PER_TOKEN = 4.0
 BLOCK_BYTES = 2048
 MAX_BLOCKS = 512
-KV_REQUEST = {
-    "do_remote_decode": True,
-    "do_remote_prefill": False,
-    "remote_engine_id": None,
-    "remote_block_ids": None,
-    "remote_host": None,
-    "remote_port": None,
-}
 
 
 class BadRequest(Exception):
@@ -46,7 +38,7 @@ class BadRequest(Exception):
 
 def error_body(message: str, *, kind: str, code: str | None = None, param: str | None = None) -> bytes:
     """`{"error": {message, type, param, code}}`."""
-    return _dump({"error": {"message": message, "type": kind, "param": param, "code": code}})
+    return dump({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,7 +81,7 @@ def parse(raw: bytes) -> Call:
     if isinstance(messages, list):
         length.messages(messages)
         if isinstance(body.get("tools"), list):
-            length.chars += len(_dump(body["tools"]))
+            length.chars += len(dump(body["tools"]))
     else:
         length.prompt(body.get("prompt"))
     extra = body.get("extra_args")
@@ -180,43 +172,12 @@ def _target(value: Any) -> float | None:
     return float(value) if valid else None
 
 
-def _dump(body: Any) -> bytes:
+def dump(body: Any) -> bytes:
     """JSON; where orjson refuses (a lone surrogate), as the standard library writes it."""
     try:
         return orjson.dumps(body)
     except orjson.JSONEncodeError:
         return json.dumps(body).encode()
-
-
-def prefill_body(call: Call) -> bytes:
-    """The body of the prefill call: one token, not streamed, its KV blocks kept for a remote decode."""
-    body = dict(call.body)
-    body.pop("stream_options", None)
-    body.update(max_tokens=1, max_completion_tokens=1, stream=False, kv_transfer_params=KV_REQUEST)
-    if "min_tokens" in body:
-        # More than max_tokens is refused by engines, and one token is all that this call makes.
-        body["min_tokens"] = min(1, body["min_tokens"]) if isinstance(body["min_tokens"], int) else body["min_tokens"]
-    return _dump(body)
-
-
-def decode_body(call: Call, kv_transfer_params: object | None) -> bytes:
-    """The body of the decode call: the client's bytes, with what the prefill answered. None: decode prefills itself."""
-    if kv_transfer_params is None:
-        return call.raw
-    if "kv_transfer_params" in call.body:
-        return _dump({**call.body, "kv_transfer_params": kv_transfer_params})
-    end = call.raw.rindex(b"}")
-    return b'%b,"kv_transfer_params":%b}' % (call.raw[:end], orjson.dumps(kv_transfer_params))
-
-
-def handed_over(answer: bytes) -> object | None:
-    """`kv_transfer_params` of a prefill answer, None where it is missing or the answer is not JSON."""
-    try:
-        parsed = orjson.loads(answer)
-    except orjson.JSONDecodeError:
-        return None
-    params = parsed.get("kv_transfer_params") if isinstance(parsed, dict) else None
-    return params if isinstance(params, dict) else None
 
 
 def usage_in(tail: bytes) -> tuple[int | None, int | None]:

@@ -132,7 +132,7 @@ class Stages:
 
     def __init__(self, model: ModelConfig) -> None:
         self._stages = {role: Stage(model, role) for role in ("prefill", "decode", "agg") if model.role_pools(role)}
-        self._decode_only = model.decode_only_fallback
+        self._decode_only = model.decodes_alone
 
     def paths(self, ask: Ask, load: Callable[[str], float]) -> tuple[Path, ...]:
         """The ways to serve a request, the wanted one first; never empty."""

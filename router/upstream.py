@@ -169,12 +169,12 @@ class EngineConnection(asyncio.Protocol):
 class EngineLink:
     """The connections to one engine."""
 
-    __slots__ = ("_host", "_idle", "_loop", "_port", "_ssl", "base_path", "host_header")
+    __slots__ = ("_idle", "_loop", "_port", "_ssl", "base_path", "host", "host_header")
 
     def __init__(self, url: str, loop: asyncio.AbstractEventLoop) -> None:
         parts = urlsplit(url)
         self._loop = loop
-        self._host = parts.hostname or ""
+        self.host = parts.hostname or ""
         self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._ssl else 80)
         self._idle: list[EngineConnection] = []
@@ -190,7 +190,7 @@ class EngineLink:
         try:
             async with asyncio.timeout(timeout_wall_s):
                 _, made = await self._loop.create_connection(
-                    lambda: EngineConnection(self), self._host, self._port, ssl=self._ssl
+                    lambda: EngineConnection(self), self.host, self._port, ssl=self._ssl
                 )
         except TimeoutError as error:
             raise EngineFailed("connect", "no connection in time", timed_out=True) from error

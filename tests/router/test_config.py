@@ -31,7 +31,12 @@ PROBLEMS = {
     "same address": ({**model(), "listen": {"port": 8001}}, "listen and admin are both 127.0.0.1:8001"),
     "bad role": (pools({"name": "p", "role": "pre"}), "models[0].pools[0].role: Input should be"),
     "bad url": (pools({"name": "a", "role": "agg", "endpoints": ["10.0.0.1:80"]}), "models[0].pools[0].endpoints[0]"),
-    "other hand-off": (model(handoff="trtllm"), "models[0].handoff: Input should be 'vllm'"),
+    "other hand-off": (model(handoff="lmdeploy"), "models[0].handoff: no hand-off is known for 'lmdeploy' (known: 'vllm'"),
+    "Dynamo's hand-off": (model(handoff="dynamo"), "is one pool of role agg here"),
+    "decode alone where it cannot": (
+        model(handoff="sglang", decode_only_fallback=True),
+        "models[0]: decode_only_fallback: a decode engine of sglang cannot prefill",
+    ),
     "grid of strangers": (
         model(grids={"prefill": {"axes": [AXIS], "cells": ["p", "q"]}}),
         "models[0]: grids.prefill names q; the prefill pools are p",

@@ -9,14 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router.handoff import handed_over, prefill_body
 from router.openai import (
     BadRequest,
     Lengths,
-    decode_body,
     error_body,
-    handed_over,
     parse,
-    prefill_body,
     prefix_blocks,
     usage_in,
 )
@@ -61,9 +59,9 @@ def test_what_strict_json_refuses_but_engines_take() -> None:
     assert parse(b'{"model":"m","prompt":"\\ud800","x":NaN}').chars == 1
     tools = parse(b'{"model":"m","messages":[],"tools":[{"x":"\\udc00"}]}')
     assert tools.chars > 0
-    assert b"udc00" in prefill_body(tools)
+    assert b"udc00" in prefill_body(tools, "vllm")
     assert json.loads(error_body("\ud800", kind="k"))["error"]["message"] == "\ud800"
-    assert b'"x":null' in prefill_body(parse(b'{"model":"m","x":NaN}')).replace(b": ", b":")
+    assert b'"x":null' in prefill_body(parse(b'{"model":"m","x":NaN}'), "vllm").replace(b": ", b":")
 
 
 json_values = st.recursive(
@@ -80,10 +78,14 @@ def test_the_two_bodies_of_a_hand_off(fields: dict[str, Any], spaced: bool) -> N
     body = {**fields, "model": "m"}
     raw = json.dumps(body, indent=1 if spaced else None).encode() + (b"\n " if spaced else b"")
     read = parse(raw)
-    assert decode_body(read, None) is raw
+    assert handed_over(read, b"{}", "vllm").decode is raw
     params = {"remote_engine_id": "é", "remote_block_ids": [1]}
-    assert json.loads(decode_body(read, params)) == {**body, "kv_transfer_params": params}
-    changed = json.loads(prefill_body(read))
+    answer = json.dumps({"kv_transfer_params": params}).encode()
+    assert json.loads(handed_over(read, answer, "vllm").decode) == {
+        **body,
+        "kv_transfer_params": params,
+    }
+    changed = json.loads(prefill_body(read, "vllm"))
     for name, value in body.items():
         if name not in ("max_tokens", "max_completion_tokens", "stream", "stream_options", "kv_transfer_params", "min_tokens"):
             assert changed[name] == value
@@ -100,14 +102,8 @@ def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
         assert refusal.status == 400
         assert json.loads(refusal.body)["error"]["message"]
     else:
-        prefill_body(read)
+        prefill_body(read, "vllm")
         Lengths().isl(read)
-
-
-def test_what_was_handed_over() -> None:
-    assert handed_over(b'{"kv_transfer_params": {"a": 1}}') == {"a": 1}
-    for answer in (b"{}", b'{"kv_transfer_params": null}', b"[]", b"oops", b""):
-        assert handed_over(answer) is None
 
 
 TAILS = [

@@ -1,0 +1,311 @@
+"""[I/O] One attempt at a request along one path: pick the engines, call them, hand over, and say what failed.
+
+Where prefill comes first, its answer decides what decode is sent; where both are called at once, the failure of either ends
+the other. `router.handoff` knows which engine wants what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from router.accounting import Progress
+from router.config import TimeoutConfig
+from router.door import Door
+from router.endpoints import Endpoint, Endpoints, Pool
+from router.exchange import RETRIABLE, Collected, EngineFailed, Relayed
+from router.handoff import Meeting, as_stream, at_once, handed_over, meeting_body, prefill_body
+from router.http1 import ClientConnection
+from router.identity import Keys
+from router.message import Request
+from router.openai import error_body
+from router.policy import Ask, Path
+from router.upstream import Upstream
+
+_BROKEN_OFF = error_body("The engine failed in the middle of the answer.", kind="server_error", code="engine_failed")
+_EVENTS = b"text/event-stream; charset=utf-8"
+
+
+@dataclass(slots=True)
+class Failure:
+    """Why an attempt must be repeated. `free`: it cost nobody anything, and is not counted as a retry. `kept`, `collected`:
+    an engine's own refusal, to be passed on if nothing better comes."""
+
+    text: str
+    free: bool = False
+    kept: Relayed | None = None
+    collected: Collected | None = None
+    timed_out: bool = False
+
+
+class _Refused(Exception):
+    """The prefill engine refused the request itself: its answer is the client's."""
+
+    def __init__(self, answer: Collected) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+class Attempts:
+    """Runs attempts over the endpoints."""
+
+    def __init__(
+        self,
+        timeouts: TimeoutConfig,
+        *,
+        endpoints: Endpoints,
+        door: Door,
+        upstream: Upstream,
+        loop: asyncio.AbstractEventLoop,
+        now: Callable[[], float],
+        keys: Keys,
+    ) -> None:
+        self._timeouts = timeouts
+        self._endpoints = endpoints
+        self._pools = endpoints.pools
+        self._door = door
+        self._upstream = upstream
+        self._loop = loop
+        self._now = now
+        self._keys = keys
+        # Rooms must differ between router processes too.
+        self._rooms = random.SystemRandom()
+
+    async def run(self, progress: Progress, path: Path, tried: set[str], client: ClientConnection) -> Failure | None:
+        """One try along a path. None: the client has an answer, whole or broken off."""
+        if not path.prefill:
+            chosen = self._pick(path.serve, progress.ask, tried)
+            if chosen is None:
+                return Failure("no endpoint is left", free=True)
+            return await self._relay(progress, *chosen, progress.call.raw, tried, client)
+        chosen = self._pick([name for name in path.prefill if self.readers(path, name, tried)], progress.ask, tried)
+        if chosen is None:
+            return Failure("no endpoint is left", free=True)
+        try:
+            if at_once(progress.model.config.handoff):
+                return await self._both(progress, path, *chosen, tried, client)
+            return await self._one_after_the_other(progress, path, *chosen, tried, client)
+        except _Refused as refused:
+            pass_on(client, progress.request, refused.answer)
+            progress.end("completed", self._now())
+            return None
+
+    async def _one_after_the_other(
+        self, progress: Progress, path: Path, pool: Pool, endpoint: Endpoint, tried: set[str], client: ClientConnection
+    ) -> Failure | None:
+        engine = progress.model.config.handoff
+        answer = await self._prefill(progress, pool, endpoint, prefill_body(progress.call, engine), tried)
+        if isinstance(answer, Failure):
+            return answer
+        handed = handed_over(progress.call, answer, engine)
+        if handed.complete is not None:
+            self._answer_of_prefill(progress, pool, endpoint, handed.complete, client)
+            return None
+        endpoint.pending_kv += 1
+        pulled = partial(self._pulled, pool, endpoint, progress)
+        progress.kv_pending = True
+        try:
+            chosen = self._pick(self.readers(path, pool.name, tried), progress.ask, tried)
+            if chosen is None:
+                return Failure("no decode endpoint is left", free=True)
+            return await self._relay(progress, *chosen, handed.decode, tried, client, on_first=pulled)
+        finally:
+            pulled()
+
+    def _pulled(self, pool: Pool, endpoint: Endpoint, progress: Progress) -> None:
+        """Decode has its first token: the prefill engine's KV blocks were read."""
+        if progress.kv_pending:
+            progress.kv_pending = False
+            endpoint.pending_kv -= 1
+            self._freed(pool, endpoint)
+
+    async def _both(
+        self, progress: Progress, path: Path, pool: Pool, endpoint: Endpoint, tried: set[str], client: ClientConnection
+    ) -> Failure | None:
+        """Prefill and decode at once. Prefill answers when its blocks were pushed, so a prefill that fails leaves decode
+        waiting for ever, and the other way round: whoever fails ends both."""
+        chosen = self._pick(self.readers(path, pool.name, tried), progress.ask, tried)
+        if chosen is None:
+            return Failure("no decode endpoint is left", free=True)
+        port = endpoint.bootstrap_port or pool.config.bootstrap_port
+        meeting = Meeting(host=endpoint.link.host, port=port, room=self._rooms.randrange(2**63))
+        body = meeting_body(progress.call, meeting)
+        prefill = self._loop.create_task(self._prefill(progress, pool, endpoint, body, tried))
+        decode = self._loop.create_task(self._relay(progress, *chosen, body, tried, client))
+        try:
+            await asyncio.wait({prefill, decode}, return_when=asyncio.FIRST_COMPLETED)
+            started = progress.exchange is not None and progress.exchange.started
+            if not decode.done() and not started:
+                answer = prefill.result()
+                if isinstance(answer, Failure):
+                    return answer
+            return await decode
+        finally:
+            for task in (prefill, decode):
+                task.cancel()
+            await asyncio.gather(prefill, decode, return_exceptions=True)
+
+    # -- calls -----------------------------------------------------------------------------------------------------------
+
+    async def _prefill(
+        self, progress: Progress, pool: Pool, endpoint: Endpoint, body: bytes, tried: set[str]
+    ) -> bytes | Failure:
+        """The prefill answer's body, or a failure. Raises _Refused when the engine refused the request itself."""
+        began = self._now()
+        exchange = Collected(self._loop, self._now, began + self._timeouts.prefill_s)
+        payload = self._payload(progress.request, endpoint, body)
+        tokens = progress.ask.isl_tokens
+        endpoint.in_flight += 1
+        endpoint.outstanding_tokens += tokens
+        try:
+            await self._upstream.run(endpoint.link, payload, exchange)
+        except EngineFailed as error:
+            return self._failed(pool, endpoint, error, tried)
+        finally:
+            endpoint.in_flight -= 1
+            endpoint.outstanding_tokens -= tokens
+            self._freed(pool, endpoint)
+        if exchange.status in RETRIABLE:
+            return self._refused(pool, endpoint, exchange.status, tried, collected=exchange)
+        self._endpoints.succeeded(endpoint)
+        if exchange.status >= 400:
+            raise _Refused(exchange)
+        progress.prefilled(pool, endpoint, self._now(), began)
+        return exchange.body
+
+    async def _relay(
+        self,
+        progress: Progress,
+        pool: Pool,
+        endpoint: Endpoint,
+        body: bytes,
+        tried: set[str],
+        client: ClientConnection,
+        *,
+        on_first: Callable[[], None] | None = None,
+    ) -> Failure | None:
+        """The call whose answer goes to the client."""
+        timeouts = self._timeouts
+        began = self._now()
+        exchange = Relayed(
+            self._loop,
+            self._now,
+            min(began + timeouts.first_byte_s, progress.arrived_s + timeouts.total_s),
+            client=client,
+            request_id=progress.request.request_id,
+            idle_s=timeouts.idle_s,
+            total_s=progress.arrived_s + timeouts.total_s,
+            on_first=on_first,
+            old_client=progress.request.version == "1.0",
+        )
+        payload = self._payload(progress.request, endpoint, body)
+        tokens = progress.ask.isl_tokens + progress.model.lengths.osl(progress.call)
+        endpoint.in_flight += 1
+        endpoint.outstanding_tokens += tokens
+        progress.relaying(pool, endpoint, exchange)
+        try:
+            await self._upstream.run(endpoint.link, payload, exchange)
+        except EngineFailed as error:
+            failure = self._failed(pool, endpoint, error, tried)
+            if not exchange.started:
+                return failure
+            exchange.break_off(b"data: %b\n\n" % _BROKEN_OFF)
+            return None
+        finally:
+            endpoint.in_flight -= 1
+            endpoint.outstanding_tokens -= tokens
+            self._freed(pool, endpoint)
+        if exchange.kept is not None:
+            return self._refused(pool, endpoint, exchange.status, tried, kept=exchange)
+        self._endpoints.succeeded(endpoint)
+        client.finish()
+        progress.answered(pool, endpoint, exchange, self._now())
+        return None
+
+    def _answer_of_prefill(
+        self, progress: Progress, pool: Pool, endpoint: Endpoint, answer: bytes, client: ClientConnection
+    ) -> None:
+        """The answer ended at its first token: there is nothing to decode."""
+        call, kind = progress.call, b"application/json"
+        if call.stream:
+            options = call.body.get("stream_options")
+            wanted = isinstance(options, dict) and options.get("include_usage") is True
+            answer, kind = as_stream(answer, include_usage=wanted), _EVENTS
+        client.respond(200, answer, content_type=kind, extra=b"x-request-id: %b\r\n" % progress.request.request_id)
+        progress.answered_by_prefill(pool, self._now())
+
+    def _payload(self, request: Request, endpoint: Endpoint, body: bytes) -> bytes:
+        link = endpoint.link
+        target = request.path + b"?" + request.query if request.query else request.path
+        # A key of ours is nobody else's business; without keys, what the client says is for the engine.
+        passed = request.authorization if not self._keys.required else b""
+        lines = [*request.forward, b"authorization: %b\r\n" % passed] if passed else request.forward
+        return b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (
+            link.base_path,
+            target,
+            link.host_header,
+            len(body),
+            request.request_id,
+            b"".join(lines),
+            body,
+        )
+
+    # -- choosing --------------------------------------------------------------------------------------------------------
+
+    def readers(self, path: Path, prefill: str, without: set[str] | frozenset[str]) -> list[str]:
+        """The pools of the path that can serve now and read the KV blocks of this prefill pool."""
+        pools = self._pools
+        made = pools[prefill].config.kv_format
+        return [name for name in path.serve if pools[name].config.kv_format == made and pools[name].usable(without)]
+
+    def _pick(self, names: tuple[str, ...] | list[str], ask: Ask, tried: set[str]) -> tuple[Pool, Endpoint] | None:
+        """The first pool with a usable endpoint, and the endpoint; None: no pool has one."""
+        for name in names:
+            pool = self._pools[name]
+            endpoint = pool.pick(ask, tried)
+            if endpoint is not None:
+                return pool, endpoint
+        return None
+
+    def _freed(self, pool: Pool, endpoint: Endpoint) -> None:
+        if not endpoint.known and endpoint.idle:
+            pool.refresh()
+        if pool.config.max_in_flight is not None and self._door.waiting:
+            self._door.pump()
+
+    # -- failures --------------------------------------------------------------------------------------------------------
+
+    def _failed(self, pool: Pool, endpoint: Endpoint, error: EngineFailed, tried: set[str]) -> Failure:
+        tried.add(endpoint.id)
+        self._endpoints.failed(pool, endpoint, refused=error.refused)
+        return Failure(str(error), free=error.refused, timed_out=error.timed_out)
+
+    def _refused(
+        self,
+        pool: Pool,
+        endpoint: Endpoint,
+        status: int,
+        tried: set[str],
+        *,
+        kept: Relayed | None = None,
+        collected: Collected | None = None,
+    ) -> Failure:
+        tried.add(endpoint.id)
+        if status != 429:
+            # An engine that fails fast would look idle and attract everything: it must count as failing.
+            self._endpoints.failed(pool, endpoint, refused=False)
+        return Failure(f"the engine answered {status}", kept=kept, collected=collected)
+
+
+def pass_on(client: ClientConnection, request: Request, exchange: Collected) -> None:
+    """Give the client an engine's own words."""
+    fields = dict(exchange.headers)
+    kind = fields.get(b"content-type", b"application/json")
+    after = fields.get(b"retry-after")
+    extra = b"x-request-id: %b\r\n" % request.request_id
+    if after:
+        extra += b"retry-after: %b\r\n" % after
+    client.respond(exchange.status, exchange.body, content_type=kind, extra=extra)
