@@ -68,7 +68,9 @@ def round_parts(done: Round) -> tuple[Part, ...]:
         why += "\n\nRules in force\n" + "\n".join(rules)
     steps = "Steps\n" + "\n".join(f"  {line}" for line in lines)
     known = ("To know\n" + "\n".join(f"  {condition}" for condition in done.conditions),) if done.conditions else ()
-    return (heading(done), group_table(done), pool_table(done), why, steps, *known)
+    by_priority = priority_table(done)
+    priorities = () if by_priority is None else (by_priority,)
+    return (heading(done), group_table(done), *priorities, pool_table(done), why, steps, *known)
 
 
 def heading(done: Round) -> str:
@@ -105,6 +107,18 @@ def group_table(done: Round) -> Table:
         )
     columns = ("group", "class", "weight", "load req/s", "attains", "admitted req/s", "value")
     return Table(title="Groups", columns=columns, rows=tuple(rows))
+
+
+def priority_table(done: Round) -> Table | None:
+    """What the router may admit of each request priority, for groups with more than one; None: there is no such group."""
+    rows = [
+        (grant.group, str(item.priority), f"{item.load_rps:.2f}", f"{item.admitted_rps:.2f}")
+        for grant in done.allocation.groups
+        if len(grant.by_priority) > 1
+        for item in grant.by_priority
+    ]
+    columns = ("group", "request priority", "load req/s", "admitted req/s")
+    return Table(title="Admission by request priority", columns=columns, rows=tuple(rows)) if rows else None
 
 
 def pool_table(done: Round) -> Table:

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 
+import pool_planner.types
 from global_planner.journal_format import JournalCorrupt, SegmentHeader, Torn, frame_bytes, header_bytes
 from global_planner.journal_reader import (
     Foreign,
@@ -58,7 +59,8 @@ def code_version() -> str:
     """The version of the package and a digest of the modules that decide: two builds with the same one decide alike."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in [here / name for name in _DECIDING] + sorted((here / "arbiter").glob("*.py")):
+    reports = Path(pool_planner.types.__file__)
+    for path in [here / name for name in _DECIDING] + [reports] + sorted((here / "arbiter").glob("*.py")):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     try:

@@ -47,6 +47,7 @@ from global_planner.types import (
     Holding,
     Override,
     PoolSpec,
+    PriorityRate,
     Round,
     RoundInputs,
     Step,
@@ -299,8 +300,9 @@ async def _tell_router(
 def admission(
     groups: Sequence[GroupSpec], pools: Sequence[PoolSpec], allocation: Allocation, burst_s: float | None = None
 ) -> tuple[GroupAdmission, ...]:
-    """What the router may admit for each group now; `burst_s` seconds' worth of it may come at once. Groups with a pool that
-    is not in mode `act` are not limited: to shed their requests would be to act."""
+    """What the router may admit for each group now, and of each request priority that is to find less than that; `burst_s`
+    seconds' worth of it may come at once. Groups with a pool that is not in mode `act` are not limited: to shed their requests
+    would be to act."""
     grants = {grant.group: grant for grant in allocation.groups}
     watched = {spec.group for spec in pools if spec.mode != "act"}
     admitted = []
@@ -308,5 +310,10 @@ def admission(
         grant = None if group.name in watched else grants.get(group.name)
         rate = None if grant is None else grant.admitted_rps
         burst = None if rate is None or burst_s is None else rate * burst_s
-        admitted.append(GroupAdmission(model=group.model, admitted_rps=rate, burst=burst))
+        less = {} if grant is None or rate is None else _less_than(rate, grant.by_priority)
+        admitted.append(GroupAdmission(model=group.model, admitted_rps=rate, burst=burst, by_priority=less))
     return tuple(admitted)
+
+
+def _less_than(rate: float, by_priority: Sequence[PriorityRate]) -> dict[str, float]:
+    return {str(item.priority): item.admitted_rps for item in by_priority if item.admitted_rps < rate}

@@ -141,9 +141,20 @@ class PoolGrant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PriorityRate:
+    """Requests of one priority of a group: `load_rps` is their offered load, `admitted_rps` what may be admitted of them beside
+    the load of all that are more important."""
+
+    priority: int
+    load_rps: float
+    admitted_rps: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GroupGrant:
     """What a group attains with its grant, and the rate the router may admit for it now (None: unlimited). `rules`: sentences
-    that name the selectors in force for it."""
+    that name the selectors in force for it. `by_priority`: its rate by request priority, the most important first (empty: it
+    is unlimited, or nobody tells the priorities)."""
 
     group: str
     load_rps: float
@@ -151,6 +162,7 @@ class GroupGrant:
     admitted_rps: float | None = None
     value: float = 0.0
     rules: tuple[str, ...] = ()
+    by_priority: tuple[PriorityRate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,9 @@ def clean(observation: Observation) -> Observation:
         for name in _NUMBERS
         if (value := getattr(observation, name)) is not None and not (math.isfinite(value) and value >= 0.0)
     }
+    by_priority = observation.requests_by_priority
+    if by_priority is not None and not all(math.isfinite(count) and count >= 0.0 for count in by_priority.values()):
+        wrong["requests_by_priority"] = None
     return replace(observation, **wrong) if wrong else observation
 
 
@@ -89,6 +92,7 @@ def learn(state: PoolState, observation: Observation, pool: PoolSetup, config: P
         osl=state.osl.learn(observation.osl_histogram, observation.at_s),
         isl_seen=state.isl_seen + _with_length(observation.isl_tokens, observation),
         osl_seen=state.osl_seen + _with_length(observation.osl_tokens, observation),
+        priorities=state.priorities.learn(observation.requests_by_priority, observation.interval_s),
     )
     if config.enable_load_scaling:
         state = _regress(state, observation, pool)

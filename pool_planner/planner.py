@@ -114,6 +114,7 @@ def plan_pool(
         throughput=throughput,
         load=load,
         reasons=(*reasons, *(capacity.notes if capacity is not None else ())),
+        priorities=state.priorities,
     )
     said = verdicts(pool, before, report.wanted, throughput, load)
     return replace(state, numbers=numbers(state, grant, capacity, report), verdicts=said), report
@@ -134,7 +135,14 @@ def _partial(
         return state, hold(pool, config, now, "a part of the front door does not answer: what it serves is unknown")
     reason = f"a part of the front door does not answer, and already the rest needs {needed.replicas}"
     report = proposal(
-        pool, config, now, wanted=needed.replicas, capacity=capacity, expectation=expectation, reasons=(reason, *needed.reasons)
+        pool,
+        config,
+        now,
+        wanted=needed.replicas,
+        capacity=capacity,
+        expectation=expectation,
+        reasons=(reason, *needed.reasons),
+        priorities=state.priorities,
     )
     return replace(state, memory=replace(state.memory, wanted=needed.replicas)), report
 

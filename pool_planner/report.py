@@ -8,6 +8,7 @@ from dataclasses import replace
 from pool_planner.config import PlannerConfig
 from pool_planner.expectation import Expectation
 from pool_planner.performance.demand import HEADROOM, Capacity, attainment
+from pool_planner.performance.priorities import PriorityMix
 from pool_planner.scaling.limits import Want, fit_to_gpus
 from pool_planner.scaling.load import LoadNeed
 from pool_planner.scaling.throughput import Need
@@ -32,6 +33,7 @@ def proposal(
     load: LoadNeed | None = None,
     observed_rps: float = 0.0,
     idle: bool = False,
+    priorities: PriorityMix | None = None,
 ) -> Proposal:
     """The report of a pool that is known. Without a model, or when idle (`idle`), there is no curve: then `wanted` says all."""
     curve: DemandCurve | None = None
@@ -56,6 +58,7 @@ def proposal(
         load_replicas=load.replicas if load is not None else None,
         forecast=expectation.forecast if expectation is not None else None,
         reasons=tuple(reasons),
+        load_by_priority=None if priorities is None else priorities.split(load_rps),
     )
 
 

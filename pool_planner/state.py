@@ -15,6 +15,7 @@ from pool_planner.forecast import FitJob, PredictorOptions, Series, TrafficForec
 from pool_planner.performance.arrivals import Arrivals
 from pool_planner.performance.correction import Correction
 from pool_planner.performance.lengths import LengthHistory
+from pool_planner.performance.priorities import PriorityMix
 from pool_planner.performance.regression import Window
 from pool_planner.scaling.settle import Memory
 from pool_planner.setup import PlannerSetup, PoolSetup
@@ -46,6 +47,7 @@ class PoolState:
     osl: LengthHistory = field(default_factory=LengthHistory)
     isl_seen: float = 0.0
     osl_seen: float = 0.0
+    priorities: PriorityMix = field(default_factory=PriorityMix)
     memory: Memory = field(default_factory=Memory)
     last_points: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     calm_since_s: float | None = None

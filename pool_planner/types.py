@@ -41,7 +41,8 @@ class Observation:
     `requests` counts arrivals that the router assigned to the pool in the interval (offered load: with those queued and
     shed, a retried request once); `completed` counts answers. Latencies are means over completed requests, in model ms.
     `queued_requests` / `queued_tokens` wait at the router right now. `front_door_up` tells idle (zero requests through a
-    living router) from silence.
+    living router) from silence. `requests_by_priority`: arrivals by request priority, where the source tells it ("other": those
+    of priorities beyond the ones that it tells apart).
     """
 
     pool: str
@@ -61,6 +62,7 @@ class Observation:
     isl_histogram: Histogram | None = None
     osl_histogram: Histogram | None = None
     workers: tuple[WorkerLoad, ...] | None = None
+    requests_by_priority: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +124,7 @@ class Proposal:
     planner would run if the budget were its own. `predicted_replicas` is what throughput scaling asks for, or None.
     A proposal without a curve counts as attainment[n] = min(1, n / wanted).
     `attainment_headroom` is the same curve at 1.1 x the load: a lower number is safe only where that still fits.
+    `load_by_priority` is `load_rps` by request priority, as requests of late were (None: not known).
     """
 
     pool: str
@@ -135,6 +138,7 @@ class Proposal:
     load_replicas: int | None = None
     forecast: Forecast | None = None
     reasons: tuple[str, ...] = ()
+    load_by_priority: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

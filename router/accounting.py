@@ -76,7 +76,7 @@ class Progress:
         self._serving: tuple[Pool, Endpoint] | None = None
         self._prefilled_s: float | None = None
         for pool in assigned:
-            pool.metrics.started += 1
+            pool.metrics.arrived(call.priority or 0)
         self.frontend = model.frontends[assigned[0].config.namespace_label]
         self.frontend.started += 1
         model.outcomes.add(call.priority or 0, "offered")

@@ -22,7 +22,7 @@ from router.door import Door
 from router.endpoints import Endpoints, EndpointSpec, Pool
 from router.http1 import ClientConnection
 from router.message import Request
-from router.metrics import BLOCK_TOKENS, CONTENT_TYPE, PoolGauges, Scrape, WorkerGauges, render
+from router.metrics import BLOCK_TOKENS, CONTENT_TYPE, PoolGauges, Scrape, WorkerGauges, priority_label, render
 from router.openai import error_body
 
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -186,6 +186,7 @@ class Admin:
     def _state(self, body: bytes) -> tuple[int, Any]:
         admission = self._door.admission
         admission.expire(self._now())
+        waiting = self._waiting()
         return 200, {
             "at_s": self._now(),
             "pid": os.getpid(),
@@ -195,6 +196,7 @@ class Admin:
                 "version": admission.plan_version,
                 "source": "plan" if admission.plan_in_force else "own",
                 "admitted_rps": {name: admission.limit_of(name).rate_rps for name in self._models},
+                "by_priority": {name: dict(admission.limit_of(name).by_priority) for name in self._models},
             },
             "pools": [
                 {
@@ -223,10 +225,25 @@ class Admin:
                     "group": model.config.group or model.name,
                     "queued": len(admission.waiting(model.name)),
                     "shed": model.outcomes.total("shed"),
+                    "by_priority": {
+                        priority: {
+                            **{outcome: counts[outcome] for outcome in ("offered", "admitted", "shed")},
+                            "queued": waiting.get((model.name, priority), 0),
+                        }
+                        for priority, counts in model.outcomes.by_priority().items()
+                    },
                 }
                 for model in self._models.values()
             ],
         }
+
+    def _waiting(self) -> dict[tuple[str, str], int]:
+        """Requests in the queue by model and priority, 0 where a priority was seen and nobody waits."""
+        found = {(model.name, priority): 0 for model in self._models.values() for priority in model.outcomes.by_priority()}
+        for ticket in self._door.tickets():
+            label = priority_label(ticket.priority, self._models[ticket.model].outcomes.by_priority())
+            found[ticket.model, label] = found.get((ticket.model, label), 0) + 1
+        return found
 
     def scrape(self) -> Scrape:
         """Everything for one answer of /metrics."""
@@ -247,6 +264,7 @@ class Admin:
             pools=[(pool.metrics, _pool_gauges(pool, queued.get(pool.name, []))) for pool in pools],
             frontends=[one for model in self._models.values() for one in model.frontends.values()],
             outcomes=[model.outcomes for model in self._models.values()],
+            waiting=self._waiting(),
             workers=tuple(
                 WorkerGauges(
                     worker_id=one.id,

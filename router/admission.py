@@ -20,7 +20,8 @@ Reason = Literal["rate", "starting", "full"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimit:
-    """`rate_rps` None: unlimited. `burst` is how many requests may come at once (default: one second's worth, at least 1)."""
+    """`rate_rps` None: unlimited. `burst` is how many requests may come at once (default: one second's worth, at least 1).
+    `by_priority` bounds single request priorities within it; of the burst they may use as large a part as of the rate."""
 
     rate_rps: float | None = None
     burst: float | None = None
@@ -271,11 +272,12 @@ def _limit(line: _Line, limit: RateLimit, now: float) -> None:
         line.bucket.change(limit.rate_rps, limit.burst, now)
     kept = {}
     for priority, rate in limit.by_priority.items():
+        burst = None if limit.burst is None or not limit.rate_rps else limit.burst * rate / limit.rate_rps
         bucket = line.by_priority.get(priority)
         if bucket is None:
-            bucket = TokenBucket(rate, None, now)
+            bucket = TokenBucket(rate, burst, now)
         else:
-            bucket.change(rate, None, now)
+            bucket.change(rate, burst, now)
         kept[priority] = bucket
     line.by_priority = kept
 

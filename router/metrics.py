@@ -15,6 +15,7 @@ from pool_planner.types import Role
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 MAX_PRIORITIES = 16
+OTHER = "other"
 BLOCK_TOKENS = 16.0
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 2.5)
@@ -74,14 +75,15 @@ class Histogram:
 
 
 class PoolMetrics:
-    """One pool's series (labels dynamo_namespace, model, pool, role)."""
+    """One pool's series (labels dynamo_namespace, model, pool, role). `offered`: arrivals by request priority."""
 
-    __slots__ = ("completed", "duration", "isl", "itl", "labels", "osl", "role", "shed", "started", "ttft")
+    __slots__ = ("completed", "duration", "isl", "itl", "labels", "offered", "osl", "role", "shed", "started", "ttft")
 
     def __init__(self, *, model: str, pool: str, role: Role, namespace: str) -> None:
         self.labels = _labels({"dynamo_namespace": namespace, "model": model.lower(), "pool": pool, "role": role})
         self.role = role
         self.started = 0
+        self.offered: dict[str, int] = {"0": 0}
         self.completed = 0
         self.shed = 0
         self.ttft = Histogram(TTFT_EDGES)
@@ -89,6 +91,12 @@ class PoolMetrics:
         self.isl = Histogram(TOKEN_EDGES)
         self.osl = Histogram(TOKEN_EDGES)
         self.duration = Histogram(DURATION_EDGES)
+
+    def arrived(self, priority: int) -> None:
+        """A request was assigned to the pool."""
+        self.started += 1
+        name = priority_label(priority, self.offered)
+        self.offered[name] = self.offered.get(name, 0) + 1
 
 
 class FrontendMetrics:
@@ -108,6 +116,12 @@ class FrontendMetrics:
         self.duration = Histogram(DURATION_EDGES)
 
 
+def priority_label(priority: int, known: Mapping[str, object]) -> str:
+    """The label of a request priority beside those that have a series already: `OTHER` where they would become too many."""
+    name = str(priority)
+    return name if name in known or len(known) < MAX_PRIORITIES else OTHER
+
+
 class OutcomeMetrics:
     """Requests of one model by priority and outcome."""
 
@@ -118,12 +132,13 @@ class OutcomeMetrics:
         self._counts: dict[str, dict[Outcome, int]] = {"0": dict.fromkeys(OUTCOMES, 0)}
 
     def add(self, priority: int, outcome: Outcome) -> None:
-        name = str(priority)
-        counts = self._counts.get(name)
+        counts = self._counts.get(str(priority))
         if counts is None:
-            name = name if len(self._counts) < MAX_PRIORITIES else "other"
-            counts = self._counts.setdefault(name, dict.fromkeys(OUTCOMES, 0))
+            counts = self._counts.setdefault(priority_label(priority, self._counts), dict.fromkeys(OUTCOMES, 0))
         counts[outcome] += 1
+
+    def by_priority(self) -> Mapping[str, Mapping[Outcome, int]]:
+        return self._counts
 
     def total(self, outcome: Outcome) -> int:
         return sum(counts[outcome] for counts in self._counts.values())
@@ -160,11 +175,12 @@ class PoolGauges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scrape:
-    """Everything that one answer of /metrics shows."""
+    """Everything that one answer of /metrics shows. `waiting`: requests in the queue by model and priority."""
 
     pools: Iterable[tuple[PoolMetrics, PoolGauges]]
     frontends: Iterable[FrontendMetrics]
     outcomes: Iterable[OutcomeMetrics]
+    waiting: Mapping[tuple[str, str], int]
     workers: tuple[WorkerGauges, ...]
     queue_requests: int
     queue_isl_tokens: float
@@ -214,6 +230,9 @@ def render(scrape: Scrape) -> bytes:
         ("shed", _OWN + "shed_total", "Requests assigned to the pool and turned away."),
     ):
         family(name, "counter", about, [f"{name}{{{pool.labels}}} {getattr(pool, attribute)}" for pool, _ in pools])
+    name = _OWN + "offered_total"
+    offered = [f'{name}{{{p.labels},priority="{label}"}} {count}' for p, _ in pools for label, count in p.offered.items()]
+    family(name, "counter", "Requests assigned to the pool on arrival, by priority.", offered)
     for attribute, suffix, about in _HISTOGRAMS:
         name = _ROUTER + suffix
         of_role = [pool for pool, _ in pools if attribute in _OF_ROLE[pool.role]]
@@ -256,6 +275,12 @@ def render(scrape: Scrape) -> bytes:
     family(name, "gauge", "Their prompt tokens.", [f"{name} {scrape.queue_isl_tokens:g}"])
     name = _OWN + "requests_total"
     family(name, "counter", "Requests by outcome.", (line for one in scrape.outcomes for line in one.lines(name)))
+    name = _OWN + "waiting_requests"
+    waiting = [
+        f"{name}{{{_labels({'model': model.lower(), 'priority': priority})}}} {count}"
+        for (model, priority), count in scrape.waiting.items()
+    ]
+    family(name, "gauge", "Requests that wait for their turn, by priority.", waiting)
     for name, (kind, about, value) in scrape.scalars.items():
         family(_OWN + name, kind, about, [f"{_OWN}{name} {value:g}"])
     return ("\n".join(out) + "\n").encode()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from global_planner.arbiter.view import GroupView, PoolView
+from global_planner.types import PriorityRate
 
 
 def admitted_rps(group: GroupView) -> float | None:
@@ -22,6 +23,48 @@ def admitted_rps(group: GroupView) -> float | None:
             return None
         total += min(known)
     return total
+
+
+def rates_by_priority(group: GroupView, admitted: float | None) -> tuple[PriorityRate, ...]:
+    """What may be admitted of each request priority, the most important first, within what the group admits: each finds what
+    the load of those above it leaves. Empty where the group is not limited or nobody tells how its load divides.
+
+    Priorities that the router does not tell apart cannot be limited, so their load counts before all others.
+    """
+    loads = None if admitted is None else _loads_by_priority(group)
+    if admitted is None or loads is None:
+        return ()
+    left = max(0.0, admitted - sum(load for name, load in loads.items() if not _is_number(name)))
+    rates = []
+    for name in sorted(filter(_is_number, loads), key=int, reverse=True):
+        rates.append(PriorityRate(priority=int(name), load_rps=loads[name], admitted_rps=left))
+        left = max(0.0, left - loads[name])
+    return tuple(rates)
+
+
+def _loads_by_priority(group: GroupView) -> Mapping[str, float] | None:
+    """Requests/s by priority over the paths, divided as the first stage that is known says; None: a path with load has none."""
+    total: dict[str, float] = {}
+    for path, load in zip(group.paths, group.path_loads, strict=True):
+        if load <= 0.0:
+            continue
+        for stage in path:
+            parts: dict[str, float] = {}
+            for place in stage:
+                for name, part in group.pools[place].by_priority.items():
+                    parts[name] = parts.get(name, 0.0) + part
+            known = sum(parts.values())
+            if known > 0.0:
+                for name, part in parts.items():
+                    total[name] = total.get(name, 0.0) + load * part / known
+                break
+        else:
+            return None
+    return total
+
+
+def _is_number(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()
 
 
 def _stage_rps(group: GroupView, stage: Sequence[int]) -> float | None:

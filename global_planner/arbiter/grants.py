@@ -8,7 +8,7 @@ from itertools import chain
 
 import numpy as np
 
-from global_planner.arbiter.admission import admitted_rps
+from global_planner.arbiter.admission import admitted_rps, rates_by_priority
 from global_planner.arbiter.knapsack import first_true, segment_max
 from global_planner.arbiter.menu import menu_of, weights_of
 from global_planner.arbiter.plan import EPS, Plan
@@ -42,11 +42,13 @@ def allocation_of(plan: Plan, inputs: RoundInputs, policy: ArbiterPolicy) -> All
         counts = plan.counts[g]
         attained = group.attainment(counts)
         value += group.scale * attained
+        admitted = admitted_rps(group)
         group_grants[group.spec.name] = GroupGrant(
             group=group.spec.name,
             load_rps=group.load,
             attainment=min(1.0, attained),
-            admitted_rps=admitted_rps(group),
+            admitted_rps=admitted,
+            by_priority=rates_by_priority(group, admitted),
             value=group.scale * attained,
             rules=group.rules,
         )

@@ -43,7 +43,11 @@ def _history(pool: PoolView, at_s: float, hold_s: float) -> DemandHistory:
     was = pool.history
     if pool.need is None:  # silence is no evidence: what it needed before must not count as needed throughout
         return DemandHistory(
-            said_at_s=was.said_at_s, load_rps=was.load_rps, attainment=was.attainment, capacity_rps=was.capacity_rps
+            said_at_s=was.said_at_s,
+            load_rps=was.load_rps,
+            attainment=was.attainment,
+            capacity_rps=was.capacity_rps,
+            by_priority=was.by_priority,
         )
     need = pool.need
     kept = tuple(entry for entry in was.needs if entry[0] >= at_s - hold_s and entry[1] > need)
@@ -52,6 +56,7 @@ def _history(pool: PoolView, at_s: float, hold_s: float) -> DemandHistory:
         load_rps=pool.load,
         attainment=tuple(pool.now),
         capacity_rps=None if pool.capacity is None else tuple(pool.capacity),
+        by_priority=dict(pool.by_priority),
         needs=(*kept, (at_s, need)),
         since_s=at_s if was.since_s is None else was.since_s,
     )

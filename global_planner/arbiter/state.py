@@ -21,16 +21,17 @@ __all__ = ["ArbiterPolicy", "ArbiterState", "DemandHistory", "Limit", "Schedule"
 class DemandHistory:
     """What one pool said lately.
 
-    `said_at_s`, `load_rps`, `attainment`, `capacity_rps` are of its last believable proposal: what a held pool is thought to
-    carry (None: it never made one). `needs` are (at_s, replicas that 1.1 x the load needed) of the hold window, falling from
-    entry to entry: every entry that a later and larger one covers was dropped. `since_s`: since when they are known without a
-    gap; None: not known now.
+    `said_at_s`, `load_rps`, `attainment`, `capacity_rps`, `by_priority` are of its last believable proposal: what a held pool
+    is thought to carry (None: it never made one). `needs` are (at_s, replicas that 1.1 x the load needed) of the hold window,
+    falling from entry to entry: every entry that a later and larger one covers was dropped. `since_s`: since when they are
+    known without a gap; None: not known now.
     """
 
     said_at_s: float | None = None
     load_rps: float = 0.0
     attainment: tuple[float, ...] = ()
     capacity_rps: tuple[float, ...] | None = None
+    by_priority: Mapping[str, float] = field(default_factory=dict)
     needs: tuple[tuple[float, int], ...] = ()
     since_s: float | None = None
 

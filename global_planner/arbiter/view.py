@@ -33,7 +33,7 @@ class PoolView:
     `current`: replicas in force (our last order included), None: unknown. `reserved`: minimum and used guarantee.
     `fixed_gpus`: GPUs that a held pool takes whatever is decided; None: it is not held. `unknown_charge`: nobody knows what it
     holds, so nothing of its GPU type grows. `need`: replicas that 1.1 x the load needs, None: unknown. `remembered`: its
-    demand is what it last said.
+    demand is what it last said. `by_priority`: its load by request priority, in any unit; empty: not known.
     """
 
     spec: PoolSpec
@@ -56,6 +56,7 @@ class PoolView:
     fixed_gpus: int | None = None
     unknown_charge: bool = False
     remembered: bool = False
+    by_priority: Mapping[str, float] = field(default_factory=dict)
     history: DemandHistory = field(default_factory=DemandHistory)
 
 
@@ -183,6 +184,7 @@ def _pool_view(
         _take_demand(pool, proposal)
     elif history.said_at_s is not None and at_s - history.said_at_s <= policy.trust_s:
         pool.load, pool.now, pool.capacity = history.load_rps, history.attainment, history.capacity_rps
+        pool.by_priority = history.by_priority
         pool.hi = slower(pool.now, HEADROOM)
         pool.remembered = True
     _settle_bounds(pool, _why_held(pool, report, fault, at_s), at_s, policy)
@@ -227,6 +229,9 @@ def _fault(proposal: Proposal) -> str | None:
     capacity = None if proposal.curve is None else proposal.curve.capacity_rps
     if capacity and not (math.isfinite(sum(capacity)) and min(capacity) >= 0.0):
         return "capacity_rps is not finite and non-negative"
+    parts = (proposal.load_by_priority or {}).values()
+    if parts and not (math.isfinite(sum(parts)) and min(parts) >= 0.0):
+        return "load_by_priority is not finite and non-negative"
     return None
 
 
@@ -241,6 +246,7 @@ def _take_demand(pool: PoolView, proposal: Proposal) -> None:
     factor = pool.rules.load_factor
     wanted = math.ceil(proposal.wanted * factor - 1e-9)
     pool.load, pool.wanted = proposal.load_rps * factor, wanted
+    pool.by_priority = proposal.load_by_priority or {}
     curve = proposal.curve
     if curve is None:
         pool.now = [min(1.0, n / wanted) for n in range(wanted + 1)] if wanted else (1.0,)

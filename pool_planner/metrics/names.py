@@ -21,9 +21,9 @@ START_TIME = "process_start_time_seconds"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceNames:
-    """Metric names of one source. Counters: `started` (None: not exposed), `completed`, `shed`. Histograms without their
-    suffixes. `waiting` and `running` are gauges of requests; where `started` is missing, arrivals are completions plus what
-    these grew by, if both are there."""
+    """Metric names of one source. Counters: `started` (None: not exposed), `completed`, `shed`, and `offered` by request
+    priority. Histograms without their suffixes. `waiting` and `running` are gauges of requests; where `started` is missing,
+    arrivals are completions plus what these grew by, if both are there."""
 
     prefix: str
     completed: str
@@ -34,6 +34,7 @@ class SourceNames:
     duration: str
     started: str | None = None
     shed: str | None = None
+    offered: str | None = None
     waiting: str | None = None
     waiting_tokens: str | None = None
     running: str | None = None
@@ -57,6 +58,7 @@ NAMES: Mapping[Source, SourceNames] = {
     "router": _dynamo(
         "dynamo_component_router_",
         shed="global_planner_router_shed_total",
+        offered="global_planner_router_offered_total",
         waiting="global_planner_router_queued_requests",
         waiting_tokens="global_planner_router_queued_tokens",
     ),

@@ -8,7 +8,7 @@ silent for a while gives the share of its increase that falls into this interval
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -48,7 +48,20 @@ def _single(series: Mapping[str, object] | None) -> float | None:
 
 def increase(pairs: Iterable[Pair], name: str, pool: PoolSeries) -> float | None:
     """How much the pool's counter `name` grew over all instances; None where no instance has it."""
-    total: float | None = None
+    grown = [growth for _, growth in _growths(pairs, name, pool)]
+    return sum(grown) if grown else None
+
+
+def increase_by(pairs: Iterable[Pair], name: str, pool: PoolSeries, label: str) -> Mapping[str, float] | None:
+    """The same by the value of a label; None where no instance has the counter."""
+    found: dict[str, float] = {}
+    for labels, growth in _growths(pairs, name, pool):
+        value = labels.get(label, "")
+        found[value] = found.get(value, 0.0) + growth
+    return found or None
+
+
+def _growths(pairs: Iterable[Pair], name: str, pool: PoolSeries) -> Iterator[tuple[Mapping[str, str], float]]:
     for pair in pairs:
         old = {} if pair.restarted else pair.before.families.get(name, {})
         for key, series in pair.after.families.get(name, {}).items():
@@ -56,8 +69,7 @@ def increase(pairs: Iterable[Pair], name: str, pool: PoolSeries) -> float | None
                 continue
             before = old[key].value if key in old else 0.0
             grown = series.value - before if math.isfinite(before) and series.value >= before else series.value
-            total = (total or 0.0) + pair.share * grown
-    return total
+            yield series.labels, pair.share * grown
 
 
 def mean(pairs: Sequence[Pair], name: str, pool: PoolSeries) -> float | None:
@@ -138,6 +150,7 @@ def observation(
         isl_histogram=buckets(pairs, names.isl, pool),
         osl_histogram=buckets(pairs, names.osl, pool),
         workers=workers,
+        requests_by_priority=None if names.offered is None else increase_by(pairs, names.offered, pool, "priority"),
     )
 
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from global_planner.arbiter import ArbiterPolicy, ArbiterState, arbitrate
+from global_planner.arbiter.admission import rates_by_priority
+from global_planner.arbiter.effective import pool_rules
+from global_planner.arbiter.view import GroupView, PoolView
+from global_planner.ports import GroupAdmission
+from global_planner.round import admission
 from global_planner.types import PoolSpec, RoundInputs
-from tests.arbiter.builders import decide, holding, inputs, pool, proposal
+from pool_planner.types import Proposal
+from tests.arbiter.builders import decide, group, holding, inputs, pool, proposal
 
 SHORT, LONG, DECODE = pool("chat-short", "prefill"), pool("chat-long", "prefill"), pool("chat-decode", "decode")
 LOADS = {"chat-short": 6.0, "chat-long": 2.0, "chat-decode": 8.0}
@@ -43,6 +52,72 @@ def test_what_nobody_can_tell_is_not_limited() -> None:
     told = ready(counts)
     bare = replace(told, reports=tuple(replace(r, curve=None) for r in told.reports))  # type: ignore[type-var]
     assert decide(bare).groups[0].admitted_rps is None
+
+
+def by_priority(told: RoundInputs, **parts: dict[str, float]) -> list[tuple[int, float, float]]:
+    """(priority, load, admitted) of a round in which these pools tell how their load divides."""
+    reports = tuple(
+        replace(report, load_by_priority=parts.get(report.pool.replace("-", "_"))) if isinstance(report, Proposal) else report
+        for report in told.reports
+    )
+    rates = decide(replace(told, reports=reports)).groups[0].by_priority
+    return [(rate.priority, round(rate.load_rps, 6), round(rate.admitted_rps, 6)) for rate in rates]
+
+
+def test_each_priority_finds_what_the_more_important_leave() -> None:
+    # Four of eight prefill replicas are ready: short prompts carry 2 of 6 req/s, long ones all of their 2.
+    told = ready({"chat-short": 2, "chat-long": 2, "chat-decode": 8})
+    short, long = {"5": 1.0, "0": 4.0, "-2": 1.0}, {"5": 2.0}
+    assert by_priority(told, chat_short=short, chat_long=long) == [(5, 3.0, 4.0), (0, 4.0, 1.0), (-2, 1.0, 0.0)]
+    # Of one pool of the stage nothing is known: the other stands for it, 8 req/s as 1 : 4 : 1.
+    assert by_priority(told, chat_short=short) == [(5, 1.333333, 4.0), (0, 5.333333, 2.666667), (-2, 1.333333, 0.0)]
+    # More than enough is ready: whoever comes may use what is to spare, the more important ones first.
+    plenty = ready({"chat-short": 9, "chat-long": 3, "chat-decode": 20})
+    assert by_priority(plenty, chat_short=short, chat_long=long) == [(5, 3.0, 12.0), (0, 4.0, 9.0), (-2, 1.0, 5.0)]
+    # Nobody tells, or the group is not limited: no limits by priority either.
+    assert by_priority(told) == []
+    # Priorities that are not told apart cannot be held back, so they count first.
+    assert by_priority(told, chat_short={"other": 3.0, "0": 3.0}, chat_long={"0": 2.0}) == [(0, 5.0, 1.0)]
+
+
+def test_the_router_is_told_of_the_priorities_that_find_less_than_all() -> None:
+    told = ready({"chat-short": 2, "chat-long": 2, "chat-decode": 8})
+    split = {"5": 3.0, "0": 4.0, "-2": 1.0}
+    told = replace(told, reports=tuple(replace(r, load_by_priority=split) for r in told.reports))  # type: ignore[type-var]
+    [admitted] = admission(told.groups, told.pools, decide(told), burst_s=20.0)
+    assert admitted == GroupAdmission(model="demo/chat", admitted_rps=4.0, burst=80.0, by_priority={"0": 1.0, "-2": 0.0})
+
+
+def test_the_split_is_remembered_while_metrics_are_away() -> None:
+    told = ready({"chat-short": 2, "chat-long": 2, "chat-decode": 8})
+    split = {"5": 4.0, "0": 2.0}
+    reports = tuple(replace(report, load_by_priority=split) for report in told.reports if isinstance(report, Proposal))
+    state, _ = arbitrate(ArbiterState(), replace(told, reports=reports), ArbiterPolicy())
+    _, allocation = arbitrate(state, replace(told, at_s=10.0, reports=()), ArbiterPolicy())
+    assert [(rate.priority, round(rate.admitted_rps, 6)) for rate in allocation.groups[0].by_priority] == [(5, 4.0), (0, 0.0)]
+
+
+@given(
+    st.floats(0.0, 100.0),
+    st.dictionaries(st.integers(-5, 5).map(str), st.integers(1, 240).map(lambda eighths: eighths / 8.0), max_size=5),
+)
+def test_priorities_share_what_is_admitted(admitted: float, loads: dict[str, float]) -> None:
+    """Whoever offers no more than was measured: the more important a request, the less it is held back, all of the rate is
+    used while anybody wants it, and no more than the rate comes in."""
+    agg = pool("chat-agg")
+    view = GroupView(
+        spec=group("chat"), priority_class=0, weight=1.0, paths=(((0,),),), load=sum(loads.values()),
+        pools=[PoolView(spec=agg, rules=pool_rules(agg, group("chat"), ArbiterPolicy(), (), 0.0), holding=None, gpus=1,
+                        current=0, before=0, by_priority=loads)],
+        path_loads=(sum(loads.values()),), shares=(1.0,), ceilings=(1.0,),
+    )  # fmt: skip
+    rates = rates_by_priority(view, admitted)
+    assert [rate.priority for rate in rates] == sorted((int(name) for name in loads), reverse=True)[: len(rates)]
+    comes_in = sum(min(rate.load_rps, rate.admitted_rps) for rate in rates)
+    if rates:
+        assert comes_in == pytest.approx(min(admitted, sum(loads.values())))
+    held_back = [max(0.0, rate.load_rps - rate.admitted_rps) > 1e-9 for rate in rates]
+    assert held_back == sorted(held_back)
 
 
 def test_paths_add_up() -> None:

@@ -9,6 +9,7 @@ from global_planner.journal import Journal
 from global_planner.memory import Orders, PlannerMemory
 from global_planner.round import Ports, RoundConfig, run_round
 from global_planner.types import Allocation, Budget, PoolGrant, PoolSpec, Round, RoundInputs
+from pool_planner.types import DemandCurve, Proposal
 from tests.rollout.play import POLICIES, finish, groups, proposal
 from tests.rollout.world import World, specs
 
@@ -37,9 +38,20 @@ class AtWork:
         ports = Ports(cluster=self.world, router=self.world, pools=self.world, journal=self.journal, clock=self.world)
         for numbers in wanted:
             for spec, number in zip(self.world.specs, numbers, strict=True):
-                self.world.reports_now[spec.name] = proposal(spec.name, self.world.now_s, number)
+                self.world.reports_now[spec.name] = with_priorities(proposal(spec.name, self.world.now_s, number))
             self.memory, _ = finish(run_round(ports, self.memory, self.config, timer=lambda: 0.0))
             self.world.pass_time(10.0)
+
+
+def with_priorities(report: Proposal) -> Proposal:
+    """The same demand with what each number of replicas carries, a quarter of it of a higher priority."""
+    most = report.wanted or 1
+    capacity = tuple(report.load_rps * n / most for n in range(most + 1))
+    return replace(
+        report,
+        curve=DemandCurve(attainment=tuple(min(1.0, n / most) for n in range(most + 1)), capacity_rps=capacity),
+        load_by_priority={"0": 0.75 * report.load_rps, "9": 0.25 * report.load_rps},
+    )
 
 
 def orders(number: int) -> Orders:

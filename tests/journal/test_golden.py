@@ -29,6 +29,7 @@ def test_the_run_is_worth_keeping() -> None:
     assert {Drain, Shrink, Grow} <= kinds and Cancel not in kinds
     assert any(not outcome.applied for done in kept for outcome in done.outcomes)
     assert any(grant.binding is not None for done in kept for grant in done.allocation.pools), "the budget was contended"
+    assert any(len(grant.by_priority) == 2 for done in kept for grant in done.allocation.groups), "priorities are told"
     assert max(done.charged_gpus["h100"] for done in kept) == 14
     assert all(explain_round(done) for done in kept)
 

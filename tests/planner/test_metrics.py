@@ -313,6 +313,7 @@ def test_the_projects_own_router_is_understood() -> None:
             pools=[(metrics, gauges)],
             frontends=[FrontendMetrics(model="demo/chat", namespace="demo_chat_main")],
             outcomes=[OutcomeMetrics("demo/chat")],
+            waiting={},
             workers=(worker,),
             queue_requests=3,
             queue_isl_tokens=900.0,
@@ -321,7 +322,9 @@ def test_the_projects_own_router_is_understood() -> None:
         return Snapshot(at_s=0.0, families=parse(render(scrape).decode(), names.wanted))
 
     before = shown()
-    metrics.started, metrics.completed, metrics.shed = 20, 10, 2
+    for number in range(20):
+        metrics.arrived(-3 if number < 15 else 40)
+    metrics.completed, metrics.shed = 10, 2
     for _ in range(10):
         metrics.isl.observe(1000)
         metrics.osl.observe(60)
@@ -331,6 +334,7 @@ def test_the_projects_own_router_is_understood() -> None:
     loads = workers.average([workers.sample([pair.after.families], POOL)])
     seen = observation(POOL, [pair], at_s=10.0, interval_s=10.0, complete=True, workers=loads)
     assert (seen.requests, seen.completed, seen.shed, seen.queued_requests, seen.queued_tokens) == (20, 10, 2, 3, 900)
+    assert seen.requests_by_priority == {"0": 0.0, "-3": 15.0, "40": 5.0}
     assert (seen.isl_tokens, seen.osl_tokens, seen.duration_s) == (1000.0, 60.0, 21.0)
     assert seen.itl_ms == pytest.approx(350.0)
     assert seen.ttft_ms is None

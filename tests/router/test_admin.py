@@ -105,7 +105,8 @@ async def test_requests_wait_for_a_pool_that_starts_and_wake_the_planner(
         if groups[0]["queued"] == 3:
             break
         await asyncio.sleep(0.01)
-    assert groups == [{"model": MODEL, "group": MODEL, "queued": 3, "shed": 0}]
+    by_priority = {"0": {"offered": 3, "admitted": 0, "shed": 0, "queued": 3}}
+    assert groups == [{"model": MODEL, "group": MODEL, "queued": 3, "shed": 0, "by_priority": by_priority}]
     await router.put_endpoints(1, {"a": ("agg", [engine])})
     assert [status for status, _, _ in await asyncio.gather(*waiting)] == [200, 200, 200]
 
@@ -137,7 +138,12 @@ async def test_the_plans_rate_holds_until_it_expires(start_router: StartRouter, 
 
     # 4 model seconds at speed 10; then the configuration's own limits (none) hold, and the state says so.
     await asyncio.sleep(0.4)
-    assert (await router.state())["admission"] == {"version": 1, "source": "own", "admitted_rps": {MODEL: None}}
+    assert (await router.state())["admission"] == {
+        "version": 1,
+        "source": "own",
+        "admitted_rps": {MODEL: None},
+        "by_priority": {MODEL: {}},
+    }
     assert [(await router.chat())[0] for _ in range(4)] == [200] * 4
 
 
@@ -231,3 +237,30 @@ async def test_metrics_are_what_the_planners_read(start_router: StartRouter, sta
     assert value("dynamo_frontend_router_queue_pending_requests") == 0
     for outcome, count in {"offered": 2, "admitted": 2, "completed": 2, "shed": 0, "failed": 0, "retried": 0}.items():
         assert value("global_planner_router_requests_total", model="demo/chat", priority="0", outcome=outcome) == count
+
+
+async def test_load_is_told_by_request_priority(start_router: StartRouter, start_engine: StartEngine) -> None:
+    """What the plan needs to admit by priority: offered, admitted, queued and shed of each, and the offered of each pool."""
+    prefill = await start_engine("pre", "prefill")
+    decode = await start_engine("dec", "decode", tokens=2, itl_s=0.001)
+    router = await start_router(PD, speed=1.0, queue={"deadline_s": 1.0})
+    await router.put_endpoints(1, {"p": ("prefill", [prefill]), "d": ("decode", [decode])})
+    # Priority -1 may not come in at all; priority 7 may.
+    groups = [{"model": "demo/chat", "admitted_rps": 100.0, "burst": 100.0, "by_priority": {"-1": 0.0}}]
+    await call(router, "PUT", "/admin/admission", {"version": 1, "groups": groups, "valid_s": 60.0})
+    waiting = asyncio.create_task(router.chat("x" * 40, nvext={"agent_hints": {"priority": -1}}))
+    for _ in range(3):
+        await router.stream("x" * 40, nvext={"agent_hints": {"priority": 7}})
+    [group] = (await router.state())["groups"]
+    assert group["by_priority"]["7"] == {"offered": 3, "admitted": 3, "shed": 0, "queued": 0}
+    assert group["by_priority"]["-1"] == {"offered": 1, "admitted": 0, "shed": 0, "queued": 1}
+    assert (await router.state())["admission"]["by_priority"] == {"demo/chat": {"-1": 0.0}}
+    text = await router.metrics()
+    assert 'global_planner_router_waiting_requests{model="demo/chat",priority="-1"} 1' in text
+    for pool, role, namespace in (("p", "prefill", "demo_chat_main"), ("d", "decode", "d")):
+        labels = f'dynamo_namespace="{namespace}",model="demo/chat",pool="{pool}",role="{role}"'
+        assert f'global_planner_router_offered_total{{{labels},priority="7"}} 3' in text
+        assert f'global_planner_router_offered_total{{{labels},priority="-1"}} 1' in text
+    assert (await waiting)[0] == 429
+    [group] = (await router.state())["groups"]
+    assert group["by_priority"]["-1"] == {"offered": 1, "admitted": 0, "shed": 1, "queued": 0}

@@ -49,6 +49,20 @@ def test_the_more_important_go_first_and_nobody_overtakes_within_a_priority() ->
     assert [admission.pump(float(now), always)[0] for now in (1, 2, 3)] == [[first], [second], [low]]
 
 
+def test_a_priority_has_its_part_of_the_rate_and_of_the_burst() -> None:
+    admission = door(room=1000)
+    admission.put_plan(1, {"m": RateLimit(rate_rps=4.0, burst=80.0, by_priority={"0": 1.0})}, valid_s=60.0, now=0.0)
+    assert sum(admission.offer(ticket(), 0.0, True) == "admitted" for _ in range(30)) == 20
+    # What is more important is bounded by the whole alone.
+    for _ in range(75):
+        admission.offer(ticket(priority=3), 0.0, True)
+    assert [one.priority for one in admission.pump(0.0, always)[0]] == [3] * 60
+    # The rate of priority 0 follows the plan; what waits goes as its own tokens come.
+    admission.put_plan(2, {"m": RateLimit(rate_rps=40.0, burst=80.0, by_priority={"0": 2.0})}, valid_s=60.0, now=0.0)
+    let_in = [one.priority for one in admission.pump(1.0, always)[0]]
+    assert let_in.count(0) == 2 and let_in.count(3) == 15
+
+
 def test_a_request_for_a_pool_at_zero_does_not_hold_up_the_others() -> None:
     admission = door()
     stuck, free = ticket(), ticket()
