@@ -115,6 +115,7 @@ def engine_spec_of(group: GroupConfig, pool: PoolConfig, profile: Profile) -> En
         tokens_per_chunk=engine.tokens_per_chunk,
         kv_transfer_ms=engine.kv_transfer_ms,
         kv_hold_s=engine.kv_hold_s,
+        front_ms=engine.front_ms,
     )
 
 
@@ -144,8 +145,11 @@ def _pool_setup(topology: Topology, group: GroupConfig, pool: PoolConfig, profil
     budget = topology.budget.gpus[pool.gpu_type].max
     limits = [rules.maximum, None if budget is None else budget // pool.gpus_per_replica]
     # After its prefill a request waits for the transfer of its KV blocks, then half a decode step on average for the running
-    # one to end, then one step for the token that the client sees first; decode runs at its SLA at most.
-    offset_ms = group.engine.kv_transfer_ms + 1.5 * group.sla.itl_ms if pool.role == "prefill" else 0.0
+    # one to end, then one step for the token that the client sees first; decode runs at its SLA at most. Every engine on its
+    # way has a front.
+    offset_ms = {"prefill": 2 * group.engine.front_ms, "agg": group.engine.front_ms}.get(pool.role, 0.0)
+    if pool.role == "prefill":
+        offset_ms += group.engine.kv_transfer_ms + 1.5 * group.sla.itl_ms
     return PoolSetup(
         name=pool.name,
         role=pool.role,
@@ -158,6 +162,7 @@ def _pool_setup(topology: Topology, group: GroupConfig, pool: PoolConfig, profil
         cold_start_s=topology.cluster.cold_start_s,
         ttft_offset_ms=offset_ms,
         max_num_seqs=group.engine.max_num_seqs,
+        prefill_chunk_tokens=group.engine.prefill_chunk_tokens,
         isl_max_tokens=pool.isl_max_tokens,
     )
 

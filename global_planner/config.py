@@ -208,7 +208,8 @@ class PoolConfig(Section):
 
 
 class EngineConfig(Section):
-    """What the mock engine of a group can hold, beside its pools' profiles. `max_kv_tokens` absent: what the profile says."""
+    """What the mock engine of a group can hold, beside its pools' profiles. `max_kv_tokens` absent: what the profile says.
+    `front_ms`: what passes before an engine's scheduler sees a request, where the profile does not hold it already."""
 
     max_model_len: PositiveInt = 131_072
     max_kv_tokens: PositiveInt | None = None
@@ -217,6 +218,7 @@ class EngineConfig(Section):
     max_num_seqs: PositiveInt = 256
     kv_transfer_ms: NonNegativeFloat = 50.0
     kv_hold_s: NonNegativeFloat = 120.0
+    front_ms: NonNegativeFloat = 0.0
 
 
 class GroupConfig(Section):

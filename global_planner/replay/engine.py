@@ -15,6 +15,7 @@ from itertools import count
 
 from global_planner.replay.engine_cost import UNLIMITED, DecodeCost, KvBlocks, PrefillCost, blocks
 from global_planner.replay.engine_decode import (
+    ARRIVING,
     DECODING,
     GONE,
     HELD,
@@ -54,6 +55,8 @@ class Replica:
         self._events: list[EngineEvent] = []
         # Who is where. `_admitted` are those that hold KV blocks to compute with, in the order of admission.
         self._sequences: dict[str, Sequence] = {}
+        self._front_s = spec.front_ms / 1e3
+        self._front: deque[tuple[float, Sequence]] = deque()
         self._waiting: deque[Sequence] = deque()
         self._admitted: dict[str, Sequence] = {}
         self._prefilling: deque[Sequence] = deque()
@@ -89,19 +92,30 @@ class Replica:
         self._run_before(now)
         sequence = Sequence(request)
         self._sequences[request.id] = sequence
-        self._waiting.append(sequence)
         if sequence.computed >= 0:
             self._prefill_tokens += sequence.isl - sequence.computed
-        elif self._end != _NEVER:  # blocks are fetched beside the steps: begin now if room is left after this span's growth
+        if self._front_s > 0.0:
+            sequence.state = ARRIVING
+            self._front.append((now + self._front_s, sequence))
+        else:
+            self._queue(now, sequence)
+        return None
+
+    def _queue(self, now: float, sequence: Sequence) -> None:
+        """The scheduler sees a request: behind those that wait."""
+        self._waiting.append(sequence)
+        if sequence.computed < 0 and self._end != _NEVER:
+            # Blocks are fetched beside the steps: begin now if room is left after this span's growth.
             self._admit(now, reserve=self._kv.growth(self._batch.clock, self._steps), fetches_only=True)
         self._hurry(now)
-        return None
 
     def next_event_at(self) -> float:
         """When to call `advance` next (model seconds); infinity when there is nothing to do."""
         due = min(self._end, self._wake)
         if self._loading and self._loading[0][0] < due:
             due = self._loading[0][0]
+        if self._front and self._front[0][0] < due:
+            due = self._front[0][0]
         return min(due, self._held.next_expiry_s, self._mark_time())
 
     def advance(self, now: float) -> list[EngineEvent]:
@@ -121,8 +135,11 @@ class Replica:
         if sequence.state == HELD:
             self._held.release(sequence)
             self._hurry(now)
-        elif sequence.state == WAITING:
-            self._waiting.remove(sequence)
+        elif sequence.state in (WAITING, ARRIVING):
+            if sequence.state == WAITING:
+                self._waiting.remove(sequence)
+            else:
+                self._front = deque(entry for entry in self._front if entry[1] is not sequence)
             sequence.state = GONE
             if sequence.computed >= 0:
                 self._prefill_tokens -= sequence.known - sequence.computed
@@ -150,7 +167,7 @@ class Replica:
         sequence = self._sequences.get(request_id)
         if sequence is None or sequence.computed >= 0 or sequence.state == HELD:
             return False
-        if sequence.state == WAITING:
+        if sequence.state in (WAITING, ARRIVING):
             sequence.computed = 0
             self._prefill_tokens += sequence.known
         else:
@@ -179,7 +196,7 @@ class Replica:
         """Gauges as of the last event."""
         return EngineLoad(
             running=len(self._admitted),
-            waiting=len(self._waiting),
+            waiting=len(self._waiting) + len(self._front),
             pending_kv=self._held.count,
             kv_usage=self._kv.used / self._kv.total if self._kv.total < UNLIMITED else 0.0,
             active_prefill_tokens=self._prefill_tokens,
@@ -210,6 +227,10 @@ class Replica:
             self._batch.mark(sequence)
         if self._end <= at:
             self._end_span(at)
+        while self._front and self._front[0][0] <= at:
+            sequence = self._front.popleft()[1]
+            sequence.state = WAITING
+            self._queue(at, sequence)
         while self._loading and self._loading[0][0] <= at:
             sequence = heappop(self._loading)[2]
             if sequence.state == LOADING:
@@ -342,7 +363,7 @@ class Replica:
             sequence.begun = True
             pieces.append((sequence.computed, end))
             self._chunks.append((sequence, end))
-        return self._prefill.step_s(pieces, starts=starts)
+        return self._prefill.step_s(pieces, starts=starts and not self._batch.sequences)
 
     # ---- going before the end --------------------------------------------------------------------------------------
 

@@ -13,9 +13,10 @@ UNLIMITED = 1 << 60
 class PrefillCost:
     """Seconds of compute for pieces of prompts, from the TTFT of whole prompts that were measured alone.
 
-    TTFT(isl) = start + work(isl): `start` is the curve's intercept, paid once by a step in which a prompt begins, however
-    many begin; a chunk [a, b) of a prompt costs work(b) - work(a), attention to the tokens before it included. So a prompt
-    alone takes exactly its measured TTFT, in however many chunks, and short prompts in one step share the start.
+    TTFT(isl) = start + work(isl): `start` is the curve's intercept (reading the weights, launching a step), paid once by a
+    step in which a prompt begins, however many begin; a chunk [a, b) of a prompt costs work(b) - work(a), attention to the
+    tokens before it included. So a prompt alone takes exactly its measured TTFT, in however many chunks, and short prompts in
+    one step share the start. Beside decoding sequences nobody pays it: their step has read the weights already.
     """
 
     __slots__ = ("_curve", "_per_token_s", "_shortest", "start_s")

@@ -15,7 +15,7 @@ from itertools import count
 from global_planner.replay.engine_cost import DecodeCost, KvBlocks, blocks
 from global_planner.replay.engine_spec import EngineRequest
 
-WAITING, LOADING, PREFILLING, DECODING, HELD, GONE = range(6)
+WAITING, LOADING, PREFILLING, DECODING, HELD, GONE, ARRIVING = range(7)
 
 
 class Sequence:

@@ -26,6 +26,9 @@ class EngineSpec:
     `prefill_chunk_tokens` is the token budget of one step, `max_num_seqs` how many sequences may hold KV at once.
     `max_kv_tokens` None: what the decode curve says, or unlimited without one. `tokens_per_chunk` is how many tokens a
     streamed chunk carries after the first. A finished prefill's blocks are kept for `kv_hold_s` (model seconds) at most.
+
+    `front_ms` passes before the scheduler sees a request (HTTP, tokenizer, the way to the engine's process): a delay, for many
+    at once. 0 where the prefill curve was measured through the server, as profilers do: the curve holds it already.
     """
 
     role: Role
@@ -38,6 +41,7 @@ class EngineSpec:
     tokens_per_chunk: int = 4
     kv_transfer_ms: float = 50.0
     kv_hold_s: float = 120.0
+    front_ms: float = 0.0
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
@@ -45,7 +49,7 @@ class EngineSpec:
         for name in ("max_model_len", "prefill_chunk_tokens", "max_num_seqs", "tokens_per_chunk"):
             if getattr(self, name) < 1:
                 raise EngineSpecError(f"{name}: {getattr(self, name)} must be >= 1")
-        for name in ("kv_transfer_ms", "kv_hold_s"):
+        for name in _NUMBERS:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise EngineSpecError(f"{name}: {getattr(self, name)} must be finite and >= 0")
         if self.max_kv_tokens is not None and self.max_kv_tokens < 1:
@@ -117,7 +121,7 @@ class EngineLoad:
 # ---- JSON ----------------------------------------------------------------------------------------------------------
 
 _INTEGERS = ("max_model_len", "prefill_chunk_tokens", "max_num_seqs", "tokens_per_chunk")
-_NUMBERS = ("kv_transfer_ms", "kv_hold_s")
+_NUMBERS = ("kv_transfer_ms", "kv_hold_s", "front_ms")
 
 
 def raw_spec(spec: EngineSpec) -> dict[str, object]:

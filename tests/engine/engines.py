@@ -148,7 +148,7 @@ class StepTwin:
                 starts, job.begun = starts or not job.begun, True
                 budget -= end - job.computed
                 chunks.append((job, end))
-            step_ms += self.start if starts else 0.0
+            step_ms += self.start if starts and not decoding else 0.0
             if decoding:
                 tokens = sum(job.kv + 1 for job in decoding)
                 step_ms += self.decode.itl_ms(tokens / self.decode.max_kv_tokens, tokens / len(decoding))

@@ -137,7 +137,7 @@ def poisson(seed: int, n: int, rps: float, isl: int, osl: int, *, transferred: b
 
 @pytest.mark.parametrize(("role", "rps"), [("agg", 0.08), ("agg", 0.2), ("decode", 0.1), ("decode", 0.25)])
 def test_the_twin_that_takes_every_step_agrees_on_the_demo_engine(role: Role, rps: float) -> None:
-    """Means within 2 % (TTFT), 0.5 % (ITL). A single TTFT may differ by a step (1.5 s with a prompt in it), because a request
+    """Means within 2 % (TTFT), 0.5 % (ITL). A single TTFT may differ by a step (3 s with a prompt in it), because a request
     waits for the end of the step that runs, and the steps of one span are equally long here."""
     ttft: list[float] = []
     twin_ttft: list[float] = []
@@ -147,7 +147,7 @@ def test_the_twin_that_takes_every_step_agrees_on_the_demo_engine(role: Role, rp
         )
         assert itl == pytest.approx(twin_itl, rel=0.05)
         assert mean(itl) == pytest.approx(mean(twin_itl), rel=0.005)
-        assert model == pytest.approx(twin, abs=1.5)
+        assert model == pytest.approx(twin, abs=3.0)
         ttft += model
         twin_ttft += twin
     assert mean(ttft) == pytest.approx(mean(twin_ttft), rel=0.02)

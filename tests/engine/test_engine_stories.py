@@ -48,11 +48,11 @@ def test_cached_tokens_are_not_computed() -> None:
 
 def test_decode_goes_on_while_a_prompt_is_computed_but_slower() -> None:
     """At 0.505 a prompt of 1,500 comes. Its first chunk is 999 tokens, because one of the budget goes to the sequence that
-    decodes: a step of 10 + 100 + 999 ms, then one of 10 + 501 ms."""
+    decodes: a step of 10 + 999 ms, then one of 10 + 501 ms. Nobody pays the start of 100 ms beside a step that runs anyway."""
     events = drive(Replica(spec(), stream=True), [(0.0, ask("a", 400, 9)), (0.505, ask("b", 1500, 2))])
     tokens = [(e.id, e.tokens, round(e.at_s, 6)) for e in events if e.kind != "finished"]
-    assert tokens == [("a", 1, 0.5), ("b", 1, 2.13), ("a", 5, 2.14)]
-    assert times(events, "finished") == {"a": 2.18, "b": 2.14}
+    assert tokens == [("a", 1, 0.5), ("b", 1, 2.03), ("a", 5, 2.04)]
+    assert times(events, "finished") == {"a": 2.08, "b": 2.04}
 
 
 def test_itl_rises_with_the_sequences_that_run() -> None:
@@ -227,3 +227,20 @@ def test_the_specification_survives_json_and_names_what_is_wrong() -> None:
         spec_from_raw({"role": "agg"}, source="f")
     with pytest.raises(EngineSpecError, match="no decode curve, which a decode engine needs"):
         EngineSpec(role="decode", profile=type(profile())(prefill=profile().prefill))
+
+
+def test_the_front_delays_everybody_and_nobody_waits_for_another_there() -> None:
+    """30 ms of front, then as without: b comes 1 ms after a, misses its step (100 ms of start, 100 of work) and takes the
+    next."""
+    front = spec(role="prefill", front_ms=30.0)
+    events = drive(Replica(front), [(0.0, ask("a", 100, 1)), (0.001, ask("b", 100, 1))])
+    assert times(events, "first_token") == {"a": 0.23, "b": 0.43}
+
+
+def test_a_request_cancelled_in_the_front_costs_no_step() -> None:
+    replica = Replica(spec(front_ms=30.0))
+    assert replica.submit(0.0, ask("a", 100, 1)) is None
+    assert replica.load().waiting == 1 and replica.load().active_prefill_tokens == 100
+    assert replica.cancel(0.01, "a") and replica.idle
+    assert replica.advance(1.0) == [] and replica.next_event_at() == math.inf
+    assert replica.load().waiting == 0 and replica.load().active_prefill_tokens == 0
