@@ -172,8 +172,8 @@ def router_config_of(
 ) -> router.RouterConfig:
     """The router's whole configuration; `model_dump_json()` of it is what `python -m router --config FILE` reads.
 
-    The prefill pool of a request follows from the pools' `isl_max_tokens`. `planner_url`: where the router asks for a pool
-    that is at zero.
+    The prefill pool of a request follows from the pools' `isl_max_tokens`, or from `router.selection`. `planner_url`: where
+    the router asks for a pool that is at zero.
     """
     total_s = topology.router.request_timeout_s
     timeouts = router.TimeoutConfig()
@@ -185,6 +185,9 @@ def router_config_of(
                 model=group.model,
                 group=group.name,
                 priority_class=group.priority,
+                selection=topology.router.selection,
+                default_ttft_ms=group.sla.ttft_ms,
+                default_itl_ms=group.sla.itl_ms,
                 pools=tuple(
                     router.PoolConfig(
                         name=pool.name,
@@ -192,6 +195,9 @@ def router_config_of(
                         dynamo_namespace=dynamo_namespace(topology, group, pool.dgd_name),
                         isl_max_tokens=pool.isl_max_tokens,
                         max_in_flight=pool.max_in_flight,
+                        profile=pool.profile,
+                        # Without prices all GPUs cost the same.
+                        cost_per_hour=pool.gpus_per_replica * (topology.budget.gpus[pool.gpu_type].price_per_hour or 1.0),
                     )
                     for pool in group.pools
                 ),

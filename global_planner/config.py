@@ -153,7 +153,8 @@ class ArbiterConfig(Section):
 
 class RouterConfig(Section):
     """The public endpoint. Port 0: any free port. `admin_port` serves metrics and the planner's protocol, on loopback always.
-    A `host` that other machines can reach needs `allow_remote: true`."""
+    A `host` that other machines can reach needs `allow_remote: true`. `selection`: the pool of a request follows from the
+    pools' `isl_max_tokens` (`rules`), or is the cheapest that is predicted to meet the group's SLA (`adaptive`)."""
 
     host: str = "127.0.0.1"
     allow_remote: Flag = False
@@ -162,6 +163,7 @@ class RouterConfig(Section):
     queue_deadline_s: PositiveFloat = 30.0
     queue_limit: PositiveInt = 1000
     request_timeout_s: PositiveFloat = 600.0
+    selection: Literal["rules", "adaptive"] = "rules"
 
 
 class Sla(Section):

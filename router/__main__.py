@@ -16,23 +16,12 @@ import uvloop
 
 from pool_planner.clock import clock_from_environment
 from router.app import RouterApp
-from router.config import ANY_MODEL, ConfigError, RouterConfig, read, validate
-from router.foreign import is_foreign, translate
+from router.commands import grid
+from router.config import ANY_MODEL, ConfigError, RouterConfig
+from router.forms import load, predictors_of
 from router.workers import run_workers, share, tell
 
 PR_SET_PDEATHSIG = 1
-
-
-def load(path: Path, *, model: str, default_ttft_ms: float | None, default_itl_ms: float | None) -> RouterConfig:
-    """The configuration in a file of either form. Raises ConfigError."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    raw = read(text, source=path.name)
-    if is_foreign(raw):
-        return translate(raw, source=path.name, model=model, default_ttft_ms=default_ttft_ms, default_itl_ms=default_itl_ms)
-    return validate(raw, source=path.name)
 
 
 def _loopback(host: str) -> bool:
@@ -70,7 +59,8 @@ async def run(config: RouterConfig, port_file: Path | None, *, reuse_port: bool 
     return await app.stop()
 
 
-@click.command(
+@click.group(
+    invoke_without_command=True,
     epilog="""\b
 The smallest configuration (YAML or JSON):
   models:
@@ -80,19 +70,20 @@ The smallest configuration (YAML or JSON):
         - {name: d, role: decode, endpoints: ["http://10.0.0.2:8000"]}
 \b
 Pools without endpoints wait for a planner: PUT /admin/endpoints on the admin listener.
-The JSON of an existing global router (mode, num_prefill_pools, ...) is taken as it is; name its model with --model.
+The JSON of an existing global router (mode, num_prefill_pools, ...) is taken as it is; name its model with --model. A
+deployment's topology is taken too: the router then serves its groups.
 \b
   pool-router --config router.yaml --check     # say what is wrong, start nothing
+  pool-router grid --topology topology.yaml    # a selection grid from the pools' curves
   curl localhost:8001/metrics                  # what the planner reads
   curl localhost:8001/admin/state              # endpoints, load, queues
-"""
+""",
 )
 @click.option(
     "--config",
     "config_path",
-    required=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Configuration: YAML or JSON, ours or a global router's.",
+    help="Configuration: YAML or JSON; ours, a global router's, or a topology.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), help="Port for clients, instead of listen.port (0: any free one).")
 @click.option("--admin-port", type=click.IntRange(0, 65535), help="Port for planner and metrics, instead of admin.port.")
@@ -107,8 +98,10 @@ The JSON of an existing global router (mode, num_prefill_pools, ...) is taken as
 @click.option("--one-of", type=click.IntRange(2, 256), hidden=True, help="This process is one of so many workers.")
 @click.option("--die-with-parent", "with_parent", is_flag=True, help="End when the process that started this one ends.")
 @click.option("--check", is_flag=True, help="Read the configuration, say what is wrong with it, and stop.")
+@click.pass_context
 def main(
-    config_path: Path,
+    context: click.Context,
+    config_path: Path | None,
     port: int | None,
     admin_port: int | None,
     model: str,
@@ -127,6 +120,10 @@ def main(
     while engines come and go, and exports the metrics that planners read. SIGTERM ends it gracefully: running answers are
     finished.
     """
+    if context.invoked_subcommand is not None:
+        return
+    if config_path is None:
+        raise click.UsageError("name a configuration with --config; --help shows the smallest one", ctx=context)
     if with_parent:
         die_with_parent()
     try:
@@ -142,6 +139,8 @@ def main(
                 f"listen.host: {config.listen.host} can be reached by others; configure keys, or set listen.without_keys: true"
             )
         if check:
+            for configured in config.models:
+                predictors_of(configured)
             click.echo(f"{config_path.name}: {len(config.models)} models, {sum(len(m.pools) for m in config.models)} pools")
             return
         if workers > 1:
@@ -165,6 +164,8 @@ def main(
         sys.exit(1)
     sys.exit(0 if finished else 1)
 
+
+main.add_command(grid)
 
 if __name__ == "__main__":
     main()

@@ -4,12 +4,13 @@ taught."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
 import orjson
 
-from router.config import ModelConfig
+from router.adaptive import AdaptiveStage, Prediction, Predictor
+from router.config_pools import ModelConfig
 from router.endpoints import Endpoint, Pool
 from router.exchange import Relayed
 from router.message import Request
@@ -21,12 +22,17 @@ from router.policy import Ask, Stages
 class ModelState:
     """One model of the configuration, and what the router has learned about it. `frontends` by namespace label."""
 
-    __slots__ = ("by_prefix", "config", "frontends", "lengths", "name", "outcomes", "stages")
+    __slots__ = ("by_prefix", "config", "frontends", "lengths", "name", "outcomes", "predictors", "stages")
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self, config: ModelConfig, predictors: Mapping[str, Predictor], ready: Callable[[str], Sequence[Endpoint]]
+    ) -> None:
+        """`predictors` by pool, where selection is adaptive; `ready(pool)`: the endpoints that may be used now."""
         self.config = config
         self.name = config.model
-        self.stages = Stages(config)
+        self.predictors = predictors
+        adaptive = config.selection == "adaptive"
+        self.stages = Stages(config, (lambda role: AdaptiveStage(config, role, predictors, ready).route) if adaptive else None)
         self.by_prefix = any(pool.pick == "prefix_affinity" for pool in config.pools)
         self.lengths = Lengths()
         self.outcomes = OutcomeMetrics(config.model)
@@ -41,7 +47,7 @@ class Progress:
 
     __slots__ = (
         "_assigned",
-        "_ended",
+        "_expected",
         "_prefill",
         "_prefilled_s",
         "_serving",
@@ -75,11 +81,20 @@ class Progress:
         self._prefill: tuple[Pool, Endpoint] | None = None
         self._serving: tuple[Pool, Endpoint] | None = None
         self._prefilled_s: float | None = None
+        self._expected: list[tuple[Predictor, Prediction, float]] = []
         for pool in assigned:
             pool.metrics.arrived(call.priority or 0)
         self.frontend = model.frontends[assigned[0].config.namespace_label]
         self.frontend.started += 1
         model.outcomes.add(call.priority or 0, "offered")
+
+    def expects(self, pool: Pool, endpoint: Endpoint, now: float) -> None:
+        """The request goes to this endpoint now: note what is predicted, to learn from it."""
+        predictor = self.model.predictors.get(pool.name)
+        if predictor is not None:
+            itl_ms = self.ask.itl_ms or self.model.config.default_itl_ms or 0.0
+            predicted = predictor.predict([endpoint], self.ask.isl_tokens, self.ask.osl_tokens, itl_ms)
+            self._expected = [one for one in self._expected if one[0].role != pool.role] + [(predictor, predicted, now)]
 
     def admitted(self) -> None:
         self.model.outcomes.add(self.call.priority or 0, "admitted")
@@ -136,6 +151,10 @@ class Progress:
         if exchange.status != 200:
             return
         isl, osl, itl_s = self._measure(exchange)
+        for predictor, predicted, began_s in self._expected:
+            # From when it was sent: what it waited before that is no engine's doing.
+            ttft_ms = None if self.ttft_s is None else (self.arrived_s + self.ttft_s - began_s) * 1000.0
+            predictor.learn(predicted, ttft_ms=ttft_ms, itl_ms=None if itl_s is None else itl_s * 1000.0)
         duration_s = now - self.arrived_s
         endpoint.isl_tokens = isl
         if self.ttft_s is not None and pool.role == "agg":

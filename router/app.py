@@ -23,6 +23,7 @@ from router.dispatch import Dispatch
 from router.door import Door
 from router.endpoints import Endpoints, Pool
 from router.exchange import Collected, EngineFailed
+from router.forms import predictors_of
 from router.http1 import ClientConnection, HttpServer
 from router.identity import Keys
 from router.message import Request
@@ -61,7 +62,10 @@ class RouterApp:
             connect_s=timeouts.connect_s,
             shortest_s=min(timeouts.prefill_s, timeouts.first_byte_s, timeouts.idle_s),
         )
-        self.models = {model.model: ModelState(model) for model in config.models}
+        self.models = {
+            model.model: ModelState(model, predictors_of(model), lambda name: self.endpoints.pools[name].ready)
+            for model in config.models
+        }
         generator = random.Random(0)
         pools = [
             Pool(pool, model.model, picker(pool.pick, below=generator.randrange))

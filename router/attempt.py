@@ -41,6 +41,23 @@ class Failure:
     timed_out: bool = False
 
 
+class _Starts:
+    """A prompt that an aggregated engine has not answered with a token yet."""
+
+    __slots__ = ("_endpoint", "_open", "_tokens")
+
+    def __init__(self, endpoint: Endpoint, tokens: float) -> None:
+        self._endpoint, self._tokens, self._open = endpoint, tokens, True
+        endpoint.unstarted += 1
+        endpoint.unstarted_tokens += tokens
+
+    def end(self) -> None:
+        if self._open:
+            self._open = False
+            self._endpoint.unstarted -= 1
+            self._endpoint.unstarted_tokens -= self._tokens
+
+
 class _Refused(Exception):
     """The prefill engine refused the request itself: its answer is the client's."""
 
@@ -158,15 +175,20 @@ class Attempts:
         exchange = Collected(self._loop, self._now, began + self._timeouts.prefill_s)
         payload = self._payload(progress.request, endpoint, body)
         tokens = progress.ask.isl_tokens
+        progress.expects(pool, endpoint, began)
         endpoint.in_flight += 1
+        endpoint.unstarted += 1
         endpoint.outstanding_tokens += tokens
+        endpoint.unstarted_tokens += tokens
         try:
             await self._upstream.run(endpoint.link, payload, exchange)
         except EngineFailed as error:
             return self._failed(pool, endpoint, error, tried)
         finally:
             endpoint.in_flight -= 1
+            endpoint.unstarted -= 1
             endpoint.outstanding_tokens -= tokens
+            endpoint.unstarted_tokens -= tokens
             self._freed(pool, endpoint)
         if exchange.status in RETRIABLE:
             return self._refused(pool, endpoint, exchange.status, tried, collected=exchange)
@@ -190,6 +212,8 @@ class Attempts:
         """The call whose answer goes to the client."""
         timeouts = self._timeouts
         began = self._now()
+        progress.expects(pool, endpoint, began)
+        starts = _Starts(endpoint, progress.ask.isl_tokens) if progress.model.predictors and pool.role == "agg" else None
         exchange = Relayed(
             self._loop,
             self._now,
@@ -198,11 +222,11 @@ class Attempts:
             request_id=progress.request.request_id,
             idle_s=timeouts.idle_s,
             total_s=progress.arrived_s + timeouts.total_s,
-            on_first=on_first,
+            on_first=on_first if starts is None else starts.end,
             old_client=progress.request.version == "1.0",
         )
         payload = self._payload(progress.request, endpoint, body)
-        tokens = progress.ask.isl_tokens + progress.model.lengths.osl(progress.call)
+        tokens = progress.ask.isl_tokens + progress.ask.osl_tokens
         endpoint.in_flight += 1
         endpoint.outstanding_tokens += tokens
         progress.relaying(pool, endpoint, exchange)
@@ -215,6 +239,8 @@ class Attempts:
             exchange.break_off(b"data: %b\n\n" % _BROKEN_OFF)
             return None
         finally:
+            if starts is not None:
+                starts.end()
             endpoint.in_flight -= 1
             endpoint.outstanding_tokens -= tokens
             self._freed(pool, endpoint)

@@ -85,6 +85,7 @@ class Dispatch:
             return
         ask = Ask(
             isl_tokens=model.lengths.isl(call),
+            osl_tokens=model.lengths.osl(call),
             ttft_ms=call.ttft_ms,
             itl_ms=call.itl_ms,
             priority=call.priority,

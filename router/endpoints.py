@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pool_planner.types import Role
-from router.config import HealthConfig, PoolConfig
+from router.config import HealthConfig
+from router.config_pools import PoolConfig
 from router.exchange import Collected, EngineFailed
 from router.metrics import PoolMetrics
 from router.policy import Ask, Picker, usable
@@ -23,7 +24,8 @@ EndpointState = Literal["starting", "ready", "draining"]
 
 
 class Endpoint:
-    """One engine. Load counts what this process has sent and not yet seen ended."""
+    """One engine. Load counts what this process has sent and not yet seen ended; `unstarted`: of a prompt that no token has
+    followed yet (an aggregated pool counts it only where selection is adaptive)."""
 
     __slots__ = (
         "backoff_s",
@@ -40,6 +42,8 @@ class Endpoint:
         "pending_kv",
         "state",
         "ttft_s",
+        "unstarted",
+        "unstarted_tokens",
         "url",
     )
 
@@ -52,6 +56,8 @@ class Endpoint:
         self.known = True
         self.in_flight = 0
         self.outstanding_tokens = 0.0
+        self.unstarted = 0
+        self.unstarted_tokens = 0.0
         self.pending_kv = 0
         self.healthy = True
         self.failures = 0

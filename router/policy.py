@@ -17,17 +17,18 @@ from math import ceil
 from typing import Protocol, TypeVar
 
 from pool_planner.types import Role
-from router.config import AxisConfig, GridConfig, ModelConfig, Pick
+from router.config_pools import AxisConfig, GridConfig, ModelConfig, Pick
 
 # ---- which pool -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What of a request decides where it goes. Targets in model ms; None: the request names none. `blocks` are hashes of
-    ever longer beginnings of the prompt (only where a pool picks by them)."""
+    """What of a request decides where it goes. Targets in model ms; None: the request names none. `osl_tokens` is how long the
+    answer will probably be; `blocks` are hashes of ever longer beginnings of the prompt (only where a pool picks by them)."""
 
     isl_tokens: float
+    osl_tokens: float = 256.0
     ttft_ms: float | None = None
     itl_ms: float | None = None
     priority: int | None = None
@@ -127,22 +128,28 @@ class Path:
         return (*self.prefill[:1], *self.serve[:1])
 
 
-class Stages:
-    """All stages of a model."""
+Route = Callable[[Ask, Callable[[str], float]], tuple[str, ...]]
 
-    def __init__(self, model: ModelConfig) -> None:
-        self._stages = {role: Stage(model, role) for role in ("prefill", "decode", "agg") if model.role_pools(role)}
+
+class Stages:
+    """All stages of a model. `adaptive(role)` gives the routes of a model that selects so, instead of `Stage`."""
+
+    def __init__(self, model: ModelConfig, adaptive: Callable[[Role], Route] | None = None) -> None:
+        roles: tuple[Role, ...] = ("prefill", "decode", "agg")
+        route = adaptive or (lambda role: Stage(model, role).route)
+        self._routes = {role: route(role) for role in roles if model.role_pools(role)}
         self._decode_only = model.decodes_alone
 
     def paths(self, ask: Ask, load: Callable[[str], float]) -> tuple[Path, ...]:
         """The ways to serve a request, the wanted one first; never empty."""
         ways = []
-        decode = self._stages["decode"].route(ask, load) if "decode" in self._stages else ()
-        prefill = self._stages["prefill"].route(ask, load) if "prefill" in self._stages else ()
+        routes = self._routes
+        decode = routes["decode"](ask, load) if "decode" in routes else ()
+        prefill = routes["prefill"](ask, load) if "prefill" in routes else ()
         if prefill and decode:
             ways.append(Path(prefill=prefill, serve=decode))
-        if "agg" in self._stages:
-            ways.append(Path(prefill=(), serve=self._stages["agg"].route(ask, load)))
+        if "agg" in routes:
+            ways.append(Path(prefill=(), serve=routes["agg"](ask, load)))
         if prefill and decode and self._decode_only:
             ways.append(Path(prefill=(), serve=decode, instead_of=prefill))
         return tuple(ways)

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.config import AxisConfig, ModelConfig, RouterConfig, validate
+from router.config import RouterConfig, validate
+from router.config_pools import AxisConfig, ModelConfig
 from router.foreign import translate
 from router.policy import Ask, LeastTokens, Path, PowerOfTwo, PrefixAffinity, RoundRobin, Stage, Stages, cell, usable
 
