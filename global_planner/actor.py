@@ -17,7 +17,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from global_planner.config import Topology
 from global_planner.control_folder import ControlFolder
 from global_planner.journal import Journal
 from global_planner.mocker.cluster_client import VirtualCluster
+from global_planner.planner_grants import grants_of
 from global_planner.ray_ward import Ward
 from global_planner.round import Ports, RoundConfig, run_round
 from global_planner.router_client import RouterClient
@@ -36,7 +37,7 @@ from global_planner.types import ArbiterSnapshot, Round
 from pool_planner import wire
 from pool_planner.actor import PlannerActorSpec, PoolPlannerActor
 from pool_planner.clock import SpeedClock
-from pool_planner.types import Grant, GrantBatch, PlannerStatus, Report, ReportBatch
+from pool_planner.types import GrantBatch, PlannerStatus, Report, ReportBatch
 
 wire.register_module(_types)
 
@@ -114,7 +115,7 @@ class GlobalPlannerActor:
         batch: ReportBatch = wire.decode(message, expect=ReportBatch)
         allowed = self._pools_of.get(batch.dgd, frozenset())
         self._inbox.put(batch, allowed)
-        return wire.encode(GrantBatch(grants=tuple(self._grant(pool) for pool in sorted(allowed))))
+        return wire.encode(GrantBatch(grants=grants_of(self._last_round, sorted(allowed), self._clock.now())))
 
     def snapshot(self) -> bytes:
         """What the arbiter shows of itself, as an ArbiterSnapshot."""
@@ -183,32 +184,6 @@ class GlobalPlannerActor:
                         journal.append(status)
                 written = max([written, *(status.at_s for status in self._inbox.statuses())])
                 await self._clock.sleep(max(0.0, due - self._clock.now()))
-
-    def _grant(self, pool: str) -> Grant:
-        """What the pool has and may have, as of the last round (all unknown before the first)."""
-        now, done = self._clock.now(), self._last_round
-        if done is None:
-            return Grant(pool=pool, at_s=now)
-        holding = next((item for item in done.inputs.holdings if item.pool == pool), None)
-        entry = next((item for item in done.allocation.pools if item.pool == pool), None)
-        grant = Grant(
-            pool=pool,
-            at_s=done.inputs.at_s,
-            round_no=done.inputs.round_no,
-            granted=entry.granted if entry else None,
-            reason=entry.reason if entry else "",
-        )
-        if holding is None or holding.spec is None:
-            return grant
-        states = [replica.state for replica in holding.replicas]
-        return replace(
-            grant,
-            replicas_spec=holding.spec,
-            replicas_ready=states.count("ready"),
-            replicas_starting=states.count("starting"),
-            replicas_draining=states.count("draining"),
-            cold_start_s=holding.cold_start_s,
-        )
 
     def _note(self, text: str) -> None:
         self._notes.append((self._clock.now(), text))

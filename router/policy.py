@@ -206,9 +206,14 @@ class LeastTokens:
     def __init__(self) -> None:
         self._turn = 0
 
+    def turn(self, count: int) -> int:
+        """Whose turn it is now among `count` equals; the next time it is another's."""
+        self._turn = (self._turn + 1) % count
+        return self._turn
+
     def pick(self, endpoints: Sequence[C], ask: Ask) -> C:
         count = len(endpoints)
-        self._turn = start = (self._turn + 1) % count
+        start = self.turn(count)
         best = endpoints[start]
         tokens, requests = best.outstanding_tokens, best.in_flight
         for offset in range(1, count):

@@ -8,7 +8,7 @@ pool are exactly as many as its spec says, and a replica's GPUs are held until i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -122,14 +122,19 @@ class _Pool:
 
 
 class ClusterState:
-    """See the module. `cold_start_s` counts from the launch (at once, unless there is no place), `termination_s` from the
-    order to end."""
+    """See the module. `cold_start_s` (or what it gives, for each start anew) counts from the launch (at once, unless there is
+    no place), `termination_s` from the order to end."""
 
     def __init__(
-        self, pools: Iterable[VirtualPool], *, cold_start_s: float, initial_cold_start_s: float, termination_s: float
+        self,
+        pools: Iterable[VirtualPool],
+        *,
+        cold_start_s: float | Callable[[], float],
+        initial_cold_start_s: float,
+        termination_s: float,
     ) -> None:
         self._pools = {pool.name: _Pool(config=pool, spec=pool.replicas) for pool in pools}
-        self._cold_start_s = cold_start_s
+        self._cold_start_s: Callable[[], float] = cold_start_s if callable(cold_start_s) else lambda: cold_start_s
         self._initial_cold_start_s = initial_cold_start_s
         self._termination_s = termination_s
         self._events: deque[ClusterEvent] = deque(maxlen=EVENTS_KEPT)
@@ -172,7 +177,7 @@ class ClusterState:
         self._log(now, name, None, f"scaled from {pool.spec} to {replicas}")
         pool.spec = replicas
         for _ in range(-surplus):
-            self._order(pool, now, cold_start_s=self._cold_start_s, measured=True)
+            self._order(pool, now, cold_start_s=self._cold_start_s(), measured=True)
         others = sorted((replica for id_, replica in live.items() if id_ not in victims), key=lambda r: -r.number)
         commands: list[Command] = []
         for victim in [*(live[victim] for victim in victims), *others][: max(0, surplus)]:
@@ -201,7 +206,7 @@ class ClusterState:
         if found.state == "starting":
             wait_s = min(MAX_BACKOFF_S, 2.0**pool.failed_starts)
             pool.failed_starts += 1
-        successor = self._order(pool, now, cold_start_s=self._cold_start_s, measured=True, wait_s=wait_s)
+        successor = self._order(pool, now, cold_start_s=self._cold_start_s(), measured=True, wait_s=wait_s)
         self._log(now, pool.config.name, successor.id, f"replaces {replica}")
         return self.tick(now)
 

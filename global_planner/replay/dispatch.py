@@ -1,0 +1,472 @@
+"""The router in virtual time: admission, the way through the stages, prefill, hand-off, decode, retries. Pure.
+
+The order of things is that of `router.dispatch`, and every choice is made by the router's own code: `policy.Stages` for the
+way, its pickers for the endpoint (behind an index where that is the same), `admission.Admission` for who may enter and who
+waits. Only calls have become events: an engine is told `submit`, and what it answers comes back through `engine_events`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from math import inf, nan
+
+import numpy as np
+
+from global_planner.replay.arrivals import Row
+from global_planner.replay.engine_spec import EngineRequest
+from global_planner.replay.scores import FAILED, SHED, Scores
+from global_planner.replay.stations import Endpoint, Station
+from router.admission import Admission, RateLimit, Refusal, RetryBudget, Ticket
+from router.config import RouterConfig
+from router.config_pools import ModelConfig
+from router.policy import Ask, Path, Stages, picker
+
+KEEP_OSL = 0.98  # as router.openai.Lengths: what answers have taught about the next one
+FIRST_OSL = 256.0
+NEVER: frozenset[str] = frozenset()
+
+
+class Flight:
+    """One request on its way. `sent_tokens`: what it counts for at the endpoint where it is."""
+
+    __slots__ = (
+        "arrived_s",
+        "ask",
+        "at",
+        "blocks",
+        "first_s",
+        "id",
+        "isl",
+        "lane",
+        "osl",
+        "prefill",
+        "priority",
+        "route",
+        "sent_s",
+        "sent_tokens",
+        "ticket",
+        "tried",
+        "tries",
+    )
+
+    def __init__(self, id: str, lane: Lane, row: Row) -> None:
+        self.id = id
+        self.lane = lane
+        self.arrived_s, _, self.isl, self.osl, self.priority, self.blocks = row
+        self.first_s = nan
+        self.sent_s = 0.0
+        self.sent_tokens = 0.0
+        self.tries = 0
+        self.at: Endpoint | None = None
+        self.prefill: Endpoint | None = None
+        self.tried: set[str] | frozenset[str] = NEVER
+        self.ask: Ask | None = None
+        self.route: Route
+        self.ticket: Ticket
+
+
+class Route:
+    """The ways of a request through the stages (`policy.Stages.paths`), with the stations that they name."""
+
+    __slots__ = ("assigned", "paths", "plain", "prefill", "serve")
+
+    def __init__(self, paths: tuple[Path, ...], stations: Mapping[str, Station]) -> None:
+        self.paths = paths
+        self.assigned = tuple(stations[name] for name in paths[0].assigned)
+        first = paths[0]
+        self.prefill = stations[first.prefill[0]] if first.prefill else None
+        self.serve = stations[first.serve[0]]
+        # Then a ready endpoint is a usable one, and what the wanted pools take needs no look at the others.
+        self.plain = all(station.config.max_in_flight is None for station in self.assigned) and (
+            self.prefill is None or self.prefill.config.kv_format == self.serve.config.kv_format
+        )
+
+    @property
+    def open(self) -> bool:
+        """Whether the wanted pools can take a request now; False also where that needs a closer look."""
+        return self.plain and bool(self.serve.ready) and (self.prefill is None or bool(self.prefill.ready))
+
+
+class Lane:
+    """One model at the router."""
+
+    def __init__(self, index: int, config: ModelConfig, stations: Mapping[str, Station]) -> None:
+        self.index = index
+        self.model = config.model
+        self.stages = Stages(config)
+        self.by_prefix = any(pool.pick == "prefix_affinity" for pool in config.pools)
+        self.needs_ask = bool(config.grids) or self.by_prefix
+        self.osl_tokens = FIRST_OSL
+        self._stations = stations
+        # Without a grid, and with limits that all differ, a way depends on nothing but which limits a prompt is within.
+        limits = {
+            role: [pool.isl_max_tokens or inf for pool in config.role_pools(role)] for role in ("prefill", "decode", "agg")
+        }
+        plain = not config.grids and all(len(set(each)) == len(each) for each in limits.values())
+        self._limits = sorted({limit for each in limits.values() for limit in each if limit < inf})
+        self._known: list[Route | None] | None = [None] * (len(self._limits) + 1) if plain else None
+
+    def route(self, isl: int, ask: Ask | None) -> Route:
+        """The ways for a prompt of so many tokens; what is known to depend on its length only is found once."""
+        if self._known is None:
+            return self._route(ask or Ask(isl_tokens=isl))
+        place = bisect_left(self._limits, isl)
+        known = self._known[place]
+        if known is None:
+            known = self._known[place] = self._route(ask or Ask(isl_tokens=isl))
+        return known
+
+    def _route(self, ask: Ask) -> Route:
+        return Route(self.stages.paths(ask, lambda name: self._stations[name].load()), self._stations)
+
+
+class Dispatch:
+    """Serves the requests of a workload over the stations. `changed(endpoint)` is called whenever an engine was given
+    something, so that its next event can be looked up again."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        *,
+        scores: Scores,
+        changed: Callable[[Endpoint, float], None],
+        limited: bool,
+        seed: np.random.SeedSequence,
+    ) -> None:
+        draws = np.random.default_rng(seed)
+
+        def below(most: int) -> int:
+            return int(draws.integers(most))
+
+        self.stations = {
+            pool.name: Station(pool, picker(pool.pick, below=below)) for model in config.models for pool in model.pools
+        }
+        self.lanes = {model.model: Lane(index, model, self.stations) for index, model in enumerate(config.models)}
+        own = {m.model: (m.priority_class, RateLimit(rate_rps=m.own_admitted_rps, burst=m.own_burst)) for m in config.models}
+        queue = config.queue
+        self.admission = Admission(own, room=queue.limit, starting_retry_after_s=queue.starting_retry_after_s, now=0.0)
+        self.flights: dict[str, Flight] = {}
+        self.pump_at_s = inf
+        self._limited = limited
+        self._deadline_s = queue.deadline_s
+        self._total_s = config.timeouts.total_s
+        self._attempts = config.retry.attempts
+        self._budget = RetryBudget(ratio=config.retry.ratio, burst=config.retry.burst)
+        self._waiting: dict[Ticket, Flight] = {}
+        self._serial = 0
+        self._scores = scores
+        self._changed = changed
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is under way or waits."""
+        return bool(self.flights) or bool(self._waiting)
+
+    def give_up(self, now: float) -> None:
+        """The play is over: what is still here was not answered."""
+        for flight in [*self.flights.values(), *self._waiting.values()]:
+            self._fail(flight, now)
+        self.flights.clear()
+        self._waiting.clear()
+
+    # -- requests ----------------------------------------------------------------------------------------------------------
+
+    def arrive(self, lane: Lane, row: Row) -> None:
+        """A request comes to the front door."""
+        now = row[0]
+        self._serial += 1
+        flight = Flight(str(self._serial), lane, row)
+        if lane.needs_ask:
+            flight.ask = Ask(
+                isl_tokens=flight.isl,
+                priority=flight.priority or None,
+                blocks=flight.blocks if lane.by_prefix else (),
+            )
+        route = flight.route = lane.route(flight.isl, flight.ask)
+        for station in route.assigned:
+            station.arrived(flight.priority)
+        self._budget.request()
+        ticket = flight.ticket = Ticket(
+            model=lane.model,
+            priority=flight.priority,
+            tokens=flight.isl,
+            deadline_s=now + self._deadline_s,
+            paths=route.paths,
+        )
+        if self._enter(flight, ticket, now):
+            self._persist(flight, now)
+
+    def _enter(self, flight: Flight, ticket: Ticket, now: float) -> bool:
+        """Whether it may be sent now; else it waits, or was turned away."""
+        usable = (not flight.tried and flight.route.open) or any(self._usable(path, flight.tried) for path in ticket.paths)
+        verdict = self.admission.offer(ticket, now, usable)
+        if verdict == "admitted":
+            return True
+        if verdict != "waiting":
+            self._turn_away(flight, now)
+            return False
+        self._waiting[ticket] = flight
+        for station in flight.route.assigned:
+            station.waiting += 1
+            station.waiting_tokens += flight.isl
+        for victim, _ in self.admission.overflow():
+            self._turn_away(self._leave(victim), now)
+        if ticket in self._waiting:
+            if self.admission.has_token(ticket, now):
+                self.pump(now)
+            else:
+                self._schedule(now)
+        return False
+
+    def _leave(self, ticket: Ticket) -> Flight:
+        """Out of the waiting room."""
+        flight = self._waiting.pop(ticket)
+        for station in flight.route.assigned:
+            station.waiting -= 1
+            station.waiting_tokens -= flight.isl
+        return flight
+
+    def pump(self, now: float) -> None:
+        """Let in whoever can come in now, and turn away whoever has waited too long."""
+        self.admission.expire(now)
+        if self._waiting:
+            known: dict[Path, bool] = {}
+
+            def usable(ticket: Ticket) -> bool:
+                for path in ticket.paths:
+                    can = known.get(path)
+                    if can is None:
+                        can = known[path] = self._usable(path, NEVER)
+                    if can:
+                        return True
+                return False
+
+            admitted, refused = self.admission.pump(now, usable)
+            entering = [self._leave(ticket) for ticket in admitted]
+            leaving: list[tuple[Flight, Refusal]] = [(self._leave(ticket), refusal) for ticket, refusal in refused]
+            for flight, _ in leaving:
+                self._turn_away(flight, now)
+            for flight in entering:
+                self._persist(flight, now)
+        self._schedule(now)
+
+    def _schedule(self, now: float) -> None:
+        at = self.admission.next_event_s(now)
+        # At least a millisecond: an event that is due but cannot be served must not spin.
+        self.pump_at_s = inf if at is None else max(now + 0.001, at)
+
+    def put_plan(self, version: int, limits: Mapping[str, RateLimit], *, valid_s: float, now: float) -> None:
+        """What the plan admits from now on; nothing where the policy under test has no admission."""
+        if self._limited:
+            self.admission.put_plan(version, limits, valid_s=valid_s, now=now)
+            self.pump(now)
+
+    def _persist(self, flight: Flight, now: float) -> None:
+        """Attempt until it is under way, waits again, or is given up."""
+        route = flight.route
+        if not flight.tried and route.open:
+            station = route.prefill or route.serve
+            endpoint = station.pick(flight.ask, NEVER)
+            assert endpoint is not None
+            self._send(flight, endpoint, now, prefill=route.prefill is not None, fetched=False)
+            return
+        while True:
+            path = self._path(flight)
+            if path is None and flight.tried:
+                flight.tried = NEVER
+                path = self._path(flight)
+            if path is None:
+                if not self._enter(flight, flight.ticket, now):
+                    return
+                if self._path(flight) is None:
+                    # Let in although nothing is usable: only a limit of single endpoints does that, and it frees places.
+                    self._fail(flight, now)
+                    return
+                continue
+            if self._attempt(flight, path, now):
+                return
+
+    def _attempt(self, flight: Flight, path: Path, now: float) -> bool:
+        """Send it along a path; False: an endpoint that was there is not there any more."""
+        names: Sequence[str] = path.serve
+        if path.prefill:
+            names = [name for name in path.prefill if self._readers(path, name, flight.tried)]
+        chosen = self._pick(names, flight)
+        if chosen is None:
+            return False
+        self._send(flight, chosen, now, prefill=bool(path.prefill), fetched=False)
+        return True
+
+    def _send(self, flight: Flight, endpoint: Endpoint, now: float, *, prefill: bool, fetched: bool) -> None:
+        """One call to an engine: a prefill whose blocks are held for decode, or one that generates the answer."""
+        tokens = float(flight.isl) if prefill else flight.isl + flight.lane.osl_tokens
+        flight.at, flight.sent_s, flight.sent_tokens = endpoint, now, tokens
+        engine = endpoint.engine
+        assert engine is not None
+        cached = 0
+        if flight.blocks and endpoint.cache is not None and not fetched:
+            cached = endpoint.cache.take(flight.blocks)
+        request = EngineRequest(
+            id=flight.id,
+            isl=flight.isl,
+            osl=1 if prefill else flight.osl,
+            cached_tokens=cached,
+            kv_transferred=fetched,
+            hold_kv=prefill,
+        )
+        self.flights[flight.id] = flight
+        endpoint.station.sent(endpoint, tokens)
+        if engine.submit(now, request) is not None:
+            # The engine's own refusal of what it can never serve (too long, too large): the client is told.
+            endpoint.station.ended(endpoint, tokens)
+            del self.flights[flight.id]
+            self._done_with_prefill(flight)
+            self._fail(flight, now)
+        self._changed(endpoint, now)
+
+    # -- what engines say ----------------------------------------------------------------------------------------------------
+
+    def engine_events(self, endpoint: Endpoint, now: float) -> None:
+        """Move an engine on to `now`, and go on with the requests that this brings a step further."""
+        engine = endpoint.engine
+        assert engine is not None
+        station = endpoint.station
+        for event in engine.advance(now):
+            kind = event.kind
+            flight = self.flights.get(event.id)
+            if flight is None or flight.at is not endpoint:
+                continue  # the blocks of a prefill expired whose request is elsewhere
+            if station.role == "prefill":
+                if kind == "finished":
+                    self._prefilled(flight, endpoint, now)
+            elif kind == "first_token":
+                flight.first_s = now
+                self._done_with_prefill(flight)
+            elif kind == "finished":
+                self._answered(flight, endpoint, now)
+        if station.config.max_in_flight is not None and self._waiting:
+            self.pump(now)
+
+    def _prefilled(self, flight: Flight, endpoint: Endpoint, now: float) -> None:
+        """A prefill is done: a decode engine fetches its blocks."""
+        station = endpoint.station
+        station.ended(endpoint, flight.sent_tokens)
+        endpoint.isl_tokens = flight.isl
+        endpoint.ttft_s = now - flight.sent_s
+        flight.prefill = endpoint
+        endpoint.pending_kv += 1
+        del self.flights[flight.id]
+        decode = None
+        route = flight.route
+        if route.plain and route.prefill is station and route.serve.ready and not flight.tried:
+            decode = route.serve.pick(flight.ask, NEVER)
+        else:
+            for path in route.paths:
+                if station.name in path.prefill:
+                    decode = self._pick(self._readers(path, station.name, flight.tried), flight)
+                    break
+        assert endpoint.engine is not None
+        if decode is None:
+            # No decode endpoint is left: the prompt is computed again when there is one.
+            endpoint.engine.cancel(now, flight.id)
+            self._done_with_prefill(flight)
+            self._persist(flight, now)
+            return
+        self._send(flight, decode, now, prefill=False, fetched=True)
+        endpoint.engine.pull(now, flight.id)
+
+    def _done_with_prefill(self, flight: Flight) -> None:
+        """Decode has its first token, or the request is over: nobody reads the prefill's blocks any more."""
+        endpoint = flight.prefill
+        if endpoint is not None:
+            flight.prefill = None
+            endpoint.pending_kv -= 1
+            self._freed(endpoint)
+
+    def _answered(self, flight: Flight, endpoint: Endpoint, now: float) -> None:
+        station, lane = endpoint.station, flight.lane
+        station.ended(endpoint, flight.sent_tokens)
+        self._freed(endpoint)
+        del self.flights[flight.id]
+        duration_s = now - flight.arrived_s
+        if duration_s > self._total_s:
+            self._fail(flight, now)  # the router had hung up; the engine did not know
+            return
+        osl = flight.osl
+        ttft_s = flight.first_s - flight.arrived_s
+        itl_s = (now - flight.first_s) / (osl - 1) if osl > 1 else nan
+        lane.osl_tokens += (osl - lane.osl_tokens) * (1.0 - KEEP_OSL)
+        endpoint.isl_tokens = flight.isl
+        if station.role == "agg":
+            endpoint.ttft_s = ttft_s
+        if osl > 1:
+            endpoint.itl_s = itl_s
+        answer = (flight.isl, osl, ttft_s, itl_s, duration_s)
+        for each in flight.route.assigned:
+            each.answers.append(answer)
+        self._scores.completed(lane.index, flight.priority, flight.arrived_s, ttft_s, itl_s)
+
+    def lost(self, endpoint: Endpoint, now: float) -> None:
+        """The engine of an endpoint is gone at once, with all that it had. Requests of which nothing was answered yet are tried
+        elsewhere, as far as the retry budget goes; the others are broken off."""
+        endpoint.engine = None
+        endpoint.station.refresh()
+        broken = [flight for flight in self.flights.values() if flight.at is endpoint]
+        for flight in broken:
+            del self.flights[flight.id]
+            endpoint.station.ended(endpoint, flight.sent_tokens)
+            self._done_with_prefill(flight)
+            flight.tried = {*flight.tried, endpoint.id}
+            started = flight.first_s == flight.first_s
+            flight.tries += 1
+            if started or flight.tries >= self._attempts or not self._budget.take():
+                self._fail(flight, now)
+            else:
+                self._scores.retried(flight.lane.index, flight.priority)
+                self._persist(flight, now)
+
+    def _freed(self, endpoint: Endpoint) -> None:
+        if not endpoint.known and endpoint.in_flight == 0 and endpoint.pending_kv == 0:
+            endpoint.station.refresh()
+
+    # -- choosing --------------------------------------------------------------------------------------------------------
+
+    def _usable(self, path: Path, without: set[str] | frozenset[str]) -> bool:
+        """Whether every stage of a path has a usable endpoint now."""
+        stations = self.stations
+        if path.instead_of and not any(stations[name].broken for name in path.instead_of):
+            return False
+        if path.prefill:
+            return any(stations[name].usable(without) and self._readers(path, name, without) for name in path.prefill)
+        return any(stations[name].usable(without) for name in path.serve)
+
+    def _readers(self, path: Path, prefill: str, without: set[str] | frozenset[str]) -> list[str]:
+        """The pools of the path that can serve now and read the KV blocks of this prefill pool."""
+        stations = self.stations
+        made = stations[prefill].config.kv_format
+        return [name for name in path.serve if stations[name].config.kv_format == made and stations[name].usable(without)]
+
+    def _path(self, flight: Flight) -> Path | None:
+        for path in flight.route.paths:
+            if self._usable(path, flight.tried):
+                return path
+        return None
+
+    def _pick(self, names: Sequence[str], flight: Flight) -> Endpoint | None:
+        for name in names:
+            station = self.stations[name]
+            endpoint = station.pick(flight.ask, flight.tried)
+            if endpoint is not None:
+                return endpoint
+        return None
+
+    # -- ends --------------------------------------------------------------------------------------------------------------
+
+    def _turn_away(self, flight: Flight, now: float) -> None:
+        for station in flight.route.assigned:
+            station.shed += 1
+        self._scores.missed(flight.lane.index, flight.priority, flight.arrived_s, SHED, flight.osl)
+
+    def _fail(self, flight: Flight, now: float) -> None:
+        self._scores.missed(flight.lane.index, flight.priority, flight.arrived_s, FAILED, flight.osl)

@@ -1,0 +1,171 @@
+"""The router's endpoints and pools in virtual time: an engine behind each endpoint, and what is counted for the planners. Pure.
+
+A `Station` is a pool as one router process sees it (`router.endpoints` without sockets): who is ready, what is under way where,
+and the pool's picker. Sums are kept as they change, so that nothing here costs more in a larger pool than it must.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+from global_planner.replay.arrivals import BLOCK_TOKENS
+from global_planner.replay.engine import Replica
+from global_planner.replay.least_loaded import LeastLoaded
+from pool_planner.types import Role
+from router.config_pools import PoolConfig
+from router.policy import Ask, LeastTokens, Picker, usable
+
+State = Literal["starting", "ready", "draining"]
+ANYTHING = Ask(isl_tokens=1.0)
+
+
+class PrefixCache:
+    """Which blocks of prompts an engine has kept, the least recently used of them going first. `capacity` in blocks."""
+
+    __slots__ = ("_blocks", "_capacity")
+
+    def __init__(self, capacity: int) -> None:
+        self._blocks: OrderedDict[int, None] = OrderedDict()
+        self._capacity = max(0, capacity)
+
+    def take(self, blocks: Sequence[int]) -> int:
+        """How many tokens of a prompt with these blocks are kept already; all its blocks are kept from now on."""
+        kept = self._blocks
+        found = 0
+        for block in blocks:
+            if block not in kept:
+                break
+            found += 1
+        for block in reversed(blocks):  # the beginning last: it is what others share
+            kept[block] = None
+            kept.move_to_end(block)
+        while len(kept) > self._capacity:
+            kept.popitem(last=False)
+        return found * BLOCK_TOKENS
+
+
+class Endpoint:
+    """One engine, and what the router has under way there. `engine` None: its process does not serve yet, or is gone."""
+
+    __slots__ = (
+        "cache",
+        "due_s",
+        "ending",
+        "engine",
+        "id",
+        "in_flight",
+        "isl_tokens",
+        "itl_s",
+        "known",
+        "outstanding_tokens",
+        "pending_kv",
+        "state",
+        "station",
+        "ttft_s",
+    )
+
+    def __init__(self, id: str, station: Station) -> None:
+        self.id = id
+        self.station = station
+        self.state: State = "starting"
+        self.known = True
+        self.ending = False
+        self.engine: Replica | None = None
+        self.due_s = float("inf")
+        self.in_flight = 0
+        self.outstanding_tokens = 0.0
+        self.pending_kv = 0
+        self.cache: PrefixCache | None = None
+        self.ttft_s: float | None = None
+        self.isl_tokens: float | None = None
+        self.itl_s: float | None = None
+
+
+class Station:
+    """One pool. `started`, `offered` (by request priority), `shed` count as the router's series do; `answers` are (isl, osl,
+    TTFT s, ITL s or NaN, duration s) of the requests that were answered through it since somebody took them."""
+
+    __slots__ = (
+        "_index",
+        "_max_in_flight",
+        "_picker",
+        "answers",
+        "config",
+        "endpoints",
+        "name",
+        "offered",
+        "ready",
+        "role",
+        "shed",
+        "started",
+        "waiting",
+        "waiting_tokens",
+    )
+
+    def __init__(self, config: PoolConfig, picker: Picker) -> None:
+        self.config = config
+        self.name = config.name
+        self.role: Role = config.role
+        self.endpoints: dict[str, Endpoint] = {}
+        self.ready: list[Endpoint] = []
+        self.started = 0
+        self.offered: dict[int, int] = {0: 0}
+        self.shed = 0
+        self.waiting = 0
+        self.waiting_tokens = 0.0
+        self.answers: list[tuple[int, int, float, float, float]] = []
+        self._picker = picker
+        self._max_in_flight = config.max_in_flight
+        self._index: LeastLoaded[Endpoint] | None = LeastLoaded(picker) if type(picker) is LeastTokens else None
+
+    def refresh(self) -> None:
+        """Recompute who may be picked; those that nobody knows any more go when they are idle."""
+        for endpoint in [one for one in self.endpoints.values() if not one.known]:
+            if endpoint.in_flight == 0 and endpoint.pending_kv == 0:
+                del self.endpoints[endpoint.id]
+        self.ready = [one for one in self.endpoints.values() if one.state == "ready" and one.known and one.engine is not None]
+        if self._index is not None:
+            self._index.rebuild(self.ready)
+
+    def usable(self, without: Collection[str] = ()) -> Sequence[Endpoint]:
+        return usable(self.ready, max_in_flight=self._max_in_flight, without=without)
+
+    def pick(self, ask: Ask | None, without: Collection[str]) -> Endpoint | None:
+        """One usable endpoint, or None; as `router.endpoints.Pool.pick`. `ask` may be absent where the pool picks by load."""
+        if self._index is not None and not without and self._max_in_flight is None:
+            return self._index.pick() if self.ready else None
+        candidates = self.usable(without)
+        if not candidates:
+            return None
+        return candidates[0] if len(candidates) == 1 else self._picker.pick(candidates, ask or ANYTHING)
+
+    @property
+    def broken(self) -> bool:
+        """Whether it has endpoints that should work and do not."""
+        return any(one.state == "ready" and one.known and one.engine is None for one in self.endpoints.values())
+
+    def load(self) -> float:
+        """Outstanding tokens for each usable endpoint; infinite without one."""
+        if not self.ready:
+            return float("inf")
+        return sum(endpoint.outstanding_tokens for endpoint in self.ready) / len(self.ready)
+
+    def arrived(self, priority: int) -> None:
+        """A request was assigned to the pool."""
+        self.started += 1
+        self.offered[priority] = self.offered.get(priority, 0) + 1
+
+    def sent(self, endpoint: Endpoint, tokens: float) -> None:
+        """A request of so many tokens went to an endpoint."""
+        endpoint.in_flight += 1
+        endpoint.outstanding_tokens += tokens
+        if self._index is not None:
+            self._index.moved(endpoint)
+
+    def ended(self, endpoint: Endpoint, tokens: float) -> None:
+        endpoint.in_flight -= 1
+        endpoint.outstanding_tokens -= tokens
+        if self._index is not None:
+            self._index.moved(endpoint)

@@ -1,0 +1,133 @@
+"""Deployments in virtual time, told as stories."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from global_planner.compile import engine_specs
+from global_planner.config import RouterConfig
+from global_planner.replay.arrivals import arrivals, merge
+from global_planner.replay.contenders import objective
+from global_planner.replay.engine import Replica
+from global_planner.replay.engine_spec import EngineRequest
+from global_planner.replay.scores import COMPLETED
+from global_planner.replay.simulator import ColdStart, Outcome, simulate
+from global_planner.replay.world import Fault
+from global_planner.topology_file import load_profiles
+from tests.replay.scenes import scenario, steady, topology
+
+GOODPUT = objective("goodput")
+
+
+def told(outcome: Outcome) -> tuple[object, ...]:
+    """All that an outcome says."""
+    columns = [list(column) for pool in outcome.timeline.pools.values() for column in pool.values()]
+    return (repr(outcome.scores), dict(outcome.gpu_hours), outcome.moves, outcome.events, repr(columns))
+
+
+def test_the_same_scenario_gives_the_same_outcome() -> None:
+    here = topology(groups=2)
+    play = scenario(here, steady(2, rps=0.8, minutes=6), seed=3, cold_start=ColdStart(mean_s=20.0, cv=0.5))
+    assert told(simulate(play, GOODPUT)) == told(simulate(play, GOODPUT))
+
+
+def test_every_request_is_counted_once_and_a_pool_grows_with_its_load() -> None:
+    workload = steady(rps=1.5, minutes=10)
+    ended: list[tuple[int, int, float, float, float, int]] = []
+    outcome = simulate(scenario(topology(), workload), GOODPUT, each=lambda *request: ended.append(request))
+    total = outcome.total()
+    assert total.requests == len(workload) == len(ended) == total.completed + total.shed + total.failed
+    assert sorted(at_s for _, _, at_s, *_ in ended) == workload.at_s.tolist()
+    assert all(ttft_s > 0.0 for *_, ttft_s, _, how in ended if how == COMPLETED)
+    # One replica of each cannot carry 1.5 requests/s; what was ordered came up 30 s later, and then all is well.
+    decode = outcome.timeline.pools["m0-decode"]
+    assert decode["ready"][0] == 1.0 and max(decode["ready"]) >= 2.0
+    over_time = outcome.over_time["m0"]
+    late = slice(over_time.requests.size // 2, None)
+    assert over_time.met[late].sum() / over_time.requests[late].sum() > 0.95
+    assert outcome.budget_violations == 0
+
+
+def test_a_request_alone_takes_what_its_engine_says() -> None:
+    """Through the whole replay, one request of an idle aggregated replica has the latency of the engine by itself."""
+    here = topology(agg=True)
+    ended: list[tuple[int, int, float, float, float, int]] = []
+    one = merge([arrivals("m0", [25.0], [900], [40])])
+    simulate(scenario(here, one, window_s=60.0), GOODPUT, each=lambda *request: ended.append(request))
+    engine = Replica(engine_specs(here, load_profiles(here))["m0-agg"])
+    engine.submit(25.0, EngineRequest(id="x", isl=900, osl=40))
+    first, last = engine.advance(1e6)
+    (((_, _, _, ttft_s, itl_s, _)),) = ended
+    assert ttft_s == pytest.approx(first.at_s - 25.0) and itl_s == pytest.approx((last.at_s - first.at_s) / 39)
+
+
+def test_gpu_hours_are_those_of_what_stands_when_nothing_moves() -> None:
+    outcome = simulate(scenario(topology(minimum=2, budget=4), steady(rps=0.05, minutes=10), window_s=600.0), GOODPUT)
+    assert outcome.gpu_hours["h100"] == pytest.approx(4 * 600 / 3600)
+    assert outcome.moves == 0 and outcome.most_held == {"h100": 4}
+
+
+def test_a_replica_that_dies_is_replaced_and_its_unanswered_requests_are_tried_elsewhere() -> None:
+    here, workload = topology(minimum=2), steady(rps=1.0, minutes=8, isl=2500)
+    calm = simulate(scenario(here, workload), GOODPUT)
+    faults = (Fault(at_s=200.0, pool="m0-prefill", kind="kill"), Fault(at_s=300.0, pool="m0-decode", kind="kill"))
+    rough = simulate(scenario(here, workload, faults=faults), GOODPUT)
+    assert calm.total().failed == 0
+    # Those that were streaming are broken off; what had not begun to answer got a second try.
+    assert 0 < rough.total().failed < 25 and rough.total().retried > 0
+    assert rough.total().requests == calm.total().requests
+    assert min(rough.timeline.pools["m0-decode"]["ready"][30:32]) < max(rough.timeline.pools["m0-decode"]["ready"][40:])
+
+
+def test_replicas_that_hang_are_cancelled_and_the_pool_backs_off() -> None:
+    here = topology()
+    faults = (Fault(at_s=5.0, pool="m0-decode", kind="hang"),)
+    outcome = simulate(scenario(here, steady(rps=1.5, minutes=10), faults=faults), GOODPUT)
+    decode = outcome.timeline.pools["m0-decode"]
+    assert max(decode["ready"]) == 1.0 and max(decode["starting"]) >= 1.0
+    assert outcome.budget_violations == 0
+
+
+def test_nobody_is_served_before_the_first_replica_is_ready_and_the_room_has_a_deadline() -> None:
+    """A pool at zero: who comes waits for `queue_deadline_s` and is turned away."""
+    here = topology(minimum=0)
+    outcome = simulate(scenario(here, steady(rps=1.0, minutes=8)), GOODPUT)
+    total = outcome.total()
+    assert total.shed > 0 and total.completed > 0
+    assert outcome.over_time["m0"].shed[:3].sum() > 0
+
+
+def test_answers_without_limit_are_shed_only_where_the_plan_admits_less() -> None:
+    """Twice what the budget can carry: the plan admits a share within its SLA, and without admission nearly all are late."""
+    # Who waits at the door for longer than the TTFT allows has missed it already.
+    here = topology(budget=4, router=RouterConfig(queue_deadline_s=2.0))
+    workload = steady(rps=3.0, minutes=10)
+    open_door = replace(GOODPUT, admission=False)
+    limited, unlimited = simulate(scenario(here, workload), GOODPUT), simulate(scenario(here, workload), open_door)
+    assert limited.total().shed > 0.2 * len(workload)
+    assert unlimited.total().shed == 0
+    share, late = limited.total().attainment, unlimited.total().attainment
+    assert share is not None and late is not None and share > late + 0.1
+
+
+def test_a_model_that_is_not_in_the_topology_is_refused_by_name() -> None:
+    stray = merge([arrivals("other", [1.0], [10], [10])])
+    with pytest.raises(ValueError, match="no model 'other' \\(has: m0\\)"):
+        simulate(scenario(topology(), stray), GOODPUT)
+
+
+def test_prefixes_that_were_computed_before_cost_nothing_again() -> None:
+    at_s = np.arange(20) * 20.0
+    blocks = tuple((1, 2, 3, 4) for _ in at_s)
+    same = merge([arrivals("m0", at_s, [4 * 512] * 20, [20] * 20, blocks=blocks)])
+    times: dict[bool, list[float]] = {}
+    for cached in (True, False):
+        ended: list[float] = []
+        play = scenario(topology(agg=True), same, prefix_cache=cached, window_s=500.0)
+        simulate(play, GOODPUT, each=lambda *request, ended=ended: ended.append(request[3]))
+        times[cached] = ended
+    assert times[True][0] == pytest.approx(times[False][0])
+    assert times[True][5] < 0.5 * times[False][5]
