@@ -19,11 +19,12 @@ from router.accounting import ModelState, Progress
 from router.admission import RateLimit
 from router.config import AdminConfig, QueueConfig
 from router.door import Door
-from router.endpoints import Endpoints, EndpointSpec, Pool
+from router.endpoints import Endpoints, Pool
 from router.http1 import ClientConnection
 from router.message import Request
 from router.metrics import BLOCK_TOKENS, CONTENT_TYPE, PoolGauges, Scrape, WorkerGauges, priority_label, render
 from router.openai import error_body
+from router.types import EndpointSpec
 
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Version = Annotated[int, Field(ge=1)]
@@ -74,7 +75,7 @@ class _AdmissionMessage(_Message):
 
 class Admin:
     """Answers the admin listener's requests. `running` are the requests on their way, `ready` says whether clients can be
-    served."""
+    served, `troubles` by pool why its endpoints cannot be found (None: they can)."""
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class Admin:
         door: Door,
         running: Callable[[], list[Progress]],
         ready: Callable[[], bool],
+        troubles: Mapping[str, str | None],
         now: Callable[[], float],
         speed: float,
     ) -> None:
@@ -98,6 +100,7 @@ class Admin:
         self._door = door
         self._running = running
         self._ready = ready
+        self._troubles = troubles
         self._now = now
         self._speed = speed
         self._routes: dict[tuple[bytes, bytes], Callable[[bytes], tuple[int, Any]]] = {
@@ -202,6 +205,7 @@ class Admin:
                 {
                     "name": pool.name,
                     "role": pool.role,
+                    "discovery": self._troubles.get(pool.name),
                     "endpoints": [
                         {
                             "id": one.id,
@@ -279,6 +283,7 @@ class Admin:
                 for pool in pools
                 for one in pool.endpoints.values()
             ),
+            discovery=[(pool.metrics, self._troubles[pool.name] is None) for pool in pools if pool.name in self._troubles],
             queue_requests=len(tickets),
             queue_isl_tokens=sum(ticket.tokens for ticket in tickets),
             scalars={

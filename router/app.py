@@ -19,6 +19,7 @@ from router.accounting import AccessLog, ModelState
 from router.admin import Admin
 from router.admission import Admission, RateLimit
 from router.config import ConfigError, RouterConfig
+from router.discovery import Discovery
 from router.dispatch import Dispatch
 from router.door import Door
 from router.endpoints import Endpoints, Pool
@@ -81,6 +82,7 @@ class RouterApp:
             health=config.health,
             changed=lambda: self.door.pump(),
         )
+        self.discovery = Discovery(self.endpoints, loop)
         own = {m.model: (m.priority_class, RateLimit(rate_rps=m.own_admitted_rps, burst=m.own_burst)) for m in config.models}
         admission = Admission(
             own, room=config.queue.limit, starting_retry_after_s=config.queue.starting_retry_after_s, now=now()
@@ -111,6 +113,7 @@ class RouterApp:
             door=self.door,
             running=self.dispatch.running,
             ready=self.ready,
+            troubles=self.discovery.troubles,
             now=now,
             speed=speed,
         )
@@ -124,6 +127,7 @@ class RouterApp:
         had."""
         listen, admin = self.config.listen, self.config.admin
         admin_port = await self._private.listen(admin.host, admin.port)
+        self.discovery.start()
         port = await self._public.listen(listen.host, listen.port, reuse_port=reuse_port)
         return port, admin_port
 
@@ -134,6 +138,7 @@ class RouterApp:
         await self._private.close(0.0)
         for wake in self._wakes:
             wake.cancel()
+        await self.discovery.close()
         self.door.close()
         self.endpoints.close()
         if self._log is not None:

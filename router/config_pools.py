@@ -32,6 +32,27 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class DiscoveryConfig(Section):
+    """Where a pool's endpoints are found: exactly one of `file` (a list of URLs, JSON or YAML, read again every `every_s`),
+    `dns` ("name:port", every address of the name, asked every `every_s`) and `service` ("namespace/name:port", the
+    EndpointSlices of a Kubernetes service, watched; `port` is a name or a number, and may be left out where there is one).
+    `kubeconfig` absent: the pod's service account, else the default kubeconfig. Wall seconds."""
+
+    file: str | None = None
+    dns: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+:[0-9]{1,5}$")] | None = None
+    service: Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9-]+(:[a-z0-9-]+)?$")] | None = None
+    kubeconfig: str | None = None
+    scheme: Literal["http", "https"] = "http"
+    every_s: PositiveFloat = 5.0
+
+    @model_validator(mode="after")
+    def _is_one(self) -> DiscoveryConfig:
+        named = [name for name in ("file", "dns", "service") if getattr(self, name) is not None]
+        if len(named) != 1:
+            raise ValueError(f"name exactly one of file, dns and service (has: {', '.join(named) or 'none'})")
+        return self
+
+
 class PoolConfig(Section):
     """One pool of a model. `name` is what the planner calls it; `dynamo_namespace` labels its metrics ("<k8s
     namespace>-<dgd>"; default: the name).
@@ -39,9 +60,10 @@ class PoolConfig(Section):
     Among the pools of one role, prompts up to `isl_max_tokens` come here (absent: any length); the smallest limit that fits
     wins. `order` ranks speed for priority retry (lower is faster). `max_in_flight` bounds the requests sent to one endpoint
     at a time; more wait in the router, where priority counts. Prefill hands over only to decode pools of the same
-    `kv_format`. `bootstrap_port`: where an SGLang prefill engine's bootstrap server listens. `endpoints` are static: used until
-    the planner names others. `profile` (a directory of profile data, from the configuration's folder) and `cost_per_hour` (of
-    one replica, in any unit) are what adaptive selection and `pool-router grid` weigh.
+    `kv_format`. `bootstrap_port`: where an SGLang prefill engine's bootstrap server listens. `endpoints` are static,
+    `discovery` finds them; both hold until the planner names others. `profile` (a directory of profile data, from the
+    configuration's folder) and `cost_per_hour` (of one replica, in any unit) are what adaptive selection and `pool-router
+    grid` weigh.
     """
 
     name: str = Field(min_length=1, max_length=200)
@@ -54,6 +76,7 @@ class PoolConfig(Section):
     kv_format: str = ""
     bootstrap_port: Annotated[int, Field(gt=0, le=65535)] = 8998
     endpoints: tuple[HttpUrl, ...] = ()
+    discovery: DiscoveryConfig | None = None
     profile: str | None = None
     cost_per_hour: PositiveFloat = 1.0
 
@@ -176,6 +199,9 @@ class ModelConfig(Section):
             if strangers:
                 allowed = ", ".join(names) or "(none)"
                 problems.append(f"grids.{role} names {', '.join(strangers)}; the {role} pools are {allowed}")
+        for pool in self.pools:
+            if pool.endpoints and pool.discovery is not None:
+                problems.append(f"pool {pool.name!r} has both endpoints and discovery; keep one")
         if self.selection == "adaptive":
             problems += self._cannot_adapt()
         formats = {pool.kv_format for pool in self.role_pools("decode")}

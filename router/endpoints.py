@@ -1,16 +1,16 @@
 """[I/O] Which engines exist, which may be used, and how loaded each is, as this process sees it.
 
 The planner's word is whole state by version (`put`); a drain comes by name (`drain`) and ends when a newer whole state says
-`ready`. Endpoints that left the planner's state take no new requests, and stay visible until their last request ended. Health
-is the router's own finding: a refused connection, or several failures in a row, take an endpoint out until a probe succeeds.
+`ready`. A pool that the planner has not named yet has its configured or its discovered endpoints. Endpoints that left take no
+new requests, and stay visible until their last request ended. Health is the router's own finding: a refused connection, or
+several failures in a row, take an endpoint out until a probe succeeds.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
 from pool_planner.types import Role
 from router.config import HealthConfig
@@ -18,9 +18,8 @@ from router.config_pools import PoolConfig
 from router.exchange import Collected, EngineFailed
 from router.metrics import PoolMetrics
 from router.policy import Ask, Picker, usable
+from router.types import EndpointSpec, EndpointState
 from router.upstream import EngineLink, Upstream
-
-EndpointState = Literal["starting", "ready", "draining"]
 
 
 class Endpoint:
@@ -30,6 +29,7 @@ class Endpoint:
     __slots__ = (
         "backoff_s",
         "bootstrap_port",
+        "drained",
         "failures",
         "healthy",
         "id",
@@ -54,6 +54,7 @@ class Endpoint:
         self.link = link
         self.bootstrap_port: int | None = None
         self.known = True
+        self.drained = False
         self.in_flight = 0
         self.outstanding_tokens = 0.0
         self.unstarted = 0
@@ -71,20 +72,10 @@ class Endpoint:
         return self.in_flight == 0 and self.pending_kv == 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndpointSpec:
-    """One endpoint as the planner names it. `bootstrap_port`: of an SGLang prefill engine (None: the pool's)."""
-
-    id: str
-    url: str
-    state: EndpointState = "ready"
-    bootstrap_port: int | None = None
-
-
 class Pool:
-    """One pool: its endpoints, the picker among them, and its series."""
+    """One pool: its endpoints, the picker among them, and its series. `by_planner`: the planner has named its endpoints."""
 
-    __slots__ = ("config", "endpoints", "metrics", "model", "name", "picker", "ready", "role")
+    __slots__ = ("by_planner", "config", "endpoints", "metrics", "model", "name", "picker", "ready", "role")
 
     def __init__(self, config: PoolConfig, model: str, picker: Picker) -> None:
         self.config = config
@@ -92,6 +83,7 @@ class Pool:
         self.role: Role = config.role
         self.model = model
         self.picker = picker
+        self.by_planner = False
         self.endpoints: dict[str, Endpoint] = {}
         self.ready: list[Endpoint] = []
         self.metrics = PoolMetrics(model=model, pool=config.name, role=config.role, namespace=config.namespace_label)
@@ -167,11 +159,24 @@ class Endpoints:
         self.version = version
         self.named = True
         for pool in self.pools.values():
-            if pool.name not in pools and pool.config.endpoints:
+            if pool.name not in pools and (pool.config.endpoints or pool.config.discovery is not None):
                 continue
+            pool.by_planner = True
             self._replace(pool, {spec.id: spec for spec in pools.get(pool.name, ())})
         self._changed()
         return unknown
+
+    def discovered(self, pool: Pool, found: Iterable[EndpointSpec]) -> None:
+        """The pool's endpoints, all of them, where somebody else than the planner knows. What was told to drain drains on
+        until it is gone."""
+        if pool.by_planner:
+            return
+        specs = {spec.id: spec for spec in found}
+        for endpoint in pool.endpoints.values():
+            if endpoint.drained and endpoint.id in specs and endpoint.url == specs[endpoint.id].url:
+                specs[endpoint.id] = replace(specs[endpoint.id], state="draining")
+        self._replace(pool, specs)
+        self._changed()
 
     def _replace(self, pool: Pool, specs: dict[str, EndpointSpec]) -> None:
         for endpoint in pool.endpoints.values():
@@ -187,6 +192,7 @@ class Endpoints:
             elif spec.state == "ready" and endpoint.state == "starting":
                 endpoint.healthy, endpoint.failures, endpoint.backoff_s = True, 0, 0.0
             endpoint.state = spec.state
+            endpoint.drained = endpoint.drained and spec.state == "draining"
             endpoint.bootstrap_port = spec.bootstrap_port
             endpoint.known = True
         pool.refresh()
@@ -197,6 +203,7 @@ class Endpoints:
             endpoint = pool.endpoints.get(name)
             if endpoint is not None:
                 endpoint.state = "draining"
+                endpoint.drained = True
         pool.refresh()
 
     # -- health --------------------------------------------------------------------------------------------------------

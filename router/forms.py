@@ -14,7 +14,7 @@ from pathlib import Path
 from pool_planner.performance.profile import ProfileError, load_profile
 from router.adaptive import Predictor
 from router.config import ConfigError, RouterConfig, read, validate
-from router.config_pools import ANY_MODEL, ModelConfig
+from router.config_pools import ANY_MODEL, ModelConfig, PoolConfig
 from router.foreign import is_foreign, translate
 
 GROUP = "pool_router.forms"
@@ -40,17 +40,16 @@ def load(
 
 
 def _absolute(config: RouterConfig, folder: Path) -> RouterConfig:
-    models = tuple(
-        model.model_copy(
-            update={
-                "pools": tuple(
-                    pool.model_copy(update={"profile": str((folder / pool.profile).resolve())}) if pool.profile else pool
-                    for pool in model.pools
-                )
-            }
-        )
-        for model in config.models
-    )
+    def at(path: str | None) -> str | None:
+        return None if path is None else str((folder / path).resolve())
+
+    def placed(pool: PoolConfig) -> PoolConfig:
+        found = pool.discovery
+        if found is not None:
+            found = found.model_copy(update={"file": at(found.file), "kubeconfig": at(found.kubeconfig)})
+        return pool.model_copy(update={"profile": at(pool.profile), "discovery": found})
+
+    models = tuple(model.model_copy(update={"pools": tuple(map(placed, model.pools))}) for model in config.models)
     return config.model_copy(update={"models": models})
 
 

@@ -175,13 +175,15 @@ class PoolGauges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scrape:
-    """Everything that one answer of /metrics shows. `waiting`: requests in the queue by model and priority."""
+    """Everything that one answer of /metrics shows. `waiting`: requests in the queue by model and priority;
+    `discovery`: whether the source of a pool's endpoints answers."""
 
     pools: Iterable[tuple[PoolMetrics, PoolGauges]]
     frontends: Iterable[FrontendMetrics]
     outcomes: Iterable[OutcomeMetrics]
     waiting: Mapping[tuple[str, str], int]
     workers: tuple[WorkerGauges, ...]
+    discovery: Iterable[tuple[PoolMetrics, bool]]
     queue_requests: int
     queue_isl_tokens: float
     scalars: Mapping[str, tuple[str, str, float]]
@@ -281,6 +283,9 @@ def render(scrape: Scrape) -> bytes:
         for (model, priority), count in scrape.waiting.items()
     ]
     family(name, "gauge", "Requests that wait for their turn, by priority.", waiting)
+    name = _OWN + "discovery_up"
+    up = [f"{name}{{{pool.labels}}} {int(answers)}" for pool, answers in scrape.discovery]
+    family(name, "gauge", "1 while the source of the pool's endpoints answers; else its last answer holds.", up)
     for name, (kind, about, value) in scrape.scalars.items():
         family(_OWN + name, kind, about, [f"{_OWN}{name} {value:g}"])
     return ("\n".join(out) + "\n").encode()
