@@ -9,6 +9,7 @@ import numpy as np
 
 from pool_planner.performance import queueing
 from pool_planner.performance.correction import Correction
+from pool_planner.performance.interpolation import SAME_CONTEXT
 from pool_planner.performance.lengths import LengthMix
 from pool_planner.performance.queueing import Array, Batching, ServiceMix
 from pool_planner.types import Role
@@ -25,6 +26,8 @@ class PrefillTimes(Protocol):
     @property
     def isl_tokens(self) -> tuple[float, ...]: ...
 
+    def covers(self, isl: float) -> bool: ...
+
     def ttft_ms(self, isl: float) -> float: ...
 
     def thpt_per_gpu(self, isl: float) -> float: ...
@@ -34,6 +37,9 @@ class DecodeTimes(Protocol):
     """ITL over KV usage (0..1) and mean context (`interpolation.DecodeCurve`)."""
 
     max_kv_tokens: int
+
+    @property
+    def context_range(self) -> tuple[float, float]: ...
 
     def itl_ms(self, kv_usage: float, context: float) -> float: ...
 
@@ -93,6 +99,8 @@ class PrefillWork:
         )
         self.offset_s = correction.ttft_offset_ms / 1e3
         sla_s = engine.ttft_ms / 1e3
+        if not curve.covers(shape.isl.mean):
+            notes.append(_beyond("prompts", shape.isl.mean, curve.isl_tokens[0], curve.isl_tokens[-1]))
         self.slack_s = sla_s - self.offset_s - joined_s - seconds
         weight = self.mix.share * np.clip(self.slack_s / (SLACK * sla_s), 0.0, 1.0)
         beyond = float(self.mix.share[self.slack_s < 0.0].sum())
@@ -120,9 +128,12 @@ class DecodeWork:
     def __init__(self, engine: Engine, shape: Shape, correction: Correction, notes: list[str]) -> None:
         curve, context = decode_curve(engine), shape.context_tokens
         usage_of_one = context / curve.max_kv_tokens
+        shortest, longest = curve.context_range
+        if not shortest * (1 - SAME_CONTEXT) <= context <= longest * (1 + SAME_CONTEXT):
+            notes.append(_beyond("contexts", context, shortest, longest))
         room = max(1.0, min(float(engine.max_num_seqs), KV_CEILING / usage_of_one))
         grid = np.unique(np.concatenate([np.linspace(0.0, min(room, 8.0), 9), np.geomspace(1.0, room, GRID)]))
-        itl = correction.itl_factor * np.array([curve.itl_ms(b * usage_of_one, context) for b in grid]) / 1e3
+        itl = np.array([correction.itl_ms(curve.itl_ms(b * usage_of_one, context)) for b in grid]) / 1e3
         self.batching = Batching(sequences=grid, itl_s=itl, pace=np.maximum.accumulate(grid / itl))
         self.stays = np.array(shape.osl.tokens) * shape.osl.mean / shape.osl.second_moment
         self.share = np.array(shape.osl.share)
@@ -163,6 +174,10 @@ def start_ms(curve: PrefillTimes) -> float:
         return 0.0
     slope = (curve.ttft_ms(next_one) - curve.ttft_ms(shortest)) / (next_one - shortest)
     return max(0.0, curve.ttft_ms(shortest) - slope * shortest)
+
+
+def _beyond(what: str, tokens: float, shortest: float, longest: float) -> str:
+    return f"extrapolated: {what} of {tokens:.0f} tokens, the profile has {shortest:.0f} to {longest:.0f}"
 
 
 def unreachable(what: str, sla_ms: float, best_ms: float) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import timeit
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
-from pool_planner.performance.interpolation import DecodeCurve, Pchip, PrefillCurve, isotonic
+from pool_planner.performance.interpolation import DecodeCurve, Monotone, PrefillCurve, isotonic
 from pool_planner.performance.profile import Profile, load_profile
 
 H200 = Path(__file__).parents[3] / "shared" / "data" / "profiles" / "h200_llama31_8b_fp8_tp1"
@@ -31,23 +31,46 @@ def test_isotonic_is_least_squares(values: list[float]) -> None:
     assert isotonic(values) == pytest.approx(list(isotonic_regression(values).x), rel=1e-9)
 
 
-@given(st.data(), st.integers(2, 12))
-def test_pchip_agrees_with_scipy(data: st.DataObject, n: int) -> None:
+@given(st.data(), st.integers(2, 12), st.floats(0, 1))
+def test_a_curve_never_leaves_its_neighbours_and_never_turns_between_them(data: st.DataObject, n: int, bow: float) -> None:
     steps = data.draw(st.lists(st.floats(0.5, 100), min_size=n, max_size=n))
     xs = [sum(steps[: i + 1]) for i in range(n)]
     ys = data.draw(st.lists(finite, min_size=n, max_size=n))
-    share = data.draw(st.floats(0, 1))
-    x = xs[0] + share * (xs[-1] - xs[0])
-    assert Pchip(xs, ys)(x) == pytest.approx(float(PchipInterpolator(xs, ys)(x)), rel=1e-6, abs=1e-6)
+    curve = Monotone(xs, ys, bow=bow)
+    for i in range(n - 1):
+        inside = [curve(xs[i] + k / 16 * (xs[i + 1] - xs[i])) for k in range(16)] + [ys[i + 1]]
+        signs = {math.copysign(1, b - a) for a, b in pairwise(inside) if abs(b - a) > 1e-9 * max(ys)}
+        assert len(signs) <= 1, "it turns between two points"
+        assert all(min(ys[i : i + 2]) - 1e-6 <= y <= max(ys[i : i + 2]) + 1e-6 for y in inside)
+
+
+def test_without_bow_it_is_the_straight_line_and_with_all_of_it_a_parabola_is_exact() -> None:
+    xs = [1.0, 2.0, 4.0, 5.0]
+    ys = [x * x for x in xs]
+    line, half, full = (Monotone(xs, ys, bow=bow) for bow in (0.0, 0.5, 1.0))
+    assert line(3) == pytest.approx(10)
+    assert full(3) == pytest.approx(9)
+    assert half(3) == pytest.approx(9.5)
+    assert [full(x) for x in xs] == [half(x) for x in xs] == pytest.approx(ys)
 
 
 def test_beyond_the_ends() -> None:
-    clamped, extended = Pchip([1, 2], [10, 12]), Pchip([1, 2], [10, 12], before=True, beyond=True)
+    clamped, extended = Monotone([1, 2], [10, 12]), Monotone([1, 2], [10, 12], before=True, beyond=True)
     assert (clamped(0), clamped(5)) == (10, 12)
     assert (extended(0), extended(5)) == (8, 18)
     assert extended(-100) == 5
-    assert Pchip([3], [7], before=True, beyond=True)(100) == 7
-    assert Pchip([1, 2], [30, 10], beyond=True)(5) == 10, "a falling end is never followed below what was measured"
+    assert Monotone([3], [7], before=True, beyond=True)(100) == 7
+    assert Monotone([1, 2], [30, 10], beyond=True)(5) == 10, "a falling end is never followed below what was measured"
+
+
+def test_a_context_that_was_not_measured_alone_begins_where_the_others_say() -> None:
+    rows = [(0.01, 1000, 11.0), (0.5, 1000, 30.0), (0.2, 2000, 15.0), (0.6, 2000, 32.0), (0.04, 4000, 14.0), (0.6, 4000, 31.0)]
+    curve = DecodeCurve(
+        kv_usage=[r[0] for r in rows], context_tokens=[r[1] for r in rows], itl_ms=[r[2] for r in rows],
+        thpt_per_gpu=[1.0] * 6, max_kv_tokens=100_000,
+    )  # fmt: skip
+    assert curve.itl_ms(0.02, 2000) == pytest.approx(12.0), "a third of the way from 11 ms at 1000 to 14 ms at 4000 tokens"
+    assert curve.itl_ms(0.2, 2000) == 15.0
 
 
 def test_a_long_prompt_is_not_free_and_says_that_it_is_extrapolated() -> None:
@@ -110,6 +133,13 @@ def test_covers_names_what_was_measured() -> None:
     curve = linear_engine()
     assert curve.covers(0.5, 2000) and curve.covers(0.9, 600)
     assert not curve.covers(0.5, 400) and not curve.covers(0.5, 11_000)
+    assert curve.context_range == (500, 10_000)
+    part = DecodeCurve(
+        kv_usage=[0.1, 0.5, 0.1, 0.9], context_tokens=[100, 100, 200, 200], itl_ms=[1, 2, 1, 3],
+        thpt_per_gpu=[1] * 4, max_kv_tokens=1000,
+    )  # fmt: skip
+    assert part.covers(0.9, 200) and not part.covers(0.9, 100)
+    assert not part.covers(0.9, 150), "one of the two contexts it lies between was measured up to 0.5 only"
 
 
 @settings(deadline=None)

@@ -224,6 +224,40 @@ def test_lengths_keep_the_mean_and_forget_slowly() -> None:
     assert history.learn(other, 200.0).histogram == other
 
 
+def test_what_lies_beyond_the_profile_is_said_to_be_extrapolated() -> None:
+    for role, isl, said in (
+        ("prefill", 700.0, ()),
+        ("prefill", 200_000.0, ("extrapolated: prompts of 200000 tokens, the profile has 32 to 131072",)),
+        ("decode", 200_000.0, ("extrapolated: contexts of 200050 tokens, the profile has 64 to 131072",)),
+    ):
+        shape = Shape(isl=LengthMix.of_mean(isl), osl=LengthMix.of_mean(100.0))
+        pool = engine(role, ttft_ms=3e5, itl_ms=1e3)  # type: ignore[arg-type]
+        notes = queueing_capacity(pool, shape, Correction(), target=TARGET, max_replicas=4).notes
+        assert tuple(note for note in notes if note.startswith("extrapolated")) == said
+
+
+def test_the_correction_learns_a_cost_a_step_where_the_loads_differ() -> None:
+    """Each step really costs 3 ms more than profiled: twice the ITL of an idle engine, a tenth more of a busy one."""
+    correction = Correction()
+    loads = (6.0, 10.0, 18.0, 30.0, 8.0, 24.0, 12.0, 20.0, 15.0, 28.0)
+    for profiled in loads:
+        correction = correction.with_itl(observed_ms=profiled + 3.0, expected_ms=correction.itl_ms(profiled))
+    assert correction.itl_slope < -0.05
+    error = [correction.itl_ms(profiled) / (profiled + 3.0) - 1.0 for profiled in loads]
+    without = [profiled / (profiled + 3.0) - 1.0 for profiled in loads]
+    assert sum(map(abs, error)) < 0.4 * sum(map(abs, without))
+    assert [correction.itl_ms(ms) for ms in (1.0, 5.0, 50.0)] == sorted(correction.itl_ms(ms) for ms in (1.0, 5.0, 50.0))
+    assert correction.profiled_itl_ms(correction.itl_ms(17.0)) == pytest.approx(17.0)
+
+
+def test_without_a_difference_in_load_only_the_level_is_learnt() -> None:
+    correction = Correction()
+    for _ in range(20):
+        correction = correction.with_itl(observed_ms=33.0, expected_ms=correction.itl_ms(30.0))
+    assert abs(correction.itl_slope) < 1e-12
+    assert correction.itl_ms(60.0) == pytest.approx(66.0, rel=0.01)
+
+
 def test_no_single_sample_moves_the_correction_far() -> None:
     correction = Correction()
     for _ in range(50):
