@@ -105,6 +105,11 @@ def objective(name: str) -> Contender:
     def deploy(
         topology: Topology, profiles: Mapping[str, Profile], workload: Workload
     ) -> tuple[Topology, Mapping[str, int] | None]:
-        return topology.model_copy(update={"arbiter": topology.arbiter.model_copy(update={"objective": name})}), None
+        return with_arbiter(topology, objective=name), None
 
     return Contender(name=name, reporters=live_planners, deploy=deploy)
+
+
+def with_arbiter(topology: Topology, **changed: object) -> Topology:
+    """The deployment with other settings of the arbiter."""
+    return topology.model_copy(update={"arbiter": topology.arbiter.model_copy(update=changed)})

@@ -1,0 +1,27 @@
+"""The contenders by the names that people use. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from global_planner.replay.baselines import hpa, independent, oracle, static
+from global_planner.replay.contenders import Contender, objective
+
+POLICIES: Mapping[str, tuple[Callable[[], Contender], str]] = {
+    "goodput": (lambda: objective("goodput"), "ours: the most requests within their SLA, by weight and priority"),
+    "max_min": (lambda: objective("max_min"), "ours: the worst-off group as well off as can be"),
+    "proportional": (lambda: objective("proportional"), "our planners; everybody gets the same share of what it wants"),
+    "first_come": (lambda: objective("first_come"), "our planners; whoever asks first gets all it asks for"),
+    "independent": (independent, "our planners; each pool alone with a fixed share of the budget"),
+    "hpa": (hpa, "Kubernetes' autoscaler on requests in flight, one for each pool"),
+    "static_peak": (lambda: static("static_peak", peak=True), "a fixed fleet, sized for the busiest 10 s of each pool"),
+    "static_mean": (lambda: static("static_mean", peak=False), "a fixed fleet, sized for the mean load"),
+    "oracle": (oracle, "knows the trace: the bound"),
+}
+
+
+def policy(name: str) -> Contender:
+    """The contender of that name. Raises ValueError with the names that there are."""
+    if name not in POLICIES:
+        raise ValueError(f"no policy {name!r} (has: {', '.join(POLICIES)})")
+    return POLICIES[name][0]()
