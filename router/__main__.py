@@ -19,6 +19,7 @@ from router.app import RouterApp
 from router.commands import grid
 from router.config import ANY_MODEL, ConfigError, RouterConfig
 from router.forms import load, predictors_of
+from router.tokens import Tokenizer
 from router.workers import run_workers, share, tell
 
 PR_SET_PDEATHSIG = 1
@@ -43,7 +44,7 @@ def die_with_parent() -> None:
 async def run(config: RouterConfig, port_file: Path | None, *, reuse_port: bool = False) -> bool:
     """Serve until SIGTERM or SIGINT; whether every running request ended."""
     loop = asyncio.get_running_loop()
-    app = RouterApp(config, clock_from_environment(), loop)
+    app = RouterApp(config, clock_from_environment(), loop, say=lambda text: click.echo(text, err=True))
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
@@ -141,6 +142,8 @@ def main(
         if check:
             for configured in config.models:
                 predictors_of(configured)
+                if configured.tokenizer:
+                    Tokenizer(configured.tokenizer)
             click.echo(f"{config_path.name}: {len(config.models)} models, {sum(len(m.pools) for m in config.models)} pools")
             return
         if workers > 1:

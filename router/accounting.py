@@ -17,12 +17,25 @@ from router.message import Request
 from router.metrics import FrontendMetrics, OutcomeMetrics, PoolMetrics
 from router.openai import Call, Lengths, usage_in
 from router.policy import Ask, Stages
+from router.tokens import Tokenizer
 
 
 class ModelState:
-    """One model of the configuration, and what the router has learned about it. `frontends` by namespace label."""
+    """One model of the configuration, and what the router has learned about it. `frontends` by namespace label;
+    `counted_elsewhere`: the namespaces whose own frontends are the source of metrics."""
 
-    __slots__ = ("by_prefix", "config", "frontends", "lengths", "name", "outcomes", "predictors", "stages")
+    __slots__ = (
+        "by_prefix",
+        "config",
+        "counted_elsewhere",
+        "frontends",
+        "lengths",
+        "name",
+        "outcomes",
+        "predictors",
+        "stages",
+        "tokenizer",
+    )
 
     def __init__(
         self, config: ModelConfig, predictors: Mapping[str, Predictor], ready: Callable[[str], Sequence[Endpoint]]
@@ -31,11 +44,15 @@ class ModelState:
         self.config = config
         self.name = config.model
         self.predictors = predictors
+        self.tokenizer = Tokenizer(config.tokenizer) if config.tokenizer else None
         adaptive = config.selection == "adaptive"
         self.stages = Stages(config, (lambda role: AdaptiveStage(config, role, predictors, ready).route) if adaptive else None)
         self.by_prefix = any(pool.pick == "prefix_affinity" for pool in config.pools)
         self.lengths = Lengths()
         self.outcomes = OutcomeMetrics(config.model)
+        self.counted_elsewhere = {
+            pool.namespace_label for pool in config.pools if pool.metrics_source == "frontend" and pool.role != "decode"
+        }
         namespaces = dict.fromkeys(pool.namespace_label for pool in config.pools if pool.role != "decode")
         self.frontends: Mapping[str, FrontendMetrics] = {
             namespace: FrontendMetrics(model=config.model, namespace=namespace) for namespace in namespaces

@@ -15,6 +15,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pool_planner.types import Role
+from router import openapi
 from router.accounting import ModelState, Progress
 from router.admission import RateLimit
 from router.config import AdminConfig, QueueConfig
@@ -26,8 +27,10 @@ from router.metrics import BLOCK_TOKENS, CONTENT_TYPE, PoolGauges, Scrape, Worke
 from router.openai import error_body
 from router.types import EndpointSpec
 
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Version = Annotated[int, Field(ge=1)]
+# Bounds that no planner comes near, and beyond which numbers cannot be counted with or told in JSON.
+Rate = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Version = Annotated[int, Field(ge=1, lt=2**53)]
+MOST_S = 1e9
 
 
 class _Message(BaseModel):
@@ -55,7 +58,7 @@ class _EndpointsMessage(_Message):
 class _DrainMessage(_Message):
     pool: str
     endpoints: tuple[str, ...]
-    deadline_s: float = Field(allow_inf_nan=False)
+    deadline_s: float = Field(le=MOST_S, allow_inf_nan=False)
 
 
 class _GroupMessage(_Message):
@@ -70,12 +73,20 @@ class _AdmissionMessage(_Message):
 
     version: Version
     groups: tuple[_GroupMessage, ...]
-    valid_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    valid_s: float | None = Field(default=None, gt=0, le=MOST_S, allow_inf_nan=False)
+
+
+MESSAGES: Mapping[str, type[BaseModel]] = {
+    "PUT /admin/endpoints": _EndpointsMessage,
+    "POST /admin/drain": _DrainMessage,
+    "PUT /admin/admission": _AdmissionMessage,
+}
 
 
 class Admin:
     """Answers the admin listener's requests. `running` are the requests on their way, `ready` says whether clients can be
-    served, `troubles` by pool why its endpoints cannot be found (None: they can)."""
+    served, `troubles` by pool why its endpoints cannot be found (None: they can),
+    `duplicates` whether its own frontend shows the same traffic."""
 
     def __init__(
         self,
@@ -89,6 +100,7 @@ class Admin:
         running: Callable[[], list[Progress]],
         ready: Callable[[], bool],
         troubles: Mapping[str, str | None],
+        duplicates: Mapping[str, bool],
         now: Callable[[], float],
         speed: float,
     ) -> None:
@@ -101,6 +113,8 @@ class Admin:
         self._running = running
         self._ready = ready
         self._troubles = troubles
+        self._duplicates = duplicates
+        self._document = orjson.dumps(openapi.admin(MESSAGES, token=token is not None))
         self._now = now
         self._speed = speed
         self._routes: dict[tuple[bytes, bytes], Callable[[bytes], tuple[int, Any]]] = {
@@ -115,6 +129,8 @@ class Admin:
         method, path = request.method, request.path
         if path == b"/health":
             client.respond(200, b'{"status":"ok"}')
+        elif path == b"/openapi.json":
+            client.respond(200, self._document)
         elif not self._allowed(request):
             client.respond(401, _error("This listener needs the bearer token of its configuration."))
         elif path == b"/ready":
@@ -205,6 +221,7 @@ class Admin:
                 {
                     "name": pool.name,
                     "role": pool.role,
+                    "duplicate_source": self._duplicates.get(pool.name, False),
                     "discovery": self._troubles.get(pool.name),
                     "endpoints": [
                         {
@@ -265,8 +282,17 @@ class Admin:
         pools = self._endpoints.pools.values()
         admission = self._door.admission
         return Scrape(
-            pools=[(pool.metrics, _pool_gauges(pool, queued.get(pool.name, []))) for pool in pools],
-            frontends=[one for model in self._models.values() for one in model.frontends.values()],
+            pools=[
+                (pool.metrics, _pool_gauges(pool, queued.get(pool.name, [])))
+                for pool in pools
+                if pool.config.metrics_source == "router"
+            ],
+            frontends=[
+                one
+                for model in self._models.values()
+                for namespace, one in model.frontends.items()
+                if namespace not in model.counted_elsewhere
+            ],
             outcomes=[model.outcomes for model in self._models.values()],
             waiting=self._waiting(),
             workers=tuple(
@@ -283,6 +309,7 @@ class Admin:
                 for pool in pools
                 for one in pool.endpoints.values()
             ),
+            duplicates=[(pool.metrics, self._duplicates[pool.name]) for pool in pools if pool.name in self._duplicates],
             discovery=[(pool.metrics, self._troubles[pool.name] is None) for pool in pools if pool.name in self._troubles],
             queue_requests=len(tickets),
             queue_isl_tokens=sum(ticket.tokens for ticket in tickets),

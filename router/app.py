@@ -22,6 +22,7 @@ from router.config import ConfigError, RouterConfig
 from router.discovery import Discovery
 from router.dispatch import Dispatch
 from router.door import Door
+from router.duplicates import Duplicates
 from router.endpoints import Endpoints, Pool
 from router.exchange import Collected, EngineFailed
 from router.forms import predictors_of
@@ -29,6 +30,7 @@ from router.http1 import ClientConnection, HttpServer
 from router.identity import Keys
 from router.message import Request
 from router.openai import BadRequest, error_body
+from router.openapi import public
 from router.policy import picker
 from router.upstream import EngineLink, Upstream
 
@@ -46,9 +48,15 @@ def steady(clock: SpeedClock) -> Callable[[], float]:
 
 
 class RouterApp:
-    """One router process. `start` returns (public port, admin port)."""
+    """One router process. `start` returns (public port, admin port); `say` takes what people should read."""
 
-    def __init__(self, config: RouterConfig, clock: SpeedClock, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        config: RouterConfig,
+        clock: SpeedClock,
+        loop: asyncio.AbstractEventLoop,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.config = config
         self._loop = loop
         self._now = now = steady(clock)
@@ -83,6 +91,7 @@ class RouterApp:
             changed=lambda: self.door.pump(),
         )
         self.discovery = Discovery(self.endpoints, loop)
+        self.duplicates = Duplicates(self.endpoints.pools, upstream=self._upstream, loop=loop, now=now, speed=speed, say=say)
         own = {m.model: (m.priority_class, RateLimit(rate_rps=m.own_admitted_rps, burst=m.own_burst)) for m in config.models}
         admission = Admission(
             own, room=config.queue.limit, starting_retry_after_s=config.queue.starting_retry_after_s, now=now()
@@ -114,6 +123,7 @@ class RouterApp:
             running=self.dispatch.running,
             ready=self.ready,
             troubles=self.discovery.troubles,
+            duplicates=self.duplicates.found,
             now=now,
             speed=speed,
         )
@@ -121,6 +131,7 @@ class RouterApp:
         self._public = HttpServer(self.serve, config.limits, loop)
         self._private = HttpServer(self.admin.serve, config.limits, loop)
         self._stopping = False
+        self._document = orjson.dumps(public(keys=self._keys.required))
 
     async def start(self, *, reuse_port: bool = False) -> tuple[int, int]:
         """Listen; with `reuse_port`, beside other processes on the public port. Raises OSError when an address cannot be
@@ -128,6 +139,7 @@ class RouterApp:
         listen, admin = self.config.listen, self.config.admin
         admin_port = await self._private.listen(admin.host, admin.port)
         self.discovery.start()
+        self.duplicates.start()
         port = await self._public.listen(listen.host, listen.port, reuse_port=reuse_port)
         return port, admin_port
 
@@ -139,6 +151,7 @@ class RouterApp:
         for wake in self._wakes:
             wake.cancel()
         await self.discovery.close()
+        self.duplicates.close()
         self.door.close()
         self.endpoints.close()
         if self._log is not None:
@@ -173,6 +186,8 @@ class RouterApp:
         if path == b"/ready":
             ready = self.ready()
             return 200 if ready else 503, orjson.dumps({"ready": ready})
+        if path == b"/openapi.json":
+            return 200, self._document
         try:
             self._keys.owner(authorization)
         except BadRequest as error:

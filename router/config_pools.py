@@ -63,7 +63,8 @@ class PoolConfig(Section):
     `kv_format`. `bootstrap_port`: where an SGLang prefill engine's bootstrap server listens. `endpoints` are static,
     `discovery` finds them; both hold until the planner names others. `profile` (a directory of profile data, from the
     configuration's folder) and `cost_per_hour` (of one replica, in any unit) are what adaptive selection and `pool-router
-    grid` weigh.
+    grid` weigh. `metrics_source`: who shows the pool's traffic; with `frontend`, its own, the router's series of it are left
+    out, so that nobody counts a request twice.
     """
 
     name: str = Field(min_length=1, max_length=200)
@@ -77,6 +78,7 @@ class PoolConfig(Section):
     bootstrap_port: Annotated[int, Field(gt=0, le=65535)] = 8998
     endpoints: tuple[HttpUrl, ...] = ()
     discovery: DiscoveryConfig | None = None
+    metrics_source: Literal["router", "frontend"] = "router"
     profile: str | None = None
     cost_per_hour: PositiveFloat = 1.0
 
@@ -159,7 +161,8 @@ class ModelConfig(Section):
     endpoint, another pool of the stage whose `isl_max_tokens` also fits serves the request; `priority_retry`: on failure,
     strictly faster pools (`order`) are tried, slowest first. `handoff`: how the engines pass KV blocks from prefill to
     decode. `decode_only_fallback`: when no prefill endpoint can be reached, decode does the prefill itself (default: where
-    such an engine can).
+    such an engine can). `tokenizer`: the model's `tokenizer.json`, to count prompts with (absent: lengths are estimated, and
+    the estimate learns from answers).
     """
 
     model: str = Field(min_length=1, max_length=256)
@@ -172,6 +175,7 @@ class ModelConfig(Section):
     spill: bool = True
     decode_only_fallback: bool | None = None
     handoff: Engine = "vllm"
+    tokenizer: str | None = None
     own_admitted_rps: PositiveFloat | None = None
     own_burst: PositiveFloat | None = None
     default_ttft_ms: PositiveFloat | None = None

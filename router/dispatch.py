@@ -83,6 +83,8 @@ class Dispatch:
             body = error_body(text, kind="invalid_request_error", code="model_not_found", param="model")
             self._answer(client, request, 404, body)
             return
+        if model.tokenizer is not None:
+            call.counted = await model.tokenizer.count(call)
         ask = Ask(
             isl_tokens=model.lengths.isl(call),
             osl_tokens=model.lengths.osl(call),

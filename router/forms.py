@@ -49,7 +49,10 @@ def _absolute(config: RouterConfig, folder: Path) -> RouterConfig:
             found = found.model_copy(update={"file": at(found.file), "kubeconfig": at(found.kubeconfig)})
         return pool.model_copy(update={"profile": at(pool.profile), "discovery": found})
 
-    models = tuple(model.model_copy(update={"pools": tuple(map(placed, model.pools))}) for model in config.models)
+    models = tuple(
+        model.model_copy(update={"pools": tuple(map(placed, model.pools)), "tokenizer": at(model.tokenizer)})
+        for model in config.models
+    )
     return config.model_copy(update={"models": models})
 
 

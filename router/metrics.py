@@ -176,7 +176,8 @@ class PoolGauges:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scrape:
     """Everything that one answer of /metrics shows. `waiting`: requests in the queue by model and priority;
-    `discovery`: whether the source of a pool's endpoints answers."""
+    `discovery`: whether the source of a pool's endpoints answers; `duplicates`: whether its own frontend shows the same
+    traffic."""
 
     pools: Iterable[tuple[PoolMetrics, PoolGauges]]
     frontends: Iterable[FrontendMetrics]
@@ -184,6 +185,7 @@ class Scrape:
     waiting: Mapping[tuple[str, str], int]
     workers: tuple[WorkerGauges, ...]
     discovery: Iterable[tuple[PoolMetrics, bool]]
+    duplicates: Iterable[tuple[PoolMetrics, bool]]
     queue_requests: int
     queue_isl_tokens: float
     scalars: Mapping[str, tuple[str, str, float]]
@@ -286,6 +288,9 @@ def render(scrape: Scrape) -> bytes:
     name = _OWN + "discovery_up"
     up = [f"{name}{{{pool.labels}}} {int(answers)}" for pool, answers in scrape.discovery]
     family(name, "gauge", "1 while the source of the pool's endpoints answers; else its last answer holds.", up)
+    name = _OWN + "duplicate_source"
+    twice = [f"{name}{{{pool.labels}}} {int(found)}" for pool, found in scrape.duplicates]
+    family(name, "gauge", "1 while the pool's own frontend shows the traffic that is shown here.", twice)
     for name, (kind, about, value) in scrape.scalars.items():
         family(_OWN + name, kind, about, [f"{_OWN}{name} {value:g}"])
     return ("\n".join(out) + "\n").encode()

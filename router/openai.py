@@ -17,6 +17,7 @@ import orjson
 CHARS_PER_TOKEN = 4.0
 BLOCK_BYTES = 2048
 MAX_BLOCKS = 512
+AROUND_GAIN = 0.1
 
 
 class BadRequest(Exception):
@@ -44,7 +45,8 @@ def error_body(message: str, *, kind: str, code: str | None = None, param: str |
 @dataclass(slots=True, kw_only=True)
 class Call:
     """One completion request. `chars` counts the prompt's text, `token_ids` its ready-made tokens; `pure_text` is false where
-    the prompt holds parts that are neither (images): then returned usage teaches nothing about text."""
+    the prompt holds parts that are neither (images): then returned usage teaches nothing about text. `counted`: tokens of the
+    text, where a tokenizer counted them."""
 
     raw: bytes
     body: dict[str, Any]
@@ -59,6 +61,7 @@ class Call:
     itl_ms: float | None
     texts: list[str]
     ids: list[Any]
+    counted: int | None = None
 
 
 def parse(raw: bytes) -> Call:
@@ -206,7 +209,7 @@ class Lengths:
     for as much as they are.
     """
 
-    __slots__ = ("_chars", "_event_tokens", "_events", "_osl", "_tokens")
+    __slots__ = ("_around", "_chars", "_event_tokens", "_events", "_osl", "_tokens")
     KEEP = 0.98
 
     def __init__(self) -> None:
@@ -215,9 +218,12 @@ class Lengths:
         self._events = 1.0
         self._event_tokens = 1.0
         self._osl = 256.0
+        self._around = 0.0
 
     def isl(self, call: Call) -> int:
-        """Estimated prompt tokens, at least 1."""
+        """Prompt tokens, estimated or counted, at least 1."""
+        if call.counted is not None:
+            return max(1, call.token_ids + call.counted + round(self._around))
         return max(1, call.token_ids + -int(-call.chars * self._tokens // self._chars))
 
     def osl(self, call: Call) -> float:
@@ -229,7 +235,11 @@ class Lengths:
         return events * self._event_tokens / self._events
 
     def learn_isl(self, call: Call, tokens: int) -> None:
-        if call.pure_text and not call.token_ids and call.chars >= 32:
+        if call.counted is not None:
+            if call.pure_text:
+                # What the chat template put around the counted text.
+                self._around += (max(0, tokens - call.token_ids - call.counted) - self._around) * AROUND_GAIN
+        elif call.pure_text and not call.token_ids and call.chars >= 32:
             self._chars = self._chars * self.KEEP + call.chars
             self._tokens = self._tokens * self.KEEP + tokens
 

@@ -73,6 +73,7 @@ class FakeEngine:
     prefill_s: float = 0.0
     script: Script | None = None
     healthy: bool = True
+    exposition: bytes = b""
     seen: list[Seen] = field(default_factory=list)
     running: int = 0
     connections: int = 0
@@ -122,6 +123,9 @@ class FakeEngine:
     async def _answer(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if seen.path == "/health":
             writer.write(plain(200 if self.healthy else 503, {}))
+            return
+        if seen.path == "/metrics":
+            writer.write(plain(200, self.exposition, content_type="text/plain"))
             return
         self.running += 1
         work = asyncio.ensure_future((self.script or FakeEngine.serve)(self, seen, writer))
