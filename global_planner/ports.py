@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
-from global_planner.types import Approval, Cancel, Freeze, Grow, Holding, Override, Schedule, Shrink
-from pool_planner.types import Report, Role
+from global_planner.types import Approval, Cancel, Custody, Freeze, Grow, Holding, Override, Schedule, Shrink
+from pool_planner.types import Report, Role, WorldError
 
 
 class Clock(Protocol):
@@ -37,6 +37,19 @@ class Cluster(Protocol):
         A write that succeeds always moves the version on, also when the count stays what it was (a Shrink whose `before`
         and `after` are equal does nothing else: no earlier write on that version can take effect any more). Replicas that
         must go beyond the victims are those that never were ready, the youngest first."""
+        ...
+
+
+@runtime_checkable
+class Together(Protocol):
+    """A cluster that takes several orders at once, because pools of it are parts of one object."""
+
+    def batches(self, steps: Sequence[Shrink | Grow | Cancel]) -> Sequence[Sequence[Shrink | Grow | Cancel]]:
+        """All the steps, in groups that may be applied at once."""
+        ...
+
+    async def apply_together(self, steps: Sequence[Shrink | Grow | Cancel]) -> Sequence[WorldError | None]:
+        """As `Cluster.apply`, for a batch: what each would have raised, None where it is done."""
         ...
 
 
@@ -124,6 +137,7 @@ class Controls:
     approvals: tuple[Approval, ...] = ()
     overrides: tuple[Override, ...] = ()
     schedules: tuple[Schedule, ...] = ()
+    custody: tuple[Custody, ...] = ()
 
 
 class Operators(Protocol):

@@ -71,6 +71,8 @@ def release(
     limit_s = start_limit_s(holding, spec)
     never_created = uncreated if memory.short_since_s is not None and at_s - memory.short_since_s > limit_s else 0
     late = [replica for replica in queue if replica not in bound and overdue(replica, memory, holding, spec, at_s)]
+    if _ranked(queue):  # the cluster removes in its own order: who does not come first there cannot be cancelled
+        late = late[: max(0, _leading(queue, [*bound, *late]) - len(bound))]
     late = late[: max(0, ordered - floor - len(bound) - never_created)]
     failed = [replica for replica in late if may_leave(replica, memory)]
     cancelled = min(len(failed) + never_created, ordered - floor - len(bound))
@@ -158,7 +160,8 @@ def _told(replica: Replica, memory: PoolMemory) -> bool:
 
 
 def _victims_first(memory: PoolMemory, holding: Holding) -> list[Replica]:
-    """Live replicas, the one to go first in front: already named; never announced (those that cannot be placed, then the
+    """Live replicas, the one to go first in front: where the cluster has an order of its own, in that; else already named;
+    never announced (those that cannot be placed, then the
     youngest); already draining; then least work in flight. What the cluster is about to remove anyway is left out."""
     surplus_goes = memory.write is None
     live = [
@@ -168,6 +171,8 @@ def _victims_first(memory: PoolMemory, holding: Holding) -> list[Replica]:
     ]
 
     def key(replica: Replica) -> tuple[int, float, float, float, str]:
+        if _ranked(live):
+            return (0, float(replica.rank or 0), 0.0, 0.0, replica.id)
         if replica.id in memory.leaving:
             return (0, 0.0, 0.0, 0.0, replica.id)
         if _unannounced(replica, memory):
@@ -177,6 +182,16 @@ def _victims_first(memory: PoolMemory, holding: Holding) -> list[Replica]:
         return (2 if _told(replica, memory) else 3, unknown, replica.in_flight or 0, replica.pending_kv or 0, replica.id)
 
     return sorted(live, key=key)
+
+
+def _ranked(live: list[Replica]) -> bool:
+    return bool(live) and all(replica.rank is not None for replica in live)
+
+
+def _leading(queue: list[Replica], going: list[Replica]) -> int:
+    """How many at the front of the queue are all going."""
+    ids = {replica.id for replica in going}
+    return next((place for place, replica in enumerate(queue) if replica.id not in ids), len(queue))
 
 
 def _drains(

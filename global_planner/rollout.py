@@ -13,6 +13,7 @@ from global_planner.charge import account, charge, ordered_replicas
 from global_planner.growth import Climb, climb
 from global_planner.release import keep_serving, release, take_back
 from global_planner.rollout_state import (
+    BY_HAND,
     Order,
     PoolMemory,
     RolloutPolicy,
@@ -62,11 +63,13 @@ def next_steps(
     holdings = {holding.pool: holding for holding in inputs.holdings}
     grants = {grant.pool: grant for grant in allocation.pools}
     acts = acting_pools(inputs, allocation)
+    set_by_hand = {item.pool for item in inputs.overrides if item.kind == "hold" and item.by == BY_HAND}
     memories: dict[str, PoolMemory] = {}  # a pool that left the topology is forgotten
     for spec in inputs.pools:
         holding = holdings.get(spec.name)
         memory = state.of(spec.name)
-        memories[spec.name] = memory if holding is None else seen(memory, holding, spec, policy, inputs.at_s)
+        hand = spec.name in set_by_hand
+        memories[spec.name] = memory if holding is None else seen(memory, holding, spec, policy, inputs.at_s, by_hand=hand)
 
     endpoint_steps: list[Step] = []
     releases: list[Step] = []

@@ -16,6 +16,9 @@ from global_planner.types import Cancel, Grow, Holding, PoolSpec, Replica, Shrin
 
 Order = Shrink | Grow | Cancel
 
+BY_HAND = "somebody at the cluster"
+"""Who holds a pool whose replicas were set by hand under an override."""
+
 SETTLE_S = 120.0
 """Model seconds after which an order is taken for done or lost where no version can tell: the cluster has none, or did not
 move it when the order was taken back."""
@@ -73,7 +76,8 @@ class PoolMemory:
     `waiting`: not announced yet, and not to be while the cluster is to end replicas that nobody named: it takes such ones.
     `starting_since`: when a start was first seen; `short_since_s`: since when fewer replicas exist than were ordered.
     `known_gpus`: the last known charge, orders included; `ordered`: the count last seen in force; `endpoints`: those last
-    seen, which stay with the router while the pool cannot be observed.
+    seen, which stay with the router while the pool cannot be observed. `by_hand`: replicas that a person has set while an
+    override was in force, until either ends.
     """
 
     write: Write | None = None
@@ -89,6 +93,7 @@ class PoolMemory:
     ordered: int | None = None
     lingering: tuple[Lingering, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
+    by_hand: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,9 +237,11 @@ def backing_off(memory: PoolMemory, at_s: float) -> bool:
 # ---- observation -> memory: the first half of a decision ---------------------------------------------------------------
 
 
-def seen(memory: PoolMemory, holding: Holding, spec: PoolSpec, policy: RolloutPolicy, at_s: float) -> PoolMemory:
+def seen(
+    memory: PoolMemory, holding: Holding, spec: PoolSpec, policy: RolloutPolicy, at_s: float, *, by_hand: bool = False
+) -> PoolMemory:
     """The memory of a pool after an observation (merged by `with_memory`). What is gone is forgotten; an unknown holding
-    changes nothing."""
+    changes nothing. `by_hand`: a person has set its replicas under an override."""
     ordered = ordered_replicas(holding)
     if ordered is None:
         return memory
@@ -265,6 +272,7 @@ def seen(memory: PoolMemory, holding: Holding, spec: PoolSpec, policy: RolloutPo
         ordered=ordered,
         lingering=_lingering(memory, holding, at_s, policy.termination_grace_s),
         endpoints=tuple(_endpoint(replica, replica.url) for replica in holding.replicas if replica.url is not None),
+        by_hand=ordered if by_hand else None,
     )
 
 

@@ -12,13 +12,14 @@ Whatever part of the world does not answer, the round goes on with what it safel
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from global_planner.charge import account
 from global_planner.compile import budget_of, group_specs, pool_specs
 from global_planner.conditions import conditions
 from global_planner.config import Topology
+from global_planner.custody import by_hand, custody_conditions, in_custody
 from global_planner.memory import Orders, PlannerMemory, Policies, decide
 from global_planner.policies import overrides_in_force, overrides_of, policies_of
 from global_planner.ports import (
@@ -33,10 +34,11 @@ from global_planner.ports import (
     Reservations,
     Router,
     RouterState,
+    Together,
 )
 from global_planner.reports import believable
 from global_planner.rollout import acting, after_apply, effective_pools, with_memory
-from global_planner.rollout_state import RolloutState, endpoints, reservations
+from global_planner.rollout_state import Order, RolloutState, endpoints, reservations
 from global_planner.types import (
     Allocation,
     Budget,
@@ -117,15 +119,16 @@ async def run_round(
     controls = await _controls(ports.operators, at_s)
     reserved = () if ledger is None else ledger.entries
     holdings = with_memory(memory.rollout, config.pools, observed or (), router, at_s, missing, reserved)
+    troubles += custody_conditions(config.pools, holdings, controls.custody)
     inputs = RoundInputs(
         round_no=memory.round_no + 1,
         at_s=at_s,
         budget=config.budget,
         groups=config.groups,
-        pools=effective_pools(memory.rollout, config.pools, holdings, at_s),
+        pools=in_custody(effective_pools(memory.rollout, config.pools, holdings, at_s), holdings, controls.custody),
         holdings=holdings,
         reports=believable(ports.pools.reports(), config.pools, at_s),
-        overrides=overrides_in_force(config.overrides, controls.overrides),
+        overrides=by_hand(memory.rollout, holdings, overrides_in_force(config.overrides, controls.overrides), at_s),
         approvals=controls.approvals,
         freeze=controls.freeze,
         schedules=controls.schedules,
@@ -248,29 +251,42 @@ def _without_orders(acted: tuple[Step, ...]) -> tuple[Step, ...]:
 
 
 async def _apply(ports: Ports, acted: Sequence[Step], at_s: float) -> tuple[StepOutcome, ...]:
-    """The outcomes of drains and orders, in the order of the steps; a freeze stops before the next one. An Undrain happens by
+    """The outcomes of drains and orders, in the order of the steps; a freeze stops before the next ones. An Undrain happens by
     telling the router the endpoints."""
     outcomes: list[StepOutcome] = []
-    for step in acted:
-        if isinstance(step, Undrain):
-            continue
+    for batch in _batches(ports.cluster, acted):
         if (await _controls(ports.operators, at_s)).freeze is not None:
             break
-        if isinstance(step, Drain):
-            outcomes.append(await _outcome(step, ports.router.drain(step.pool, step.replicas, step.deadline_s)))
+        if isinstance(batch, Drain):
+            outcomes.append(await _outcome(batch, ports.router.drain(batch.pool, batch.replicas, batch.deadline_s)))
+        elif isinstance(ports.cluster, Together):
+            results = await ports.cluster.apply_together(batch)
+            outcomes += (_became(step, error) for step, error in zip(batch, results, strict=True))
         else:
-            outcomes.append(await _outcome(step, ports.cluster.apply(step)))
+            outcomes += [await _outcome(step, ports.cluster.apply(step)) for step in batch]
     return tuple(outcomes)
+
+
+def _batches(cluster: Cluster, acted: Sequence[Step]) -> Iterator[Drain | Sequence[Order]]:
+    """What is done at a time: one drain after the other, then the orders, one by one or as the cluster takes them together."""
+    yield from (step for step in acted if isinstance(step, Drain))
+    orders = [step for step in acted if not isinstance(step, Drain | Undrain)]
+    yield from cluster.batches(orders) if isinstance(cluster, Together) else ([step] for step in orders)
 
 
 async def _outcome(step: Step, doing: Awaitable[None]) -> StepOutcome:
     try:
         await doing
-    except Conflict as error:
-        return StepOutcome(step=step, applied=False, error=str(error) or "conflict", conflict=True)
     except WorldError as error:
-        return StepOutcome(step=step, applied=False, error=str(error) or type(error).__name__)
-    return StepOutcome(step=step, applied=True)
+        return _became(step, error)
+    return _became(step, None)
+
+
+def _became(step: Step, error: WorldError | None) -> StepOutcome:
+    if error is None:
+        return StepOutcome(step=step, applied=True)
+    conflict = isinstance(error, Conflict)
+    return StepOutcome(step=step, applied=False, error=str(error) or type(error).__name__, conflict=conflict)
 
 
 async def _tell_router(

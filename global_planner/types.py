@@ -69,7 +69,8 @@ class GroupSpec:
 class Replica:
     """One engine endpoint. `in_flight` and `pending_kv` come from the router (None: no router process has answered for it).
     `drain_acked` is true when every router process knows that it drains. `progress_at_s`: when its start last made visible
-    progress (weights pulled, layers loaded), where the cluster can tell."""
+    progress (weights pulled, layers loaded), where the cluster can tell. `rank`: the place in which the cluster removes it when
+    it chooses itself, 0 first (None: it does not, or nobody can tell)."""
 
     id: str
     state: ReplicaState
@@ -80,6 +81,7 @@ class Replica:
     drain_acked: bool = False
     unschedulable: str | None = None
     progress_at_s: float | None = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +94,10 @@ class Holding:
     `terminating_hidden`: the cluster cannot show replicas that are ending; `lingering` then counts those that may still be
     there. `last_known_gpus` is what the pool was last charged. The round fills `last_write`, `lingering` and
     `last_known_gpus` from its memory; adapters leave them alone.
+
+    `least_replicas`: fewer the workload cannot have. `victims`: who chooses the replica that goes: `named` (we do), `last` (the
+    cluster, by the replicas' `rank`), `unknown` (the cluster, and nobody can tell whom). `foreign`: another controller that
+    sets the replicas too, and `foreign_at_s` when it last did.
     """
 
     pool: str
@@ -109,6 +115,10 @@ class Holding:
     terminating_hidden: bool = False
     lingering: int = 0
     last_known_gpus: int | None = None
+    least_replicas: int = 0
+    victims: Literal["named", "last", "unknown"] = "named"
+    foreign: str | None = None
+    foreign_at_s: float | None = None
 
 
 # ---- what is decided ----------------------------------------------------------------------------------------------
@@ -278,6 +288,18 @@ class Approval:
 class Freeze:
     """A person stopped all writes; until it is taken back nothing is ordered and nothing is drained."""
 
+    at_s: float
+    by: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Custody:
+    """A person's word on who sets the replicas of a pool: `ours` although another controller did so until `at_s`, or `theirs`:
+    we only watch."""
+
+    pool: str
+    whose: Literal["ours", "theirs"]
     at_s: float
     by: str = ""
     reason: str = ""

@@ -1,0 +1,394 @@
+"""Whole rounds on a real API server and a virtual clock: a planner with its cluster, lease and orders, and the operator.
+
+Budget and minima are watched at every step, by counting what is in the API server and not by asking the planner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from global_planner.kubernetes_cluster import KubernetesCluster
+from global_planner.kubernetes_orders import KubernetesOrders
+from global_planner.lease import LeaderLease, Standing
+from global_planner.memory import PlannerMemory, Policies, Snapshot
+from global_planner.ports import EndpointLoad, GroupAdmission, PoolEndpoints, RouterState
+from global_planner.rollout_state import RolloutPolicy
+from global_planner.round import Ports, RoundConfig, run_round
+from global_planner.types import Budget, GroupSpec, PoolSpec, Round
+from pool_planner import wire
+from pool_planner.connectors.dgd_pods import COMPONENT_LABEL, DGD_LABEL
+from pool_planner.connectors.kubernetes import Deployments
+from pool_planner.connectors.kubernetes_api import KubernetesApi
+from pool_planner.types import Proposal, Report
+from tests.kube.manifests import Shape, component_name, create
+from tests.kube.operator import Operator
+from tests.kube.server import ApiServer
+
+ROUND_S = 10.0
+BUDGET = 16
+# group -> role -> (minimum, GPUs of a replica): six pools
+FLEET: Mapping[str, Mapping[str, tuple[int, int]]] = {
+    "chat": {"prefill": (1, 1), "decode": (1, 2)},
+    "code": {"prefill": (1, 1), "decode": (1, 2)},
+    "docs": {"prefill": (1, 1), "decode": (1, 1)},
+}
+PLANNER_RULES: list[dict[str, Any]] = [
+    {"apiGroups": ["nvidia.com"], "resources": ["dynamographdeployments"], "verbs": ["get", "list", "watch"]},
+    {
+        "apiGroups": ["nvidia.com"],
+        "resources": ["dynamographdeploymentscalingadapters"],
+        "verbs": ["get", "list", "watch"],
+    },
+    {
+        "apiGroups": ["nvidia.com"],
+        "resources": ["dynamographdeploymentscalingadapters/scale"],
+        "verbs": ["get", "patch", "update"],
+    },
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "patch"]},
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
+    {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
+]
+PATCH_DGDS: dict[str, Any] = {"apiGroups": ["nvidia.com"], "resources": ["dynamographdeployments"], "verbs": ["patch"]}
+
+
+@dataclass(slots=True)
+class Clock:
+    """Virtual: it stands unless it is moved. Model time is Unix time, as in a cluster."""
+
+    now_s: float = field(default_factory=lambda: float(int(time.time())))
+
+    def now(self) -> float:
+        return self.now_s
+
+    async def sleep(self, duration_s: float) -> None:
+        self.now_s += duration_s
+
+
+@dataclass(slots=True)
+class IdleRouter:
+    """A router process that acknowledges every drain at once and never has work; `busy` endpoints have some."""
+
+    states: dict[str, str] = field(default_factory=dict)
+    busy: set[str] = field(default_factory=set)
+
+    async def state(self) -> RouterState:
+        loads = {
+            id_: EndpointLoad(id=id_, state=state, in_flight=int(id_ in self.busy), outstanding_tokens=0)  # type: ignore[arg-type]
+            for id_, state in self.states.items()
+        }
+        return RouterState(processes=1, endpoints=loads)
+
+    async def put_endpoints(self, pools: Sequence[PoolEndpoints]) -> None:
+        self.states = {endpoint.id: endpoint.state for pool in pools for endpoint in pool.endpoints}
+
+    async def drain(self, pool: str, endpoints: Sequence[str], deadline_s: float) -> None:
+        self.states.update(dict.fromkeys(endpoints, "draining"))
+
+    async def put_admission(self, groups: Sequence[GroupAdmission]) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class Records:
+    kept: list[bytes] = field(default_factory=list)
+
+    def append(self, record: object) -> None:
+        self.kept.append(wire.encode(record))
+
+    def records(self) -> list[object]:
+        return [wire.decode(item) for item in self.kept]
+
+
+@dataclass(slots=True)
+class Wants:
+    clock: Clock
+    wanted: dict[str, int] = field(default_factory=dict)
+
+    def reports(self) -> Mapping[str, Report]:
+        now = self.clock.now_s
+        return {
+            pool: Proposal(pool=pool, at_s=now, expires_at_s=now + 35.0, load_rps=1.0, wanted=number)
+            for pool, number in self.wanted.items()
+        }
+
+
+def pools_of(namespace: str, fleet: Mapping[str, Mapping[str, tuple[int, int]]] = FLEET) -> tuple[PoolSpec, ...]:
+    return tuple(
+        PoolSpec(
+            name=f"{group}-{role}",
+            group=group,
+            role=role,  # type: ignore[arg-type]
+            gpu_type="h100",
+            gpus_per_replica=gpus,
+            dgd=f"{group}-main",
+            component=role,
+            namespace=namespace,
+            min_replicas=minimum,
+            start_limit_s=60.0,
+        )
+        for group, roles in fleet.items()
+        for role, (minimum, gpus) in roles.items()
+    )
+
+
+class Leader:
+    """A planner at work: everything of it that is not the decision is real."""
+
+    def __init__(
+        self,
+        api: KubernetesApi,
+        namespace: str,
+        clock: Clock,
+        *,
+        pools: Sequence[PoolSpec] | None = None,
+        budget: int = BUDGET,
+        identity: str = "one",
+        lease_s: float = 30.0,
+        router: IdleRouter | None = None,
+    ) -> None:
+        self.clock, self.api = clock, api
+        self.pools = tuple(pools or pools_of(namespace))
+        groups = tuple(
+            GroupSpec(name=name, model=name, pools=tuple(pool.name for pool in self.pools if pool.group == name))
+            for name in dict.fromkeys(pool.group for pool in self.pools)
+        )
+        self.config = RoundConfig(
+            budget=Budget(max_gpus={"h100": budget}),
+            groups=groups,
+            pools=self.pools,
+            policies=Policies(rollout=RolloutPolicy(drain_deadline_s=60.0, backoff_base_s=30.0, backoff_max_s=60.0)),
+        )
+        self.deployments = Deployments(
+            api, [namespace], operators=("manager",), write_deadline_s=4.0, write_spacing_s=0.0, unix_now=clock.now
+        )
+        self.deployments.start(20.0)
+        self.lease = LeaderLease(
+            api, namespace=namespace, name="planner", identity=identity, lease_s=lease_s, write_deadline_s=4.0
+        )
+        self.cluster = KubernetesCluster(
+            self.deployments, self.pools, now=clock.now, model_s=lambda unix_s: unix_s, may_write_s=self.lease.left_s
+        )
+        self.orders = KubernetesOrders(api, namespace=namespace, name="planner-orders")
+        self.orders.watch()
+        self.orders.list_again(10.0)
+        self.router = router or IdleRouter()
+        self.wants = Wants(clock)
+        self.journal = Records()
+        self.memory = PlannerMemory()
+        self.journal.append(Snapshot(at_s=clock.now_s, memory=self.memory, policies=self.config.policies))
+        self.rounds: list[Round] = []
+        self.standings: list[Standing] = []
+
+    @property
+    def ports(self) -> Ports:
+        return Ports(
+            cluster=self.cluster,
+            router=self.router,
+            pools=self.wants,
+            journal=self.journal,
+            clock=self.clock,
+            operators=self.orders,
+            ledger=self.lease,
+        )
+
+    async def step(self) -> Round | None:
+        """A round, if it is ours to decide."""
+        standing = await self.lease.stand()
+        self.standings.append(standing)
+        if standing.kind != "leader":
+            return None
+        if standing.new:
+            await asyncio.to_thread(self.deployments.list_again, 10.0)
+        self.memory, done = await run_round(self.ports, self.memory, self.config, timer=time.perf_counter)
+        self.rounds.append(done)
+        return done
+
+    def close(self) -> None:
+        self.deployments.close()
+        self.orders.close()
+
+
+class Play:
+    """A fleet in a namespace, its operator, and the planner."""
+
+    def __init__(
+        self,
+        server: ApiServer,
+        namespace: str,
+        *,
+        shape: Shape = "v1beta1",
+        adapters: bool = True,
+        fleet: Mapping[str, Mapping[str, tuple[int, int]]] = FLEET,
+        api: KubernetesApi | None = None,
+        workload: str = "Deployment",
+        budget: int = BUDGET,
+        may_patch_dgds: bool | None = None,
+    ) -> None:
+        self.server, self.namespace, self.shape, self.fleet, self.budget = server, namespace, shape, fleet, budget
+        self.clock = Clock()
+        self.operator = Operator(server.api(), namespace, self.clock.now, workload=workload)
+        for group, roles in fleet.items():
+            create(server, namespace, f"{group}-main", shape, roles, adapters=adapters)
+        rules = [*PLANNER_RULES, *([PATCH_DGDS] if may_patch_dgds is not False and not adapters else [])]
+        server.role(namespace, "planner", rules)
+        for _ in range(2):
+            self.operator.reconcile()
+            self.clock.now_s += self.operator.cold_start_s
+        self.operator.reconcile()
+        self.leader = Leader(
+            api or server.api("planner"), namespace, self.clock, pools=pools_of(namespace, fleet), budget=budget
+        )
+        self.violations: list[str] = []
+        self.over_by_people = 0
+        self.settle()
+
+    def want(self, **wanted: int) -> None:
+        self.leader.wants.wanted.update({name.replace("_", "-"): number for name, number in wanted.items()})
+
+    def round(self) -> Round:
+        """One round, and the ten seconds until the next."""
+        done = asyncio.run(self.leader.step())
+        assert done is not None, self.leader.standings[-1]
+        self.watch()
+        self.pass_time()
+        return done
+
+    def pass_time(self, duration_s: float = ROUND_S) -> None:
+        for _ in range(int(duration_s // 5)):
+            self.operator.reconcile()
+            self.watch()
+            self.clock.now_s += 5.0
+        self.operator.reconcile()
+        self.watch()
+        self.settle()
+
+    def rounds(self, number: int) -> list[Round]:
+        return [self.round() for _ in range(number)]
+
+    def until_quiet(self, most: int = 30) -> int:
+        """Rounds until two in a row do nothing and every replica is as ordered."""
+        quiet = 0
+        for number in range(1, most + 1):
+            done = self.round()
+            moving = [replica for holding in done.inputs.holdings for replica in holding.replicas if replica.state != "ready"]
+            quiet = quiet + 1 if not done.steps and not moving else 0
+            if quiet == 2:
+                return number
+        raise AssertionError(f"not quiet after {most} rounds: {self.leader.rounds[-1].steps} {done.conditions}")
+
+    def settle(self, timeout_s: float = 10.0) -> None:
+        """Wait until the planner's caches have seen what is in the API server now."""
+        ends = time.monotonic() + timeout_s
+        while True:
+            behind = self._behind()
+            if not behind:
+                return
+            if time.monotonic() > ends:
+                raise AssertionError(f"the cache does not catch up: {behind}")
+            time.sleep(0.02)
+
+    def _behind(self) -> list[str]:
+        now = {
+            (kind, item["metadata"]["name"]): item["metadata"]["resourceVersion"]
+            for kind, items in (("dgd", self._dgds()), ("adapter", self._adapters()))
+            for item in items
+        }
+        seen = self.leader.deployments.versions(self.namespace)
+        pods = {(pod["metadata"]["name"], _phase(pod)) for pod in self._pods()}
+        seen_pods = {(name, _phase(raw)) for name, raw in self.leader.deployments.pods(self.namespace).items()}
+        return [str(item) for item in now.items() ^ seen.items()] + [str(item) for item in pods ^ seen_pods]
+
+    # ---- what is in the API server -----------------------------------------------------------------------------------
+
+    def _dgds(self) -> list[dict[str, Any]]:
+        return list(
+            self.server.admin.get(f"/apis/nvidia.com/v1beta1/namespaces/{self.namespace}/dynamographdeployments")["items"]
+        )
+
+    def _adapters(self) -> list[dict[str, Any]]:
+        path = f"/apis/nvidia.com/v1beta1/namespaces/{self.namespace}/dynamographdeploymentscalingadapters"
+        return list(self.server.admin.get(path)["items"])
+
+    def _pods(self) -> list[dict[str, Any]]:
+        return list(self.server.admin.get(f"/api/v1/namespaces/{self.namespace}/pods")["items"])
+
+    def generation(self, dgd: str) -> int:
+        return int(next(item for item in self._dgds() if item["metadata"]["name"] == dgd)["metadata"]["generation"])
+
+    def ordered(self) -> dict[str, int]:
+        """Replicas in force by pool: the adapter's, else the DGD's."""
+        found = {}
+        adapters = {item["metadata"]["name"]: item["spec"]["replicas"] for item in self._adapters()}
+        for item in self._dgds():
+            group = item["metadata"]["name"].removesuffix("-main")
+            for role in self.fleet[group]:
+                name = component_name(role, self.shape)
+                spec = item["spec"]
+                own = spec["services"][name] if "services" in spec else next(c for c in spec["components"] if c["name"] == name)
+                found[f"{group}-{role}"] = adapters.get(f"{group}-main-{name.lower()}", own["replicas"])
+        return found
+
+    def alive(self) -> dict[str, int]:
+        found = dict.fromkeys((f"{group}-{role}" for group, roles in self.fleet.items() for role in roles), 0)
+        roles = {component_name(role, self.shape): role for roles in self.fleet.values() for role in roles}
+        for pod in self._pods():
+            labels = pod["metadata"]["labels"]
+            found[f"{labels[DGD_LABEL].removesuffix('-main')}-{roles[labels[COMPONENT_LABEL]]}"] += 1
+        return found
+
+    def gpus(self) -> int:
+        """GPUs that are taken or may come to be: by order or by pod, ending ones included, whichever is more."""
+        ordered, alive = self.ordered(), self.alive()
+        return sum(
+            max(ordered[f"{group}-{role}"], alive[f"{group}-{role}"]) * gpus
+            for group, roles in self.fleet.items()
+            for role, (_, gpus) in roles.items()
+        )
+
+    def watch(self) -> None:
+        used = self.gpus()
+        if used > self.budget + self.over_by_people:
+            self.violations.append(f"t={self.clock.now_s:.0f}: {used} GPUs of {self.budget} (+{self.over_by_people} by people)")
+        for name, number in self.ordered().items():
+            group, role = name.split("-")
+            if number < self.fleet[group][role][0]:
+                self.violations.append(f"t={self.clock.now_s:.0f}: {name} ordered down to {number}")
+
+    def scale(self, pool: str, replicas: int, *, manager: str = "kubectl-scale") -> None:
+        """Somebody sets the replicas, through the adapter where there is one."""
+        group, role = pool.split("-")
+        from tests.kube.server import patched
+
+        name = component_name(role, self.shape)
+        adapters = {item["metadata"]["name"] for item in self._adapters()}
+        adapter = f"{group}-main-{name.lower()}"
+        if adapter in adapters:
+            path = f"/apis/nvidia.com/v1beta1/namespaces/{self.namespace}/dynamographdeploymentscalingadapters/{adapter}"
+            patched(self.server.admin, path, {"spec": {"replicas": replicas}}, manager=manager)
+        elif self.shape == "v1alpha1":
+            path = f"/apis/nvidia.com/v1beta1/namespaces/{self.namespace}/dynamographdeployments/{group}-main"
+            patched(self.server.admin, path, {"spec": {"services": {name: {"replicas": replicas}}}}, manager=manager)
+        else:
+            path = f"/apis/nvidia.com/v1beta1/namespaces/{self.namespace}/dynamographdeployments/{group}-main"
+            found = self.server.admin.get(path)
+            for component in found["spec"]["components"]:
+                if component["name"] == name:
+                    component["replicas"] = replicas
+            patched(self.server.admin, path, {"spec": {"components": found["spec"]["components"]}}, manager=manager)
+        self.settle()
+
+    def close(self) -> None:
+        self.leader.close()
+
+
+def _phase(pod: Mapping[str, Any]) -> str:
+    """What of a pod a planner looks at, in short."""
+    conditions = sorted(
+        f"{item['type']}={item['status']}@{item.get('lastTransitionTime')}" for item in pod["status"].get("conditions") or ()
+    )
+    return f"{'ending' if pod['metadata'].get('deletionTimestamp') else ''} {conditions}"
