@@ -17,8 +17,7 @@ def admitted_rps(group: GroupView) -> float | None:
     """
     total = 0.0
     for path in group.paths:
-        rates = [_stage_rps(group, stage) for stage in path]
-        known = [rate for rate in rates if rate is not None]
+        known = [rate for stage in path if (rate := _stage_rps(group, stage)) is not None]
         if not known:
             return None
         total += min(known)
@@ -31,8 +30,10 @@ def rates_by_priority(group: GroupView, admitted: float | None) -> tuple[Priorit
 
     Priorities that the router does not tell apart cannot be limited, so their load counts before all others.
     """
-    loads = None if admitted is None else _loads_by_priority(group)
-    if admitted is None or loads is None:
+    if admitted is None or not any(pool.by_priority for pool in group.pools):
+        return ()
+    loads = _loads_by_priority(group)
+    if loads is None:
         return ()
     left = max(0.0, admitted - sum(load for name, load in loads.items() if not _is_number(name)))
     rates = []
@@ -51,7 +52,7 @@ def _loads_by_priority(group: GroupView) -> Mapping[str, float] | None:
         for stage in path:
             parts: dict[str, float] = {}
             for place in stage:
-                for name, part in group.pools[place].by_priority.items():
+                for name, part in (group.pools[place].by_priority or {}).items():
                     parts[name] = parts.get(name, 0.0) + part
             known = sum(parts.values())
             if known > 0.0:

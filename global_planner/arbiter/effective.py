@@ -8,7 +8,7 @@ before fewer. An override of a person is stronger than anything written down bef
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from fnmatch import fnmatchcase
@@ -34,6 +34,8 @@ class PoolRules:
 
     def sentences(self) -> tuple[str, ...]:
         """What lines beyond the pool's own decided."""
+        if not (self.min_from or self.max_from or self.guarantee_from or self.load_from):
+            return ()
         told = (
             (self.min_from, f"minimum {self.minimum}"),
             (self.max_from, f"maximum {self.maximum}"),
@@ -54,6 +56,8 @@ class GroupRules:
 
     def sentences(self) -> tuple[str, ...]:
         """What lines beyond the group's own decided."""
+        if not (self.priority_from or self.weight_from):
+            return ()
         told = ((self.priority_from, f"priority {self.priority_class}"), (self.weight_from, f"weight {self.weight:g}"))
         return tuple(f"{what} by {line}" for line, what in told if line)
 
@@ -75,7 +79,7 @@ def group_rules(group: GroupSpec, pools: Sequence[PoolSpec], selectors: Sequence
 
 
 def pool_rules(
-    pool: PoolSpec, group: GroupSpec, policy: ArbiterPolicy, overrides: Iterable[Override], at_s: float
+    pool: PoolSpec, group: GroupSpec, policy: ArbiterPolicy, overrides: Sequence[Override], at_s: float
 ) -> PoolRules:
     """The rules of a pool at model time `at_s`. `overrides` are those of this pool."""
     rules = PoolRules(minimum=pool.min_replicas, maximum=pool.max_replicas, guarantee=pool.guarantee_replicas)
@@ -90,9 +94,10 @@ def pool_rules(
                 rules.load_from = f"{rules.load_from} and " * bool(rules.load_from) + f"schedule {event.name}"
     if rules.maximum is not None and rules.minimum > rules.maximum:
         rules.minimum, rules.min_from = rules.maximum, rules.max_from or "max_replicas"
-    for override in sorted(overrides, key=lambda item: (item.kind, item.replicas or 0, item.by, item.reason)):
-        if override.expires_at_s is None or at_s < override.expires_at_s:
-            _override(rules, override)
+    if overrides:
+        for override in sorted(overrides, key=lambda item: (item.kind, item.replicas or 0, item.by, item.reason)):
+            if override.expires_at_s is None or at_s < override.expires_at_s:
+                _override(rules, override)
     if pool.growth_cap is not None and (rules.maximum is None or pool.growth_cap < rules.maximum):
         rules.maximum, rules.max_from = pool.growth_cap, "back-off after failed starts"
         rules.guarantee = min(rules.guarantee, pool.growth_cap)

@@ -92,19 +92,18 @@ def _simple(
     group: GroupView, path: tuple[tuple[int, ...], ...], floors: Sequence[int], caps: Sequence[int], *, hi: bool
 ) -> Bundles:
     """One pool a stage: walk up all stages together, each to the first number that passes the level reached so far."""
-    places = [stage[0] for stage in path]
-    pools = [group.pools[place] for place in places]
-    curves = [pool.hi if hi else pool.now for pool in pools]
-    counts = list(floors)
+    first, second = path[0][0], path[-1][0]
+    pool_a, pool_b = group.pools[first], group.pools[second]
+    curve_a, curve_b = (pool_a.hi, pool_b.hi) if hi else (pool_a.now, pool_b.now)
+    last_a, last_b = len(curve_a) - 1, len(curve_b) - 1
+    end_a, end_b = min(caps[first], last_a), min(caps[second], last_b)
+    a, b = floors[first], floors[second]
+    level_a = curve_a[a if a < last_a else last_a]
+    level_b = curve_b[b if b < last_b else last_b]
     ceiling = group.ceilings[0]
-    first, second = places[0], places[-1]
-    curve_a, curve_b = curves[0], curves[-1]
-    end_a, end_b = min(caps[first], len(curve_a) - 1), min(caps[second], len(curve_b) - 1)
-    a, b = counts[first], counts[second]
-    level_a = curve_a[a] if a <= end_a else curve_a[min(a, len(curve_a) - 1)]
-    level_b = curve_b[b] if b <= end_b else curve_b[min(b, len(curve_b) - 1)]
     level = min(level_a, level_b, ceiling)
-    attainment, found = [level], [tuple(counts)]
+    attainment, found = [level], [tuple(floors)]
+    in_order, counts = first == 0 and len(floors) == 2, list(floors)
     while level < ceiling:
         beyond = level + _SAME
         while level_a <= beyond and a < end_a:
@@ -113,13 +112,17 @@ def _simple(
         while level_b <= beyond and b < end_b:
             b += 1
             level_b = curve_b[b]
-        if level_a <= beyond or level_b <= beyond:
+        level = level_a if level_a < level_b else level_b
+        if level <= beyond:
             break
-        level = min(level_a, level_b, ceiling)
-        counts[first] = a
-        counts[second] = b if second != first else a
+        if level > ceiling:
+            level = ceiling
         attainment.append(level)
-        found.append(tuple(counts))
+        if in_order and second == 1:
+            found.append((a, b))
+        else:
+            counts[second], counts[first] = b, a
+            found.append(tuple(counts))
     return Bundles(attainment=attainment, counts=found)
 
 

@@ -40,6 +40,8 @@ def solve_goodput(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], m
 
 def _raise_from_free(plan: Plan, ranks: Mapping[str, int]) -> None:
     """The best bundles at or above the present counts, class by class, within what is free."""
+    if not plan.any_replica_fits():
+        return
     for priority_class, members in plan.classes():
         wants, found = [], []
         for g in members:

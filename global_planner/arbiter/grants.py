@@ -102,8 +102,8 @@ def _next_steps(plan: Plan) -> list[_Next | None]:
     return steps
 
 
-def _best_by_type(plan: Plan, nexts: Sequence[_Next | None]) -> Mapping[str, list[tuple[float, str, str]]]:
-    """By GPU type, the two groups that gain most by a GPU of it: (value per GPU, pool, group), best first."""
+def _best_by_type(plan: Plan, nexts: Sequence[_Next | None]) -> Mapping[str, list[tuple[RunnerUp, str]]]:
+    """By GPU type, the two groups that gain most by a GPU of it: (pool and value per GPU, group), best first."""
     found: dict[str, list[tuple[float, str, str]]] = {}
     for group, step in zip(plan.groups, nexts, strict=True):
         if step is None:
@@ -112,8 +112,11 @@ def _best_by_type(plan: Plan, nexts: Sequence[_Next | None]) -> Mapping[str, lis
         for pool, add in zip(group.pools, step.adds, strict=True):
             if add > 0 and pool.spec.gpu_type not in seen:
                 seen.add(pool.spec.gpu_type)
-                found.setdefault(pool.spec.gpu_type, []).append((step.value_per_gpu, pool.spec.name, group.spec.name))
-    return {gpu_type: sorted(entries, key=lambda entry: (-entry[0], entry[1]))[:2] for gpu_type, entries in found.items()}
+                found.setdefault(pool.spec.gpu_type, []).append((-step.value_per_gpu, pool.spec.name, group.spec.name))
+    return {
+        gpu_type: [(RunnerUp(pool=name, value_per_gpu=-value), owner) for value, name, owner in sorted(entries)[:2]]
+        for gpu_type, entries in found.items()
+    }
 
 
 def _grant(
@@ -121,21 +124,18 @@ def _grant(
     g: int,
     p: int,
     step: _Next | None,
-    ups: Mapping[str, list[tuple[float, str, str]]],
+    ups: Mapping[str, list[tuple[RunnerUp, str]]],
     room: Sequence[float],
     policy: ArbiterPolicy,
 ) -> PoolGrant:
     group = plan.groups[g]
     pool, granted = group.pools[p], plan.counts[g][p]
     marginal = step.value_per_gpu if step is not None and step.adds[p] > 0 else None
-    runner_up = next(
-        (
-            RunnerUp(pool=name, value_per_gpu=value)
-            for value, name, owner in ups.get(pool.spec.gpu_type, ())
-            if owner != group.spec.name
-        ),
-        None,
-    )
+    runner_up = None
+    for best, owner in ups.get(pool.spec.gpu_type, ()):
+        if owner != group.spec.name:
+            runner_up = best
+            break
     binding = _binding(plan, g, p, step, room)
     return PoolGrant(
         pool=pool.spec.name,
@@ -166,9 +166,11 @@ def _binding(plan: Plan, g: int, p: int, step: _Next | None, room: Sequence[floa
         return "minima that do not fit"
     needs = plan.draws[g][p].tolist() if step is None else step.needs
     tightest, short = None, 0.0
-    for name, need, left, total in zip(plan.limits.names, needs, room, plan.limits.total.tolist(), strict=True):
-        if need > left + EPS and (tightest is None or (need - left) / max(total, 1.0) > short):
-            tightest, short = name, (need - left) / max(total, 1.0)
+    for row, need in enumerate(needs):
+        if need > room[row] + EPS:
+            lacking = (need - room[row]) / max(float(plan.limits.total[row]), 1.0)
+            if tightest is None or lacking > short:
+                tightest, short = plan.limits.names[row], lacking
     if tightest is not None:
         return tightest
     if step is None or step.adds[p] == 0:

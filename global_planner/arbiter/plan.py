@@ -79,6 +79,14 @@ class Plan:
         total: Array = drawn @ self._draws
         return total
 
+    def any_replica_fits(self) -> bool:
+        """Whether there is room for one replica more of any pool that may grow."""
+        places = len(self._draws)
+        counts = np.fromiter(chain.from_iterable(self.counts), dtype=np.int64, count=places)
+        caps = np.fromiter(chain.from_iterable(self.caps), dtype=np.int64, count=places)
+        fits = np.all(self._draws[caps > counts] <= self.room() + EPS, axis=1)
+        return bool(np.any(fits))
+
     def room(self) -> Array:
         """What is left of each limit."""
         left: Array = self.limits.capacity - self.usage(self.counts)

@@ -56,7 +56,7 @@ def _history(pool: PoolView, at_s: float, hold_s: float) -> DemandHistory:
         load_rps=pool.load,
         attainment=tuple(pool.now),
         capacity_rps=None if pool.capacity is None else tuple(pool.capacity),
-        by_priority=dict(pool.by_priority),
+        by_priority=dict(pool.by_priority or {}),
         needs=(*kept, (at_s, need)),
         since_s=at_s if was.since_s is None else was.since_s,
     )

@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import islice
 from operator import le
 
@@ -17,7 +18,7 @@ from global_planner.arbiter.effective import GroupRules, PoolRules, group_rules,
 from global_planner.arbiter.state import ArbiterPolicy, ArbiterState, DemandHistory
 from global_planner.charge import charge_or_last_known, ordered_replicas
 from global_planner.types import GroupSpec, Holding, Override, PoolSpec, RoundInputs
-from pool_planner.types import Hold, Proposal, Report
+from pool_planner.types import Hold, Proposal, Report, Role
 
 HEADROOM = 1.1
 """A smaller number of replicas is safe only where it carries this many times the load."""
@@ -33,7 +34,7 @@ class PoolView:
     `current`: replicas in force (our last order included), None: unknown. `reserved`: minimum and used guarantee.
     `fixed_gpus`: GPUs that a held pool takes whatever is decided; None: it is not held. `unknown_charge`: nobody knows what it
     holds, so nothing of its GPU type grows. `need`: replicas that 1.1 x the load needs, None: unknown. `remembered`: its
-    demand is what it last said. `by_priority`: its load by request priority, in any unit; empty: not known.
+    demand is what it last said. `by_priority`: its load by request priority, in any unit; empty or None: not known.
     """
 
     spec: PoolSpec
@@ -56,7 +57,7 @@ class PoolView:
     fixed_gpus: int | None = None
     unknown_charge: bool = False
     remembered: bool = False
-    by_priority: Mapping[str, float] = field(default_factory=dict)
+    by_priority: Mapping[str, float] | None = None
     history: DemandHistory = field(default_factory=DemandHistory)
 
 
@@ -84,15 +85,20 @@ class GroupView:
 
     def attainment(self, counts: Sequence[int], *, hi: bool = False) -> float:
         """Share of the group's load that meets its SLA with `counts` replicas, at the load or at 1.1 x the load."""
+        if len(self.paths) == 1:
+            return self._path_attainment(0, counts, hi=hi)
         total = 0.0
-        for path, share, ceiling in zip(self.paths, self.path_shares(), self.ceilings, strict=True):
-            level = ceiling
-            for stage in path:
-                reached = self.stage_attainment(stage, counts, hi=hi)
-                if reached is not None and reached < level:
-                    level = reached
-            total += share * level
+        for number, share in enumerate(self.path_shares()):
+            total += share * self._path_attainment(number, counts, hi=hi)
         return total
+
+    def _path_attainment(self, number: int, counts: Sequence[int], *, hi: bool) -> float:
+        level = self.ceilings[number]
+        for stage in self.paths[number]:
+            reached = self.stage_attainment(stage, counts, hi=hi)
+            if reached is not None and reached < level:
+                level = reached
+        return level
 
     def path_shares(self) -> tuple[float, ...]:
         if self.load > 0:
@@ -101,6 +107,13 @@ class GroupView:
 
     def stage_attainment(self, stage: Sequence[int], counts: Sequence[int], *, hi: bool = False) -> float | None:
         """Load-weighted mean of the pools of which anything is known; None: of none."""
+        if len(stage) == 1:
+            pool = self.pools[stage[0]]
+            curve = pool.hi if hi else pool.now
+            if not curve or self.shares[stage[0]] <= 0.0:
+                return None
+            count = counts[stage[0]]
+            return curve[count] if count < len(curve) else curve[-1]
         total = share = 0.0
         for place in stage:
             pool = self.pools[place]
@@ -246,7 +259,7 @@ def _take_demand(pool: PoolView, proposal: Proposal) -> None:
     factor = pool.rules.load_factor
     wanted = math.ceil(proposal.wanted * factor - 1e-9)
     pool.load, pool.wanted = proposal.load_rps * factor, wanted
-    pool.by_priority = proposal.load_by_priority or {}
+    pool.by_priority = proposal.load_by_priority
     curve = proposal.curve
     if curve is None:
         pool.now = [min(1.0, n / wanted) for n in range(wanted + 1)] if wanted else (1.0,)
@@ -327,11 +340,7 @@ def _kept(pool: PoolView, current: int, at_s: float, hold_s: float) -> int:
 
 
 def _group_view(spec: GroupSpec, rules: GroupRules, pools: list[PoolView]) -> GroupView:
-    stages: dict[str, list[int]] = {}
-    for place, pool in enumerate(pools):
-        stages.setdefault(pool.spec.role, []).append(place)
-    split = tuple(tuple(stages[role]) for role in ("prefill", "decode") if role in stages)
-    paths = tuple(path for path in (split, (tuple(stages["agg"]),) if "agg" in stages else ()) if path)
+    paths = _paths(tuple([pool.spec.role for pool in pools]))
     shares = [0.0] * len(pools)
     loads = []
     for path in paths:
@@ -365,6 +374,16 @@ def _group_view(spec: GroupSpec, rules: GroupRules, pools: list[PoolView]) -> Gr
     known = all(pool.now for pool in pools)
     group.ceilings = (1.0,) * len(paths) if known else tuple(_ceiling(group, path) for path in paths)
     return group
+
+
+@lru_cache(maxsize=1024)
+def _paths(roles: tuple[Role, ...]) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Paths of stages of places, for pools of these roles: prefill and decode together, aggregated pools beside them."""
+    stages: dict[str, list[int]] = {}
+    for place, role in enumerate(roles):
+        stages.setdefault(role, []).append(place)
+    split = tuple(tuple(stages[role]) for role in ("prefill", "decode") if role in stages)
+    return tuple(path for path in (split, (tuple(stages["agg"]),) if "agg" in stages else ()) if path)
 
 
 def _keep_up(pool: PoolView, factor: float) -> None:
