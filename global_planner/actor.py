@@ -8,6 +8,7 @@ ends for any reason the process ends too, and Ray starts it again (crash only: n
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -175,6 +176,10 @@ class GlobalPlannerActor:
                 operators=ControlFolder(Path(spec.control_folder)),
             )
             written = 0.0
+            # Cycles are looked for between rounds, never in one; what stands now (modules, topology) is never looked at again.
+            gc.collect()
+            gc.freeze()
+            gc.disable()
             while True:
                 due = self._clock.now() + interval_s
                 memory, done = await run_round(ports, memory, config, timer=time.perf_counter)
@@ -183,6 +188,7 @@ class GlobalPlannerActor:
                     if status.at_s > written:
                         journal.append(status)
                 written = max([written, *(status.at_s for status in self._inbox.statuses())])
+                gc.collect()
                 await self._clock.sleep(max(0.0, due - self._clock.now()))
 
     def _note(self, text: str) -> None:

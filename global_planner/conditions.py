@@ -80,7 +80,7 @@ def _replicas(spec: PoolSpec, holding: Holding, memory: PoolMemory, at_s: float)
         if replica.state == "starting" and replica.unschedulable is not None:
             yield f"{spec.name}: {replica.id} cannot be placed: {replica.unschedulable}"
         if ordered is not None and ordered <= spec.min_replicas and overdue(replica, memory, holding, spec, at_s):
-            limit_s = start_limit_s(holding, spec)
+            limit_s = start_limit_s(memory, holding, spec)
             yield f"{spec.name}: {replica.id} has not started within {limit_s:.0f} s and is kept, the pool being at its minimum"
         order = memory.draining.get(replica.id)
         if order is not None and replica.state == "draining" and not replica.drain_acked and order.since_s < at_s:

@@ -117,9 +117,11 @@ class ArbiterConfig(Section):
 
     `stability` false: every round is decided from nothing, without holds, costs of moves or memory. `hold_s`: how long a
     smaller number must have sufficed before a pool is lowered. `move_horizon_s`: taking from another group must pay off within
-    it; what it costs is the cold start, and `cache_loss_s` of the load that loses its warm cache. `max_moves_per_hour` bounds
-    the groups raised in this way (absent: any number). `trust_s`: so long a pool that says nothing is thought to carry what it
-    last said. `debt_half_life_s`: how fast it is forgotten who borrowed, which decides between equals.
+    it; what it costs is the cold start, and the prefix hits that die with the replica: for `cache_loss_s`, until other replicas
+    have its prefixes, the reported hit rate of its load is lost (a pool whose hit rate nobody reports has no cache to lose).
+    `max_moves_per_hour` bounds the groups raised in this way (absent: any number). `trust_s`: so long a pool that says nothing
+    is thought to carry what it last said. `debt_half_life_s`: how fast it is forgotten who borrowed, which decides between
+    equals.
 
     `drain_deadline_s`: a release whose requests have not ended by then is postponed. `start_limit_s`: a replica that is not
     ready by then is cancelled; its pool then does not grow for `backoff_s` (absent: the cluster's cold start), doubled with
@@ -137,7 +139,7 @@ class ArbiterConfig(Section):
     stability: Flag = True
     hold_s: NonNegativeFloat = 60.0
     move_horizon_s: PositiveFloat = 300.0
-    cache_loss_s: NonNegativeFloat = 0.0
+    cache_loss_s: NonNegativeFloat = 60.0
     max_moves_per_hour: NonNegativeInt | None = None
     trust_s: NonNegativeFloat = 900.0
     debt_half_life_s: PositiveFloat = 3600.0

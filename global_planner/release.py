@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from global_planner.charge import live_replicas, ordered_replicas
-from global_planner.rollout_state import DrainOrder, PoolMemory, RolloutPolicy, unnamed_surplus
+from global_planner.rollout_state import DrainOrder, PoolMemory, RolloutPolicy, slowest_start_s, unnamed_surplus
 from global_planner.types import Cancel, Drain, Holding, PoolGrant, PoolSpec, Replica, Shrink, Undrain
 
 START_MARGIN = 2.0
-"""A start may take this many times the pool's measured cold start before it counts as failed, whatever the limit says."""
+"""A start may take this many times the slowest of the pool's measured ones (their 99th percentile, or what the cluster says)
+before it counts as failed, whatever the limit says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +47,12 @@ def overdue(replica: Replica, memory: PoolMemory, holding: Holding, spec: PoolSp
         since = min(since, replica.since_s)
     if replica.progress_at_s is not None:
         since = max(since, replica.progress_at_s)
-    return at_s - since > start_limit_s(holding, spec)
+    return at_s - since > start_limit_s(memory, holding, spec)
 
 
-def start_limit_s(holding: Holding, spec: PoolSpec) -> float:
-    return max(spec.start_limit_s, START_MARGIN * (holding.cold_start_s or 0.0))
+def start_limit_s(memory: PoolMemory, holding: Holding, spec: PoolSpec) -> float:
+    """Seconds without visible progress after which a start has failed."""
+    return max(spec.start_limit_s, START_MARGIN * max(slowest_start_s(memory) or 0.0, holding.cold_start_s or 0.0))
 
 
 def release(
@@ -68,7 +70,7 @@ def release(
     uncreated = max(0, ordered - live_replicas(holding))
 
     bound = [replica for replica in queue if replica.id in memory.leaving]
-    limit_s = start_limit_s(holding, spec)
+    limit_s = start_limit_s(memory, holding, spec)
     never_created = uncreated if memory.short_since_s is not None and at_s - memory.short_since_s > limit_s else 0
     late = [replica for replica in queue if replica not in bound and overdue(replica, memory, holding, spec, at_s)]
     if _ranked(queue):  # the cluster removes in its own order: who does not come first there cannot be cancelled
@@ -118,7 +120,7 @@ def _cancel(
     causes = sorted({replica.unschedulable for replica in named if replica.unschedulable is not None})
     cannot = f" ({'; '.join(causes)})" if causes else ""
     again = "" if times == 1 else f", {times} times in a row"
-    limit_s = start_limit_s(holding, spec)
+    limit_s = start_limit_s(memory, holding, spec)
     return Cancel(
         pool=spec.name,
         before=ordered_replicas(holding) or 0,

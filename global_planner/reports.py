@@ -64,6 +64,8 @@ def _odd_proposal(report: Proposal) -> str | None:
             return f"{name} leaves 0..1"
         if curve is not None and any(after < before for before, after in pairwise(curve)):
             return f"{name} falls"
+    if report.prefix_hit_rate is not None and not 0.0 <= report.prefix_hit_rate <= 1.0:
+        return f"prefix_hit_rate is {report.prefix_hit_rate}"
     if min((report.load_by_priority or {}).values(), default=0.0) < 0:
         return "load_by_priority is negative"
     if report.curve is not None and report.curve.capacity_rps is not None and min(report.curve.capacity_rps, default=0.0) < 0:

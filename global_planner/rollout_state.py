@@ -7,6 +7,7 @@ here is decided again from the next observation, so a crash between any two oper
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,6 +20,8 @@ Order = Shrink | Grow | Cancel
 BY_HAND = "somebody at the cluster"
 """Who holds a pool whose replicas were set by hand under an override."""
 
+STARTS_KEPT = 100
+"""Measured starts of a pool that are remembered."""
 SETTLE_S = 120.0
 """Model seconds after which an order is taken for done or lost where no version can tell: the cluster has none, or did not
 move it when the order was taken back."""
@@ -74,10 +77,11 @@ class PoolMemory:
     `draining`: told to drain. `leaving`: named as victims of an order that may still take effect, or whose effect is not
     complete; they get no more work, come what may. `announced`: were seen ready, so that the router may send to them.
     `waiting`: not announced yet, and not to be while the cluster is to end replicas that nobody named: it takes such ones.
-    `starting_since`: when a start was first seen; `short_since_s`: since when fewer replicas exist than were ordered.
-    `known_gpus`: the last known charge, orders included; `ordered`: the count last seen in force; `endpoints`: those last
-    seen, which stay with the router while the pool cannot be observed. `by_hand`: replicas that a person has set while an
-    override was in force, until either ends.
+    `starting_since`: when a start was first seen; `starts_s`: how long the last starts took, from then to ready; `unplaced`:
+    starting ones that had to wait for a place, whose starts say nothing; `short_since_s`: since when fewer replicas exist than
+    were ordered. `known_gpus`: the last known charge, orders included; `ordered`: the count last seen in force; `endpoints`:
+    those last seen, which stay with the router while the pool cannot be observed. `by_hand`: replicas that a person has set
+    while an override was in force, until either ends.
     """
 
     write: Write | None = None
@@ -86,6 +90,8 @@ class PoolMemory:
     announced: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
     starting_since: Mapping[str, float] = field(default_factory=dict)
+    starts_s: tuple[float, ...] = ()
+    unplaced: tuple[str, ...] = ()
     short_since_s: float | None = None
     failed_starts: int = 0
     backoff_until_s: float | None = None
@@ -263,8 +269,18 @@ def seen(
         announced=tuple(sorted((serving - waiting) | (set(memory.announced) & set(present)))),
         waiting=tuple(sorted(waiting)),
         starting_since={
-            id_: memory.starting_since.get(id_, at_s) for id_, replica in present.items() if replica.state == "starting"
+            id_: memory.starting_since.get(id_, at_s if replica.since_s is None else min(at_s, replica.since_s))
+            for id_, replica in present.items()
+            if replica.state == "starting"
         },
+        unplaced=tuple(
+            sorted(
+                id_
+                for id_, replica in present.items()
+                if replica.state == "starting" and (replica.unschedulable is not None or id_ in memory.unplaced)
+            )
+        ),
+        starts_s=(*memory.starts_s, *_starts_s(memory, present, at_s))[-STARTS_KEPT:],
         short_since_s=None if surplus >= 0 else (at_s if memory.short_since_s is None else memory.short_since_s),
         failed_starts=0 if started else memory.failed_starts,
         backoff_until_s=None if started else memory.backoff_until_s,
@@ -274,6 +290,25 @@ def seen(
         endpoints=tuple(_endpoint(replica, replica.url) for replica in holding.replicas if replica.url is not None),
         by_hand=ordered if by_hand else None,
     )
+
+
+def _starts_s(memory: PoolMemory, present: Mapping[str, Replica], at_s: float) -> list[float]:
+    """How long the starts took that ended since the last round, in order of the replicas' names. A replica that had served
+    before and only came back is no start."""
+    return [
+        (at_s if replica.since_s is None else min(at_s, max(replica.since_s, memory.starting_since[id_])))
+        - memory.starting_since[id_]
+        for id_, replica in sorted(present.items())
+        if replica.state == "ready" and id_ in memory.starting_since and id_ not in (*memory.announced, *memory.unplaced)
+    ]
+
+
+def slowest_start_s(memory: PoolMemory) -> float | None:
+    """The 99th percentile of the pool's measured starts (nearest rank: of fewer than a hundred the longest); None: none was
+    measured."""
+    if not memory.starts_s:
+        return None
+    return sorted(memory.starts_s)[math.ceil(0.99 * len(memory.starts_s)) - 1]
 
 
 def _unnamed_orders(write: Write | None) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from pool_planner.config import PlannerConfig
 from pool_planner.performance.correction import Correction
 from pool_planner.performance.expected import expected
+from pool_planner.performance.priorities import HALF_LIFE_S
 from pool_planner.performance.work import Engine, Shape
 from pool_planner.scaling.load import load_points
 from pool_planner.setup import PoolSetup
@@ -21,7 +22,7 @@ from pool_planner.types import Grant, Observation
 STALE_TICKS = 2.5  # an observation older than this many ticks says nothing about now
 _NUMBERS = (
     *("requests", "completed", "shed", "queued_requests", "queued_tokens"),
-    *("isl_tokens", "osl_tokens", "ttft_ms", "itl_ms", "duration_s"),
+    *("isl_tokens", "osl_tokens", "ttft_ms", "itl_ms", "duration_s", "prefix_hit_rate"),
 )
 CALM = 0.75  # utilisation above which latencies tell about the queue, not about the engine
 CALM_STAYS = 2.0  # a pool must have been calm, with the same replicas, for this many stays of a request
@@ -93,10 +94,19 @@ def learn(state: PoolState, observation: Observation, pool: PoolSetup, config: P
         isl_seen=state.isl_seen + _with_length(observation.isl_tokens, observation),
         osl_seen=state.osl_seen + _with_length(observation.osl_tokens, observation),
         priorities=state.priorities.learn(observation.requests_by_priority, observation.interval_s),
+        prefix_hit_rate=_followed(state.prefix_hit_rate, observation.prefix_hit_rate, observation.interval_s),
     )
     if config.enable_load_scaling:
         state = _regress(state, observation, pool)
     return state
+
+
+def _followed(known: float | None, seen: float | None, interval_s: float) -> float | None:
+    """An average that forgets half of what it was every `HALF_LIFE_S`; what is not seen changes nothing."""
+    if seen is None or known is None:
+        return known if seen is None else seen
+    kept = math.pow(0.5, interval_s / HALF_LIFE_S)
+    return seen + (known - seen) * kept
 
 
 def _with_length(mean_tokens: float | None, observation: Observation) -> float:

@@ -115,6 +115,7 @@ def plan_pool(
         load=load,
         reasons=(*reasons, *(capacity.notes if capacity is not None else ())),
         priorities=state.priorities,
+        prefix_hit_rate=state.prefix_hit_rate,
     )
     said = verdicts(pool, before, report.wanted, throughput, load)
     return replace(state, numbers=numbers(state, grant, capacity, report), verdicts=said), report
@@ -143,6 +144,7 @@ def _partial(
         expectation=expectation,
         reasons=(reason, *needed.reasons),
         priorities=state.priorities,
+        prefix_hit_rate=state.prefix_hit_rate,
     )
     return replace(state, memory=replace(state.memory, wanted=needed.replicas)), report
 

@@ -34,6 +34,7 @@ def proposal(
     observed_rps: float = 0.0,
     idle: bool = False,
     priorities: PriorityMix | None = None,
+    prefix_hit_rate: float | None = None,
 ) -> Proposal:
     """The report of a pool that is known. Without a model, or when idle (`idle`), there is no curve: then `wanted` says all."""
     curve: DemandCurve | None = None
@@ -59,6 +60,7 @@ def proposal(
         forecast=expectation.forecast if expectation is not None else None,
         reasons=tuple(reasons),
         load_by_priority=None if priorities is None else priorities.split(load_rps),
+        prefix_hit_rate=prefix_hit_rate,
     )
 
 

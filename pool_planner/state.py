@@ -48,6 +48,7 @@ class PoolState:
     isl_seen: float = 0.0
     osl_seen: float = 0.0
     priorities: PriorityMix = field(default_factory=PriorityMix)
+    prefix_hit_rate: float | None = None
     memory: Memory = field(default_factory=Memory)
     last_points: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     calm_since_s: float | None = None

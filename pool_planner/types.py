@@ -42,7 +42,8 @@ class Observation:
     shed, a retried request once); `completed` counts answers. Latencies are means over completed requests, in model ms.
     `queued_requests` / `queued_tokens` wait at the router right now. `front_door_up` tells idle (zero requests through a
     living router) from silence. `requests_by_priority`: arrivals by request priority, where the source tells it ("other": those
-    of priorities beyond the ones that it tells apart).
+    of priorities beyond the ones that it tells apart). `prefix_hit_rate`: the share of prompt tokens that were found in the
+    prefix caches of the pool's replicas.
     """
 
     pool: str
@@ -63,6 +64,7 @@ class Observation:
     osl_histogram: Histogram | None = None
     workers: tuple[WorkerLoad, ...] | None = None
     requests_by_priority: Mapping[str, float] | None = None
+    prefix_hit_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +126,8 @@ class Proposal:
     planner would run if the budget were its own. `predicted_replicas` is what throughput scaling asks for, or None.
     A proposal without a curve counts as attainment[n] = min(1, n / wanted).
     `attainment_headroom` is the same curve at 1.1 x the load: a lower number is safe only where that still fits.
-    `load_by_priority` is `load_rps` by request priority, as requests of late were (None: not known).
+    `load_by_priority` is `load_rps` by request priority, as requests of late were (None: not known). `prefix_hit_rate`: the
+    share of prompt tokens of late that replicas found in their caches, which is what is lost with a replica (None: not known).
     """
 
     pool: str
@@ -139,6 +142,7 @@ class Proposal:
     forecast: Forecast | None = None
     reasons: tuple[str, ...] = ()
     load_by_priority: Mapping[str, float] | None = None
+    prefix_hit_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from router.endpoints import Endpoint, Pool
 from router.exchange import Relayed
 from router.message import Request
 from router.metrics import FrontendMetrics, OutcomeMetrics, PoolMetrics
-from router.openai import Call, Lengths, usage_in
+from router.openai import Call, Lengths, cached_in, usage_in
 from router.policy import Ask, Stages
 from router.tokens import Tokenizer
 
@@ -167,7 +167,7 @@ class Progress:
             self._prefill[0].metrics.completed += 1
         if exchange.status != 200:
             return
-        isl, osl, itl_s = self._measure(exchange)
+        isl, osl, itl_s = self._measure(pool, exchange)
         for predictor, predicted, began_s in self._expected:
             # From when it was sent: what it waited before that is no engine's doing.
             ttft_ms = None if self.ttft_s is None else (self.arrived_s + self.ttft_s - began_s) * 1000.0
@@ -191,12 +191,16 @@ class Progress:
                 series.osl.observe(osl)
             series.duration.observe(duration_s)
 
-    def _measure(self, exchange: Relayed) -> tuple[float, float | None, float | None]:
+    def _measure(self, pool: Pool, exchange: Relayed) -> tuple[float, float | None, float | None]:
         """(ISL, OSL, ITL in s) of a whole answer, from its usage where it tells, else estimated; sets TTFT and tokens."""
         lengths = self.model.lengths
         prompt, completion = usage_in(exchange.tail)
         if prompt is not None:
             lengths.learn_isl(self.call, prompt)
+            # After a hand-over the answer is decode's, and what it found there are the blocks that prefill sent.
+            if self._prefill is None and (cached := cached_in(exchange.tail)) is not None:
+                pool.metrics.cache_queried_tokens += prompt
+                pool.metrics.cached_tokens += min(cached, prompt)
         isl = float(prompt) if prompt is not None else self.ask.isl_tokens
         osl: float | None = completion
         first_s, last_s = exchange.first_s, exchange.last_s

@@ -75,9 +75,13 @@ class Histogram:
 
 
 class PoolMetrics:
-    """One pool's series (labels dynamo_namespace, model, pool, role). `offered`: arrivals by request priority."""
+    """One pool's series (labels dynamo_namespace, model, pool, role). `offered`: arrivals by request priority. Of requests
+    whose engine tells it: `cache_queried_tokens` of their prompts, of which `cached_tokens` were in its prefix cache."""
 
-    __slots__ = ("completed", "duration", "isl", "itl", "labels", "offered", "osl", "role", "shed", "started", "ttft")
+    __slots__ = (
+        *("cache_queried_tokens", "cached_tokens", "completed", "duration", "isl", "itl", "labels", "offered", "osl", "role"),
+        *("shed", "started", "ttft"),
+    )
 
     def __init__(self, *, model: str, pool: str, role: Role, namespace: str) -> None:
         self.labels = _labels({"dynamo_namespace": namespace, "model": model.lower(), "pool": pool, "role": role})
@@ -86,6 +90,8 @@ class PoolMetrics:
         self.offered: dict[str, int] = {"0": 0}
         self.completed = 0
         self.shed = 0
+        self.cache_queried_tokens = 0
+        self.cached_tokens = 0
         self.ttft = Histogram(TTFT_EDGES)
         self.itl = Histogram(ITL_EDGES)
         self.isl = Histogram(TOKEN_EDGES)
@@ -232,6 +238,8 @@ def render(scrape: Scrape) -> bytes:
         ("started", _ROUTER + "requests_started_total", "Requests assigned to the pool on arrival."),
         ("completed", _ROUTER + "requests_total", "Requests that the pool completed."),
         ("shed", _OWN + "shed_total", "Requests assigned to the pool and turned away."),
+        ("cache_queried_tokens", _OWN + "cache_queried_tokens_total", "Prompt tokens whose engine told of its prefix cache."),
+        ("cached_tokens", _OWN + "cached_tokens_total", "Those that it found there."),
     ):
         family(name, "counter", about, [f"{name}{{{pool.labels}}} {getattr(pool, attribute)}" for pool, _ in pools])
     name = _OWN + "offered_total"

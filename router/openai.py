@@ -192,6 +192,15 @@ def usage_in(tail: bytes) -> tuple[int | None, int | None]:
     return _number_after(tail, b'"prompt_tokens"'), _number_after(tail, b'"completion_tokens"')
 
 
+def cached_in(tail: bytes) -> int | None:
+    """Prompt tokens that the engine found in its prefix cache, by the same usage object; None: not told.
+
+    >>> cached_in(b'{"usage":{"prompt_tokens":7,"prompt_tokens_details":{"cached_tokens":4}}}')
+    4
+    """
+    return _number_after(tail, b'"cached_tokens"')
+
+
 def _number_after(text: bytes, key: bytes) -> int | None:
     at = text.rfind(key)
     if at < 0:

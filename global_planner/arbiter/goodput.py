@@ -124,7 +124,7 @@ def _offers(
     weight = np.array([group.weight for group in groups])[owner]
     inertia = INERTIA * np.array([group.scale for group in groups])[owner]
     values = weight * (change - (waits / policy.move_horizon_s)[owner] * fresh) - inertia
-    if policy.cache_loss_s > 0:
+    if policy.cache_loss_s > 0 and any(pool.hit_rate for group in groups for pool in group.pools):
         values -= policy.cache_loss_s / policy.move_horizon_s * _cooled(groups, menu, at_present)
     values[at_present] = 0.0
     rises = np.any(menu.counts > menu.counts[at_present[owner]], axis=1)
@@ -165,9 +165,11 @@ def _cold_start_s(group: GroupView, present: Sequence[int], caps: Sequence[int],
 
 
 def _cooled(groups: Sequence[GroupView], menu: Menu, present: NDArray[np.int64]) -> Floats:
-    """Weighted requests/s that lose the warm cache of the replicas that go."""
+    """Weighted requests/s whose prefixes die with the replicas that go: load times hit rate, by the replicas' part."""
     width = menu.counts.shape[1]
-    loads = np.array([[pool.load for pool in group.pools] + [0.0] * (width - len(group.pools)) for group in groups])
+    loads = np.array(
+        [[pool.load * (pool.hit_rate or 0.0) for pool in group.pools] + [0.0] * (width - len(group.pools)) for group in groups]
+    )
     weights = np.array([group.weight for group in groups])
     owner = menu.owner
     now = menu.counts[present[owner]]

@@ -35,6 +35,7 @@ class PoolView:
     `fixed_gpus`: GPUs that a held pool takes whatever is decided; None: it is not held. `unknown_charge`: nobody knows what it
     holds, so nothing of its GPU type grows. `need`: replicas that 1.1 x the load needs, None: unknown. `remembered`: its
     demand is what it last said. `by_priority`: its load by request priority, in any unit; empty or None: not known.
+    `hit_rate`: the share of its prompt tokens that its replicas have in their caches, None: not known.
     """
 
     spec: PoolSpec
@@ -58,6 +59,7 @@ class PoolView:
     unknown_charge: bool = False
     remembered: bool = False
     by_priority: Mapping[str, float] | None = None
+    hit_rate: float | None = None
     history: DemandHistory = field(default_factory=DemandHistory)
 
 
@@ -242,6 +244,8 @@ def _fault(proposal: Proposal) -> str | None:
     capacity = None if proposal.curve is None else proposal.curve.capacity_rps
     if capacity and not (math.isfinite(sum(capacity)) and min(capacity) >= 0.0):
         return "capacity_rps is not finite and non-negative"
+    if proposal.prefix_hit_rate is not None and not 0.0 <= proposal.prefix_hit_rate <= 1.0:
+        return f"prefix_hit_rate is {proposal.prefix_hit_rate}"
     parts = (proposal.load_by_priority or {}).values()
     if parts and not (math.isfinite(sum(parts)) and min(parts) >= 0.0):
         return "load_by_priority is not finite and non-negative"
@@ -259,7 +263,7 @@ def _take_demand(pool: PoolView, proposal: Proposal) -> None:
     factor = pool.rules.load_factor
     wanted = math.ceil(proposal.wanted * factor - 1e-9)
     pool.load, pool.wanted = proposal.load_rps * factor, wanted
-    pool.by_priority = proposal.load_by_priority
+    pool.by_priority, pool.hit_rate = proposal.load_by_priority, proposal.prefix_hit_rate
     curve = proposal.curve
     if curve is None:
         pool.now = [min(1.0, n / wanted) for n in range(wanted + 1)] if wanted else (1.0,)

@@ -22,8 +22,9 @@ START_TIME = "process_start_time_seconds"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceNames:
     """Metric names of one source. Counters: `started` (None: not exposed), `completed`, `shed`, and `offered` by request
-    priority. Histograms without their suffixes. `waiting` and `running` are gauges of requests; where `started` is missing,
-    arrivals are completions plus what these grew by, if both are there."""
+    priority; `cache_queries` and `cache_hits` are prompt tokens looked for and found in prefix caches. Histograms without their
+    suffixes. `waiting` and `running` are gauges of requests; where `started` is missing, arrivals are completions plus what
+    these grew by, if both are there."""
 
     prefix: str
     completed: str
@@ -35,6 +36,8 @@ class SourceNames:
     started: str | None = None
     shed: str | None = None
     offered: str | None = None
+    cache_queries: str | None = None
+    cache_hits: str | None = None
     waiting: str | None = None
     waiting_tokens: str | None = None
     running: str | None = None
@@ -59,6 +62,8 @@ NAMES: Mapping[Source, SourceNames] = {
         "dynamo_component_router_",
         shed="global_planner_router_shed_total",
         offered="global_planner_router_offered_total",
+        cache_queries="global_planner_router_cache_queried_tokens_total",
+        cache_hits="global_planner_router_cached_tokens_total",
         waiting="global_planner_router_queued_requests",
         waiting_tokens="global_planner_router_queued_tokens",
     ),
@@ -71,6 +76,8 @@ NAMES: Mapping[Source, SourceNames] = {
         isl="vllm:request_prompt_tokens",
         osl="vllm:request_generation_tokens",
         duration="vllm:e2e_request_latency_seconds",
+        cache_queries="vllm:prefix_cache_queries_total",
+        cache_hits="vllm:prefix_cache_hits_total",
         waiting="vllm:num_requests_waiting",
         running="vllm:num_requests_running",
     ),

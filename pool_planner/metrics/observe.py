@@ -151,7 +151,16 @@ def observation(
         osl_histogram=buckets(pairs, names.osl, pool),
         workers=workers,
         requests_by_priority=None if names.offered is None else increase_by(pairs, names.offered, pool, "priority"),
+        prefix_hit_rate=_hit_rate(pairs, pool),
     )
+
+
+def _hit_rate(pairs: Sequence[Pair], pool: PoolSeries) -> float | None:
+    names = pool.names
+    if names.cache_queries is None or names.cache_hits is None:
+        return None
+    queried, found = increase(pairs, names.cache_queries, pool), increase(pairs, names.cache_hits, pool)
+    return min(1.0, found / queried) if queried and found is not None else None
 
 
 def _arrived(pairs: Sequence[Pair], pool: PoolSeries, completed: float | None) -> float | None:

@@ -150,6 +150,22 @@ def test_moving_gpus_must_pay_within_the_horizon() -> None:
     assert after(1.0, 1e9) == 1  # never for nothing
 
 
+def test_the_prefix_hits_that_die_with_a_replica_are_part_of_the_price() -> None:
+    """Code would gain 0.5 req/s a GPU more than chat loses, less 0.3 for the cold start. A chat whose every second prompt token
+    is found in its caches loses 50 % of a replica's load for as long as other replicas need to learn its prefixes."""
+    pools = [pool("chat-agg", least=1), pool("code-agg", least=1)]
+
+    def after(hit_rate: float | None, cache_loss_s: float) -> int:
+        reports = [replace(proposal("chat-agg", 4.0, 1.0), prefix_hit_rate=hit_rate), proposal("code-agg", 4.5, 1.5)]
+        told = inputs(pools, reports, budget={"h100": 5}, have={"chat-agg": 4, "code-agg": 1})
+        policy = ArbiterPolicy(move_horizon_s=300.0, hold_s=1e9, cache_loss_s=cache_loss_s)
+        return granted(decide(told, policy))["code-agg"]
+
+    assert after(None, 1e6) == after(0.0, 1e6) == 3  # no cache that anybody knows of: nothing is lost with it
+    assert after(0.5, 60.0) == 3  # 0.5 x 60 / 300 = 0.1 req/s a replica
+    assert after(0.5, 180.0) == 1  # 0.3 req/s: more than what is left of the gain
+
+
 def test_moves_are_capped_by_the_hour() -> None:
     names = [f"m{n}" for n in range(4)]
     fleet = Fleet(

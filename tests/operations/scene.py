@@ -61,7 +61,7 @@ def allocations(
             pools=config.pools,
             # No cold start was measured yet: the configured one counts.
             holdings=tuple(replace(holding(spec, have[spec.name], at_s=at_s), cold_start_s=None) for spec in config.pools),
-            reports=tuple(proposal(pool, load, 1.0, at_s=at_s) for pool, load in loads.items()),
+            reports=tuple(replace(proposal(pool, load, 1.0, at_s=at_s), prefix_hit_rate=0.6) for pool, load in loads.items()),
         )
         memory, allocation, _ = decide(memory, inputs, config.policies)
         have = {grant.pool: grant.granted for grant in allocation.pools}

@@ -83,7 +83,7 @@ ROWS: dict[str, Row] = {
         usual=(1, 7), changed=(5, 3),
     ),
     "caches that cost more than a move gains": Row(
-        field="cache_loss_s", change=put("arbiter.cache_loss_s", 9000.0), rounds=CODE_RISES, given=HEAVY_CODE,
+        field="cache_loss_s", change=put("arbiter.cache_loss_s", 15000.0), rounds=CODE_RISES, given=HEAVY_CODE,
         usual=(1, 7), changed=(5, 3),
     ),
     "no moves": Row(

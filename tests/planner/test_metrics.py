@@ -314,6 +314,7 @@ def test_the_projects_own_router_is_understood() -> None:
             frontends=[FrontendMetrics(model="demo/chat", namespace="demo_chat_main")],
             outcomes=[OutcomeMetrics("demo/chat")],
             waiting={},
+            discovery=[],
             workers=(worker,),
             queue_requests=3,
             queue_isl_tokens=900.0,
@@ -325,6 +326,7 @@ def test_the_projects_own_router_is_understood() -> None:
     for number in range(20):
         metrics.arrived(-3 if number < 15 else 40)
     metrics.completed, metrics.shed = 10, 2
+    metrics.cache_queried_tokens, metrics.cached_tokens = 8000, 2000
     for _ in range(10):
         metrics.isl.observe(1000)
         metrics.osl.observe(60)
@@ -335,6 +337,7 @@ def test_the_projects_own_router_is_understood() -> None:
     seen = observation(POOL, [pair], at_s=10.0, interval_s=10.0, complete=True, workers=loads)
     assert (seen.requests, seen.completed, seen.shed, seen.queued_requests, seen.queued_tokens) == (20, 10, 2, 3, 900)
     assert seen.requests_by_priority == {"0": 0.0, "-3": 15.0, "40": 5.0}
+    assert seen.prefix_hit_rate == 0.25
     assert (seen.isl_tokens, seen.osl_tokens, seen.duration_s) == (1000.0, 60.0, 21.0)
     assert seen.itl_ms == pytest.approx(350.0)
     assert seen.ttft_ms is None
@@ -360,6 +363,8 @@ vllm:inter_token_latency_seconds_sum{label} {0.02 * 100 * done}
 vllm:inter_token_latency_seconds_count{label} {100 * done}
 vllm:request_prompt_tokens_sum{label} {800 * done}
 vllm:request_prompt_tokens_count{label} {done}
+vllm:prefix_cache_queries_total{label} {800 * done}
+vllm:prefix_cache_hits_total{label} {200 * done}
 """
         return Snapshot(at_s=0.0, families=parse(text, names.wanted), instance=name)
 
@@ -373,6 +378,7 @@ vllm:request_prompt_tokens_count{label} {done}
     assert seen.requests == 66.0
     assert seen.queued_requests == 2.0
     assert seen.isl_tokens == 800.0
+    assert seen.prefix_hit_rate == 0.25
     assert seen.ttft_ms == pytest.approx(500.0)
     assert seen.itl_ms == pytest.approx(20.0)
     assert [(load.worker_id, load.active_decode_blocks, load.active_prefill_tokens) for load in loads] == [
