@@ -315,6 +315,7 @@ def test_the_projects_own_router_is_understood() -> None:
             outcomes=[OutcomeMetrics("demo/chat")],
             waiting={},
             discovery=[],
+            duplicates=[],
             workers=(worker,),
             queue_requests=3,
             queue_isl_tokens=900.0,
