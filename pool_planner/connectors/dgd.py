@@ -85,6 +85,7 @@ class Dgd:
     current: bool
     components: tuple[Component, ...]
     update_phase: str | None = None
+    uid: str = ""
 
     def component(self, name: str) -> Component | None:
         return next((item for item in self.components if item.name == name), None)
@@ -113,6 +114,7 @@ def read_dgd(raw: Mapping[str, Any]) -> Dgd:
         current=observed is None or observed == generation,
         components=tuple(_understood(item, statuses) for item in written),
         update_phase=phase if phase in ("Pending", "InProgress") else None,
+        uid=str(metadata.get("uid", "")),
     )
 
 

@@ -181,6 +181,11 @@ class Deployments:
         """Every DGD, as it was last seen."""
         return [item for watched in self._dgds.values() for item in watched.items()]
 
+    def dgd(self, namespace: str, name: str) -> DgdObject | None:
+        """A DGD as it was last seen."""
+        watched = self._dgds.get(namespace)
+        return None if watched is None else next(iter(watched.members(name).values()), None)
+
     def adapters(self) -> list[AdapterObject]:
         """Every scaling adapter, as it was last seen."""
         return [item for watched in self._adapters.values() for item in watched.items()]

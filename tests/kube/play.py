@@ -228,6 +228,7 @@ class Play:
         workload: str = "Deployment",
         budget: int = BUDGET,
         may_patch_dgds: bool | None = None,
+        lease_s: float = 30.0,
     ) -> None:
         self.server, self.namespace, self.shape, self.fleet, self.budget = server, namespace, shape, fleet, budget
         self.clock = Clock()
@@ -241,7 +242,12 @@ class Play:
             self.clock.now_s += self.operator.cold_start_s
         self.operator.reconcile()
         self.leader = Leader(
-            api or server.api("planner"), namespace, self.clock, pools=pools_of(namespace, fleet), budget=budget
+            api or server.api("planner"),
+            namespace,
+            self.clock,
+            pools=pools_of(namespace, fleet),
+            budget=budget,
+            lease_s=lease_s,
         )
         self.violations: list[str] = []
         self.over_by_people = 0
@@ -252,10 +258,21 @@ class Play:
 
     def round(self) -> Round:
         """One round, and the ten seconds until the next."""
-        done = asyncio.run(self.leader.step())
+        done = self.try_round()
         assert done is not None, self.leader.standings[-1]
+        self.settle()
+        return done
+
+    def try_round(self) -> Round | None:
+        """A round and the time until the next; None when it is not ours to decide. The caches may lag behind afterwards."""
+        done = asyncio.run(self.leader.step())
         self.watch()
-        self.pass_time()
+        for _ in range(int(ROUND_S // 5)):
+            self.operator.reconcile()
+            self.watch()
+            self.clock.now_s += 5.0
+        self.operator.reconcile()
+        self.watch()
         return done
 
     def pass_time(self, duration_s: float = ROUND_S) -> None:

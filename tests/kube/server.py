@@ -99,6 +99,7 @@ class ApiServer:
         self._wait_ready()
 
     def stop_apiserver(self) -> None:
+        """End it; etcd keeps what it had."""
         self._end("apiserver")
 
     def stop(self) -> None:
