@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -100,18 +101,39 @@ def demo(
 @click.option("--budget", type=click.IntRange(1), help="GPUs of the budget, instead of the topology's.")
 @click.option("--speed", type=_Number(0.1, 200), default=1.0, show_default=True, help="Divides every duration.")
 @click.option(
-    "--folder", type=_FOLDER, show_default=".global-planner/NAME",
+    "--folder", type=_FOLDER, show_default=".global-planner/NAME; in a Ray cluster ~/.global-planner/NAME of its head node",
     help="Where journal, logs and addresses are kept; the journal of an earlier run there is continued.",
 )  # fmt: skip
-def run(topology_path: Path, budget: int | None, speed: float, folder: Path | None) -> None:
-    """Run the system of a topology until it is stopped (Ctrl-C).
+@click.option(
+    "--address", metavar="ADDRESS", show_default="auto in a Ray job, else a Ray of its own",
+    help="Run in this Ray cluster instead: start or update the deployment there, and leave.",
+)  # fmt: skip
+def run(topology_path: Path, budget: int | None, speed: float, folder: Path | None, address: str | None) -> None:
+    """Run the system of a topology until it is stopped (Ctrl-C), or in a Ray cluster that runs already.
 
     Prints the public endpoint when it is ready, then a line for every change. `global-planner plan` and `explain` read the
     same folder while it runs.
+
+    As a Ray job (or with --address) it starts the deployment in that cluster, or changes it to this topology without a gap in
+    control, reports, and ends; the deployment goes on. Submit it again whenever the topology has changed.
+
+    \b
+    Examples:
+      global-planner run --topology examples/two-models/topology.yaml --speed 20
+      ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\
+          python -m global_planner run --topology examples/two-models/topology.yaml
     """
+    topology = _topology(topology_path, budget)
+    if address is None and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # what Ray gives the drivers of its jobs
+        address = "auto"
+    if address is not None:
+        from global_planner.job import submit
+
+        home = Path(os.environ.get("GLOBAL_PLANNER_HOME", Path.home() / ".global-planner"))
+        sys.exit(submit(topology, folder=folder or home / topology.name, speed=speed, address=address))
+
     from global_planner.serve import serve
 
-    topology = _topology(topology_path, budget)
     sys.exit(serve(topology, folder=folder or Path(".global-planner") / topology.name, speed=speed))
 
 

@@ -1,4 +1,4 @@
-"""[I/O] The Ray shell of the arbiter: a named, detached actor that runs rounds for ever and supervises the pool planners.
+"""[I/O] The Ray shell of the arbiter: a named, detached actor that runs rounds while it is its turn, and starts the planners.
 
 The actor holds no decision: it wires ports to `run_round`, keeps the newest report of every pool, and remembers through the
 journal, so that a killed process goes on where it stopped. Its loop runs in a thread with an event loop of its own; when that
@@ -8,16 +8,14 @@ ends for any reason the process ends too, and Ray starts it again (crash only: n
 from __future__ import annotations
 
 import asyncio
-import gc
-import logging
+import json
 import os
-import signal
 import sys
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,73 +23,52 @@ from typing import Any
 import ray
 
 from global_planner import types as _types
-from global_planner.compile import PLAN_VALID_ROUNDS, pool_specs
+from global_planner.api import ApiServer
+from global_planner.build import build
+from global_planner.compile import planner_setups_of
 from global_planner.config import Topology
-from global_planner.control_folder import ControlFolder
+from global_planner.inbox import Inbox
 from global_planner.journal import Journal
-from global_planner.mocker.cluster_client import VirtualCluster
-from global_planner.planner_grants import grants_of
-from global_planner.ray_ward import Ward
-from global_planner.round import Ports, RoundConfig, run_round
-from global_planner.router_client import RouterClient
-from global_planner.types import ArbiterSnapshot, Round
+from global_planner.live import LOOK_WALL_S, ArbiterLoop
+from global_planner.round import Ports, RoundConfig
+from global_planner.surroundings import surroundings
+from global_planner.system_clock import SystemClock
+from global_planner.topology_file import load_profiles
+from global_planner.turns import turn
+from global_planner.types import ArbiterSnapshot
 from pool_planner import wire
-from pool_planner.actor import PlannerActorSpec, PoolPlannerActor
+from pool_planner.actor import NAMESPACE, PlannerActorSpec, PoolPlannerActor, arbiter_name
 from pool_planner.clock import SpeedClock
-from pool_planner.types import GrantBatch, PlannerStatus, Report, ReportBatch
+from pool_planner.types import ClusterUnavailable, GrantBatch, ReportBatch
 
 wire.register_module(_types)
 
-NAMESPACE = "global-planner"
-ACTOR_NAME = "global-planner"
 NOTES_KEPT = 200
 EXIT_LOOP_ENDED = 70
+JOURNAL_WITHIN_WALL_S = 30.0
+"""How long the one before may take to end its round and close the journal."""
+_PLANNER = "pool-planner/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArbiterActorSpec:
-    """Everything that a (re)started arbiter needs; it reads nothing else."""
+    """Everything that a (re)started arbiter needs. `folder` is shared with those before and after it (see `turns`), and holds
+    the journal and what operators set; `generation` tells them apart. `code`: of which build of the packages it is."""
 
     topology: Topology
     clock: SpeedClock
     cluster_url: str
     router_urls: tuple[str, ...]
     router_token: str | None
-    journal_folder: str
-    control_folder: str
+    folder: str
     unix_at_zero_s: float
-    log: str
     planners: tuple[PlannerActorSpec, ...]
+    generation: int = 1
+    code: str = ""
 
-
-class Inbox:
-    """The newest report and status of every pool (port Pools); a report can come at any time from another thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._reports: dict[str, Report] = {}
-        self._statuses: dict[str, PlannerStatus] = {}
-        self.pids: dict[str, int] = {}
-
-    def reports(self) -> Mapping[str, Report]:
-        with self._lock:
-            return dict(self._reports)
-
-    def statuses(self) -> tuple[PlannerStatus, ...]:
-        with self._lock:
-            return tuple(self._statuses[pool] for pool in sorted(self._statuses))
-
-    def put(self, batch: ReportBatch, pools: frozenset[str]) -> None:
-        """Take a planner's reports for the pools it may speak for."""
-        with self._lock:
-            for report in batch.reports:
-                known = self._reports.get(report.pool)
-                if report.pool in pools and (known is None or known.at_s <= report.at_s):
-                    self._reports[report.pool] = report
-            for status in batch.statuses:
-                if status.pool in pools:
-                    self._statuses[status.pool] = status
-            self.pids[batch.dgd] = batch.pid
+    @property
+    def journal_folder(self) -> Path:
+        return Path(self.folder) / "journal"
 
 
 class GlobalPlannerActor:
@@ -101,10 +78,10 @@ class GlobalPlannerActor:
         self._spec = spec
         self._clock = spec.clock
         self._started_at_s = self._clock.now()
-        self._inbox = Inbox()
         self._notes: deque[tuple[float, str]] = deque(maxlen=NOTES_KEPT)
-        self._last_round: Round | None = None
         self._rounds = 0
+        self._loop = ArbiterLoop(Inbox(), spec.clock, interval_s=spec.topology.arbiter.round_interval_s)
+        self._standing: Callable[[], str] = lambda: "it is not this arbiter's turn"
         self._pools_of = {planner.dgd: frozenset(planner.pools) for planner in spec.planners}
         self._thread = threading.Thread(target=self._live, name="rounds", daemon=True)
         self._thread.start()
@@ -112,103 +89,225 @@ class GlobalPlannerActor:
     # ---- messages -------------------------------------------------------------------------------------------------
 
     def report(self, message: bytes) -> bytes:
-        """A planner's reports in, the grants of its pools out. Raises WireError on a malformed message."""
+        """A planner's reports in, the grants of its pools out (none while it is not this arbiter's turn). Raises WireError on a
+        malformed message."""
         batch: ReportBatch = wire.decode(message, expect=ReportBatch)
         allowed = self._pools_of.get(batch.dgd, frozenset())
-        self._inbox.put(batch, allowed)
-        return wire.encode(GrantBatch(grants=grants_of(self._last_round, sorted(allowed), self._clock.now())))
+        self._loop.inbox.put(batch, allowed)
+        return wire.encode(GrantBatch(grants=self._loop.grants(sorted(allowed))))
 
     def snapshot(self) -> bytes:
         """What the arbiter shows of itself, as an ArbiterSnapshot."""
+        done, inbox = self._loop.last_round, self._loop.inbox
         return wire.encode(
             ArbiterSnapshot(
                 pid=os.getpid(),
                 started_at_s=self._started_at_s,
-                rounds=self._rounds,
-                last_round=self._last_round,
-                statuses=self._inbox.statuses(),
-                planner_pids=dict(self._inbox.pids),
+                rounds=self._rounds if done is None else done.inputs.round_no,
+                last_round=done,
+                statuses=inbox.statuses(),
+                planner_pids=dict(inbox.pids),
                 notes=tuple(self._notes),
             )
+        )
+
+    def standing(self) -> Standing:
+        """Which deployment this arbiter decides for, and whether it is its turn."""
+        spec = self._spec
+        return Standing(
+            deployment=spec.topology.name,
+            folder=spec.folder,
+            generation=spec.generation,
+            leading=self._loop.leading,
+            code=spec.code,
+            note=self._standing(),
         )
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
     def _live(self) -> None:
-        sys.stderr = Path(self._spec.log).open("a", buffering=1)  # noqa: SIM115 - for the life of the process
+        sys.stderr = (Path(self._spec.folder) / "arbiter.log").open("a", buffering=1)
         try:
-            asyncio.run(self._rounds_for_ever())
+            asyncio.run(self._turns())
         finally:
             # Reached only by a failure: leave the whole process to Ray, which starts a fresh one from the journal.
             traceback.print_exc()
             os._exit(EXIT_LOOP_ENDED)
 
-    async def _rounds_for_ever(self) -> None:
+    async def _turns(self) -> None:
+        """Decide whenever it is this arbiter's turn, and stay out of the way when it is not, until somebody ends it."""
+        folder, mine = Path(self._spec.folder), self._spec.generation
+        while True:
+            while turn(folder) != mine:  # noqa: ASYNC110 - a file in another process's hand has no event
+                await asyncio.sleep(LOOK_WALL_S)
+            await self._rounds_while_it_is_ours()
+            self._note(f"arbiter {mine} has handed over to {turn(folder)}")
+
+    async def _rounds_while_it_is_ours(self) -> None:
         spec, topology = self._spec, self._spec.topology
         config = RoundConfig.of(topology, unix_at_zero_s=spec.unix_at_zero_s)
-        folder = Path(spec.journal_folder)
-        journal = Journal.open(
-            folder,
-            at_s=self._clock.now(),
-            policies=config.policies,
-            max_mb=topology.arbiter.journal_max_mb,
-            max_age_s=topology.arbiter.journal_max_age_s,
-        )
+        journal = await self._journal(config)
         memory = journal.memory
         self._rounds = memory.round_no
         if journal.warning is not None:
             self._note(journal.warning)
         if memory.round_no:
             self._note(f"the arbiter went on after round {memory.round_no} as process {os.getpid()}")
-        for planner in spec.planners:
-            start_planner(planner)
-        interval_s = topology.arbiter.round_interval_s
-        async with (
-            VirtualCluster(spec.cluster_url, pool_specs(topology), self._clock) as cluster,
-            RouterClient(spec.router_urls, admission_valid_s=PLAN_VALID_ROUNDS * interval_s, token=spec.router_token) as router,
-        ):
+        planners = asyncio.create_task(asyncio.to_thread(supervise, spec.planners))
+        api = ApiServer(topology, self._loop)
+        try:
+            await api.start()
+            (Path(spec.folder) / "api.json").write_text(json.dumps({"host": topology.api.host, "port": api.port}) + "\n")
+        except OSError as error:
+            self._note(f"no API on {topology.api.host}:{topology.api.port}: {error}")
+        async with surroundings(
+            topology,
+            self._clock,
+            folder=Path(spec.folder),
+            cluster_url=spec.cluster_url,
+            router_urls=spec.router_urls,
+            router_token=spec.router_token,
+        ) as around:
+            self._standing = around.standing
             ports = Ports(
-                cluster=cluster,
-                router=router,
-                pools=self._inbox,
+                cluster=around.cluster,
+                router=around.router,
+                pools=self._loop.inbox,
                 journal=journal,
                 clock=self._clock,
-                operators=ControlFolder(Path(spec.control_folder)),
+                operators=around.operators,
+                ledger=around.ledger,
             )
-            written = 0.0
-            # Cycles are looked for between rounds, never in one; what stands now (modules, topology) is never looked at again.
-            gc.collect()
-            gc.freeze()
-            gc.disable()
-            while True:
-                due = self._clock.now() + interval_s
-                memory, done = await run_round(ports, memory, config, timer=time.perf_counter)
-                self._last_round, self._rounds = done, done.inputs.round_no
-                for status in self._inbox.statuses():
-                    if status.at_s > written:
-                        journal.append(status)
-                written = max([written, *(status.at_s for status in self._inbox.statuses())])
-                gc.collect()
-                await self._clock.sleep(max(0.0, due - self._clock.now()))
+            await self._loop.run(
+                ports,
+                memory,
+                config,
+                lambda: turn(Path(spec.folder)) == spec.generation,
+                may_decide=around.may_decide,
+                tell=around.tell,
+            )
+        await api.stop()
+        journal.close()
+        if planners.done() and planners.exception() is not None:
+            self._note(f"not all planners could be started: {planners.exception()}")
+
+    async def _journal(self, config: RoundConfig) -> Journal:
+        """The journal, once whoever decided before has closed it. Raises ClusterUnavailable when that takes too long."""
+        arbiter = self._spec.topology.arbiter
+        ends = time.monotonic() + JOURNAL_WITHIN_WALL_S
+        while True:
+            try:
+                return Journal.open(
+                    self._spec.journal_folder,
+                    at_s=self._clock.now(),
+                    policies=config.policies,
+                    max_mb=arbiter.journal_max_mb,
+                    max_age_s=arbiter.journal_max_age_s,
+                )
+            except ClusterUnavailable:
+                if time.monotonic() > ends:
+                    raise
+            await asyncio.sleep(LOOK_WALL_S / 4.0)
 
     def _note(self, text: str) -> None:
         self._notes.append((self._clock.now(), text))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What an arbiter says of its place among others; `note` says in words who decides."""
+
+    deployment: str
+    folder: str
+    generation: int
+    leading: bool
+    code: str
+    note: str
+
+
+def arbiter_spec(
+    topology: Topology,
+    *,
+    folder: Path,
+    system_clock: SystemClock,
+    generation: int,
+    cluster_url: str,
+    router_urls: tuple[str, ...],
+    router_token: str | None,
+) -> ArbiterActorSpec:
+    """What the arbiter of a deployment is started with, and its planners: one for each DGD that is planned inside. Raises
+    TopologyError when a profile cannot be read any more."""
+    clock, code = system_clock.clock, build()
+    return ArbiterActorSpec(
+        topology=topology,
+        clock=clock,
+        cluster_url=cluster_url,
+        router_urls=router_urls,
+        router_token=router_token,
+        folder=str(folder),
+        generation=generation,
+        unix_at_zero_s=system_clock.unix_at_zero_s,
+        code=code,
+        planners=tuple(
+            PlannerActorSpec(
+                dgd=dgd,
+                setup=setup,
+                clock=clock,
+                metrics_urls=tuple(f"{url}/metrics" for url in router_urls),
+                log=str(folder / f"planner-{dgd}.log"),
+                code=code,
+            )
+            for dgd, setup in planner_setups_of(topology, load_profiles(topology)).items()
+        ),
+    )
+
+
 # ---- starting things in Ray ---------------------------------------------------------------------------------------
 
 
+def supervise(specs: Sequence[PlannerActorSpec]) -> dict[str, str]:
+    """One detached planner a DGD: those that run and can take over their spec go on with what they learned, others are
+    replaced, and those of no DGD any more are ended. By DGD: what was done. Blocks; to be called off the loop."""
+    done: dict[str, str] = {}
+    wanted = {f"{_PLANNER}{spec.dgd}": spec for spec in specs}
+    named = {each["name"] for each in ray.util.list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE}
+    for name in sorted(named - set(wanted)):
+        if name.startswith(_PLANNER):
+            ray.kill(ray.get_actor(name, namespace=NAMESPACE))
+            done[name.removeprefix(_PLANNER)] = "ended"
+    for name, spec in wanted.items():
+        if name in named:
+            running = ray.get_actor(name, namespace=NAMESPACE)
+            if _adopts(running, spec):
+                done[spec.dgd] = "kept"
+                continue
+            ray.kill(running)
+        done[spec.dgd] = "replaced" if name in named else "started"
+        start_planner(spec)
+    return done
+
+
+def _adopts(running: Any, spec: PlannerActorSpec) -> bool:
+    try:
+        return bool(ray.get(running.adopt.remote(spec), timeout=ADOPT_WITHIN_WALL_S))
+    except (ray.exceptions.RayError, TimeoutError):
+        return False
+
+
+ADOPT_WITHIN_WALL_S = 10.0
+
+
 def start_planner(spec: PlannerActorSpec) -> Any:
-    """The detached planner actor of one DGD: the running one, or a new one."""
+    """The detached planner actor of one DGD."""
     options = {
-        "name": f"pool-planner/{spec.dgd}",
+        "name": f"{_PLANNER}{spec.dgd}",
         "namespace": NAMESPACE,
         "lifetime": "detached",
         "get_if_exists": True,
         "max_restarts": -1,
         "num_cpus": 0,
     }
-    return ray.remote(PoolPlannerActor).options(**options).remote(spec, ACTOR_NAME, NAMESPACE)
+    return ray.remote(PoolPlannerActor).options(**options).remote(spec)
 
 
 class ArbiterClient:
@@ -218,17 +317,25 @@ class ArbiterClient:
         self._actor = actor
 
     @staticmethod
-    def launch(spec: ArbiterActorSpec) -> ArbiterClient:
-        """Start the named arbiter in the Ray cluster that this process is connected to."""
-        options = {
-            "name": ACTOR_NAME,
+    def launch(spec: ArbiterActorSpec, *, on_head: bool = False) -> ArbiterClient:
+        """Start the arbiter of this generation in the Ray cluster that this process is connected to; it decides once it is
+        given the turn. `on_head`: on the head node, where its folder is."""
+        options: dict[str, Any] = {
+            "name": arbiter_name(spec.generation),
             "namespace": NAMESPACE,
             "lifetime": "detached",
             "max_restarts": -1,
             "num_cpus": 0,
             "max_concurrency": 4,
         }
+        if on_head:
+            options["resources"] = {"node:__internal_head__": 0.001}
         return ArbiterClient(ray.remote(GlobalPlannerActor).options(**options).remote(spec))
+
+    @staticmethod
+    def find(generation: int) -> ArbiterClient:
+        """Raises ValueError when there is none of that generation."""
+        return ArbiterClient(ray.get_actor(arbiter_name(generation), namespace=NAMESPACE))
 
     def snapshot(self, timeout_s: float) -> ArbiterSnapshot | None:
         try:
@@ -238,47 +345,14 @@ class ArbiterClient:
         answer: ArbiterSnapshot = wire.decode(message, expect=ArbiterSnapshot)
         return answer
 
-
-class LocalRay:
-    """A Ray of our own on loopback, in `folder`, which `ray_environment.prepare` made before Ray was imported."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._ward: Ward | None = None
-
-    def start(self) -> None:
-        """Start it and connect. Signals stay with those who handled them before: Ray takes SIGTERM over when it starts, and
-        would end this process with its own status and a stack trace."""
-        self._ward = Ward(self._folder)
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    def standing(self, timeout_s: float) -> Standing | None:
+        """None: it does not answer now."""
         try:
-            self._init()
-        except SystemExit:  # Ray's answer to a SIGTERM in between: hand it on to whom it was meant for
-            _restore(handlers)
-            signal.raise_signal(signal.SIGTERM)
-            raise
-        _restore(handlers)
+            found: Standing = ray.get(self._actor.standing.remote(), timeout=timeout_s)
+        except (ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError):
+            return None
+        return found
 
-    def _init(self) -> None:
-        ray.init(
-            address="local",
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(self._folder),
-            namespace=NAMESPACE,
-            include_dashboard=False,
-            num_cpus=2,
-            object_store_memory=80 * 2**20,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-
-    def stop(self) -> None:
-        """End it and remove its folder; harmless when it never started."""
-        ray.shutdown()
-        if self._ward is not None:
-            self._ward.end()
-
-
-def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
-    for number, action in handlers.items():
-        signal.signal(number, action)
+    def end(self) -> None:
+        """End it for good."""
+        ray.kill(self._actor)

@@ -125,8 +125,8 @@ def engine_specs(topology: Topology, profiles: Mapping[str, Profile]) -> Mapping
 
 
 def planner_setups_of(topology: Topology, profiles: Mapping[str, Profile]) -> Mapping[str, PlannerSetup]:
-    """What each planner plans, by DGD; `profiles` by pool name. The budget is shared, so it bounds single pools here and
-    their sum nowhere: that is the arbiter's."""
+    """What each planner that is started here plans, by DGD; `profiles` by pool name. The budget is shared, so it bounds
+    single pools here and their sum nowhere: that is the arbiter's."""
     draft, rules = draft_of(topology), rules_in_force(topology)
     return {
         dgd: PlannerSetup(
@@ -138,6 +138,7 @@ def planner_setups_of(topology: Topology, profiles: Mapping[str, Profile]) -> Ma
         )
         for group in draft.groups
         for dgd, pools in dgds_of(group).items()
+        if any(pool.config.planned == "inside" for pool in pools)
     }
 
 
@@ -168,12 +169,16 @@ def _pool_setup(topology: Topology, group: GroupConfig, pool: PoolConfig, profil
 
 
 def router_config_of(
-    topology: Topology, *, admin_token_file: str | None = None, planner_url: str | None = None
+    topology: Topology,
+    *,
+    admin_token_file: str | None = None,
+    planner_url: str | None = None,
+    planner_token_file: str | None = None,
 ) -> router.RouterConfig:
     """The router's whole configuration; `model_dump_json()` of it is what `python -m router --config FILE` reads.
 
     The prefill pool of a request follows from the pools' `isl_max_tokens`, or from `router.selection`. `planner_url`: where
-    the router asks for a pool that is at zero.
+    the router asks for a pool that is at zero, with the token in `planner_token_file`.
     """
     total_s = topology.router.request_timeout_s
     timeouts = router.TimeoutConfig()
@@ -220,4 +225,5 @@ def router_config_of(
             plan_valid_s=PLAN_VALID_ROUNDS * topology.arbiter.round_interval_s,
         ),
         planner_url=planner_url,
+        planner_token_file=planner_token_file,
     )

@@ -156,16 +156,49 @@ class ArbiterConfig(Section):
 class RouterConfig(Section):
     """The public endpoint. Port 0: any free port. `admin_port` serves metrics and the planner's protocol, on loopback always.
     A `host` that other machines can reach needs `allow_remote: true`. `selection`: the pool of a request follows from the
-    pools' `isl_max_tokens` (`rules`), or is the cheapest that is predicted to meet the group's SLA (`adaptive`)."""
+    pools' `isl_max_tokens` (`rules`), or is the cheapest that is predicted to meet the group's SLA (`adaptive`).
+
+    `admin_urls`: the admin listeners of router processes that run already, one each (absent: one router is started with the
+    system); the token that they ask for is in `admin_token_file`."""
 
     host: str = "127.0.0.1"
     allow_remote: Flag = False
     port: Port = 0
     admin_port: Port = 0
+    admin_urls: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s?#]+$")], ...] = ()
+    admin_token_file: str | None = None
     queue_deadline_s: PositiveFloat = 30.0
     queue_limit: PositiveInt = 1000
     request_timeout_s: PositiveFloat = 600.0
     selection: Literal["rules", "adaptive"] = "rules"
+
+
+class CredentialConfig(Section):
+    """Who may ask the arbiter over HTTP: the bearer of a token, known by its `sha256` (`printf %s "$TOKEN" | sha256sum`) or
+    by the `token_file` that holds it (read for every request, because tokens are rotated); one of the two.
+
+    `pools`: names or patterns with `*` of those that it may propose for. `wake`: it may wake models (for routers). Each may
+    read the status. SLA, priority and weight are the topology's: no message carries them.
+    """
+
+    name: Name
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    token_file: str | None = None
+    pools: tuple[Pattern, ...] = ()
+    wake: Flag = False
+
+
+class ApiConfig(Section):
+    """Where the arbiter answers HTTP: proposals, scale requests, wakes, status, metrics. Port 0: any free port. A `host`
+    that other machines can reach needs `allow_remote: true`. `max_body_kb` bounds one request. `wake_for_s`: how long a
+    woken model's pools want a replica at least."""
+
+    host: str = "127.0.0.1"
+    allow_remote: Flag = False
+    port: Port = 0
+    max_body_kb: Annotated[int, Field(ge=1, le=16 * 1024, strict=True)] = 1024
+    wake_for_s: PositiveFloat = 120.0
+    credentials: tuple[CredentialConfig, ...] = ()
 
 
 class Sla(Section):
@@ -181,9 +214,10 @@ class PoolConfig(Section):
 
     `isl_max_tokens`: among the pools of one role, prompts up to this length come here (absent: any length). `profile`: a
     directory of profile data, relative to the topology file. `planner`: settings of this pool's planner, over the group's and
-    the topology's. `guarantee_replicas` are reserved like the minimum, but lent to others while unused. `mode`: see the
-    arbiter's. `start_limit_s`: instead of the arbiter's. `max_in_flight` bounds the requests that the router sends to one
-    replica at a time.
+    the topology's. `planned: outside`: its planner is started by somebody else and reports over HTTP (see `api`).
+    `guarantee_replicas` are reserved like the minimum, but lent to others while unused. `mode`: see the arbiter's.
+    `start_limit_s`: instead of the arbiter's. `max_in_flight` bounds the requests that the router sends to one replica at a
+    time.
     """
 
     name: Name
@@ -200,6 +234,7 @@ class PoolConfig(Section):
     isl_max_tokens: PositiveInt | None = None
     max_in_flight: PositiveInt | None = None
     profile: str
+    planned: Literal["inside", "outside"] = "inside"
     planner: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -322,6 +357,7 @@ class Topology(Section):
     cluster: ClusterConfig = ClusterConfig()
     arbiter: ArbiterConfig = ArbiterConfig()
     router: RouterConfig = RouterConfig()
+    api: ApiConfig = ApiConfig()
     selectors: tuple[SelectorConfig, ...] = ()
     schedules: tuple[ScheduleConfig, ...] = ()
     overrides: tuple[OverrideConfig, ...] = ()

@@ -26,11 +26,7 @@ def serve(topology: Topology, *, folder: Path, speed: float) -> int:
             try:
                 click.echo(f"starting {topology.name} in {folder} …")
                 system = start_system(topology, folder=folder, speed=speed)
-                system.wait_ready()
-                addresses = {"public": f"{system.public_url}/v1", "admin": system.admin_url, "speed": speed}
-                (folder / "addresses.json").write_text(json.dumps(addresses, indent=1) + "\n")
-                models = ", ".join(group.model for group in topology.groups)
-                click.echo(f"ready: {system.public_url}/v1 serves {models}; metrics: {system.admin_url}/metrics; Ctrl-C stops")
+                click.echo(_ready(system, speed))
                 _tell(system)
             finally:
                 if system is not None:
@@ -42,6 +38,19 @@ def serve(topology: Topology, *, folder: Path, speed: float) -> int:
         click.echo(f"error: {error}", err=True)
         return 1
     return 0
+
+
+def _ready(system: System, speed: float) -> str:
+    """Wait until the system can be used; what to tell of it."""
+    topology = system.topology
+    api = f"http://{topology.api.host}:{topology.api.port}"
+    if topology.cluster.kind != "virtual":
+        return f"the arbiter of {topology.name} runs; status, metrics and proposals: {api}; Ctrl-C stops"
+    system.wait_ready()
+    addresses = {"public": f"{system.public_url}/v1", "admin": system.admin_url, "speed": speed}
+    (system.folder / "addresses.json").write_text(json.dumps(addresses, indent=1) + "\n")
+    models = ", ".join(group.model for group in topology.groups)
+    return f"ready: {system.public_url}/v1 serves {models}; metrics: {system.admin_url}/metrics; Ctrl-C stops"
 
 
 def _tell(system: System) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import time
 import urllib.error
@@ -20,20 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from global_planner.compile import planner_setups_of, router_config_of
 from global_planner.config import Topology
 from global_planner.mocker.cluster_api import EventsAnswer, PoolsAnswer
 from global_planner.mocker.cluster_state import ClusterEvent
-from global_planner.processes import ChildProcess, ProcessFailed, start
+from global_planner.processes import ProcessFailed
 from global_planner.ray_environment import prepare
+from global_planner.site import Site, prepare_folder, router_token, start_site, written_down
 from global_planner.stopping import go_on
 from global_planner.system_clock import start_clock
-from global_planner.topology_file import load_profiles
+from global_planner.turns import give_turn, turn
 from global_planner.types import ArbiterSnapshot
 from pool_planner.clock import SpeedClock
 
 if TYPE_CHECKING:  # imported for real only after the environment that Ray reads on import is prepared
-    from global_planner.actor import ArbiterClient, LocalRay
+    from global_planner.actor import ArbiterClient
+    from global_planner.ray_local import LocalRay
 
 READY_TIMEOUT_WALL_S = 60.0
 STOP_GRACE_WALL_S = 5.0
@@ -43,28 +43,34 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THR
 
 @dataclass(slots=True)
 class System:
-    """A running system. `folder` holds logs, the journal and what processes tell each other; see `start`."""
+    """A running system. `folder` holds logs, the journal and what processes tell each other; see `start_system`. `_site`: the
+    virtual cluster and the router, which a deployment in Kubernetes does not start."""
 
     topology: Topology
     clock: SpeedClock
     folder: Path
-    cluster: ChildProcess
-    router: ChildProcess
+    _site: Site | None
     arbiter: ArbiterClient
     _ray: LocalRay
     _ray_folder: Path
 
     @property
+    def site(self) -> Site:
+        if self._site is None:
+            raise ProcessFailed(f"{self.topology.name} runs in Kubernetes: no cluster and no router were started here")
+        return self._site
+
+    @property
     def public_url(self) -> str:
-        return f"http://{self.topology.router.host}:{self.router.port()}"
+        return f"http://{self.topology.router.host}:{self.site.router.port()}"
 
     @property
     def admin_url(self) -> str:
-        return f"http://127.0.0.1:{self.router.port('admin_port')}"
+        return self.site.admin_url
 
     @property
     def cluster_url(self) -> str:
-        return f"http://127.0.0.1:{self.cluster.port()}"
+        return self.site.cluster_url
 
     @property
     def journal_folder(self) -> Path:
@@ -76,13 +82,15 @@ class System:
 
     def failed(self) -> str | None:
         """Why the system cannot go on, or None: the cluster and the router are not restarted by anybody."""
-        for child in (self.cluster, self.router):
+        for child in () if self._site is None else (self._site.cluster, self._site.router):
             if not child.running():
                 return f"the {child.name} ended with status {child.popen.returncode}; its log says:\n{child.log_tail()}"
         return None
 
     def cluster_events(self, after: int) -> tuple[ClusterEvent, ...]:
         """What happened in the virtual cluster after event number `after`; empty when it does not answer now."""
+        if self._site is None:
+            return ()
         try:
             with urllib.request.urlopen(f"{self.cluster_url}/v1/events?after={after}", timeout=2.0) as answer:
                 return EventsAnswer.model_validate_json(answer.read()).events
@@ -92,6 +100,8 @@ class System:
     def peak_gpus(self) -> Mapping[str, int] | None:
         """The most GPUs of each type that the cluster itself ever held at once, ending ones included; None: no answer. It is
         evidence beside the arbiter's own account."""
+        if self._site is None:
+            return None
         try:
             with urllib.request.urlopen(f"{self.cluster_url}/v1/pools", timeout=2.0) as answer:
                 return PoolsAnswer.model_validate_json(answer.read()).peak_gpus
@@ -121,8 +131,8 @@ class System:
     def stop(self) -> None:
         """End everything, in the order that loses nothing: planners, then the router, then the engines."""
         self._ray.stop()
-        self.router.stop(STOP_GRACE_WALL_S)
-        self.cluster.stop(STOP_GRACE_WALL_S)
+        if self._site is not None:
+            self._site.stop()
         shutil.rmtree(self._ray_folder, ignore_errors=True)
 
 
@@ -136,52 +146,31 @@ def start_system(topology: Topology, *, folder: Path, speed: float) -> System:
     clock = system_clock.clock
     os.environ.update(_ONE_THREAD)
     os.environ.update(clock.environment())
-    token_file = _private_file(folder / "admin-token", secrets.token_urlsafe(32))
-    topology_file = _private_file(folder / "topology.json", topology.model_dump_json(indent=1))
+    here = topology.cluster.kind == "virtual"
+    topology = prepare_folder(topology, folder) if here else written_down(topology, folder)
     with contextlib.ExitStack() as undo:
         ray_folder = prepare()
         undo.callback(shutil.rmtree, ray_folder, ignore_errors=True)
-        from global_planner.actor import ArbiterActorSpec, ArbiterClient, LocalRay
-        from pool_planner.actor import PlannerActorSpec
+        from global_planner.actor import ArbiterClient, arbiter_spec
+        from global_planner.ray_local import LocalRay
 
         ray = LocalRay(ray_folder)
-        cluster = start(
-            "cluster",
-            "global_planner.mocker.cluster",
-            ["--topology", str(topology_file), "--run-dir", str(folder / "engines")],
-            folder=folder,
-            environment={},
-        )
-        undo.callback(cluster.stop, STOP_GRACE_WALL_S)
-        config = router_config_of(topology, admin_token_file=str(token_file))
-        router_file = _private_file(folder / "router.json", config.model_dump_json(indent=1))
-        router = start("router", "router", ["--config", str(router_file), "--die-with-parent"], folder=folder, environment={})
-        undo.callback(router.stop, STOP_GRACE_WALL_S)
+        site = start_site(topology, folder) if here else None
+        if site is not None:
+            undo.callback(site.stop)
         undo.callback(ray.stop)
         ray.start()
-        admin_url = f"http://127.0.0.1:{router.port('admin_port')}"
-        setups = planner_setups_of(topology, load_profiles(topology))
+        generation = turn(folder) + 1
+        give_turn(folder, generation)
         arbiter = ArbiterClient.launch(
-            ArbiterActorSpec(
-                topology=topology,
-                clock=clock,
-                cluster_url=f"http://127.0.0.1:{cluster.port()}",
-                router_urls=(admin_url,),
-                router_token=token_file.read_text(),
-                journal_folder=str(folder / "journal"),
-                control_folder=str(folder / "control"),
-                unix_at_zero_s=system_clock.unix_at_zero_s,
-                log=str(folder / "arbiter.log"),
-                planners=tuple(
-                    PlannerActorSpec(
-                        dgd=dgd,
-                        setup=setup,
-                        clock=clock,
-                        metrics_urls=(f"{admin_url}/metrics",),
-                        log=str(folder / f"planner-{dgd}.log"),
-                    )
-                    for dgd, setup in setups.items()
-                ),
+            arbiter_spec(
+                topology,
+                folder=folder,
+                system_clock=system_clock,
+                generation=generation,
+                cluster_url="" if site is None else site.cluster_url,
+                router_urls=topology.router.admin_urls if site is None else (site.admin_url,),
+                router_token=router_token(topology, folder),
             )
         )
         undo.pop_all()
@@ -189,15 +178,8 @@ def start_system(topology: Topology, *, folder: Path, speed: float) -> System:
         topology=topology,
         clock=clock,
         folder=folder,
-        cluster=cluster,
-        router=router,
+        _site=site,
         arbiter=arbiter,
         _ray=ray,
         _ray_folder=ray_folder,
     )
-
-
-def _private_file(path: Path, text: str) -> Path:
-    path.touch(mode=0o600)
-    path.write_text(text)
-    return path

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from itertools import chain
 
 from global_planner.config import ClusterConfig, GpuBudget, KubernetesConfig
@@ -34,6 +35,7 @@ def check(draft: Draft, profiles: Mapping[str, Profile]) -> list[Problem]:
             _cluster(draft),
             _arbiter(draft),
             _router(draft),
+            _api(draft),
             check_planners(draft),
         )
     )
@@ -196,6 +198,10 @@ def _placement(draft: Draft) -> Iterator[Problem]:
         if clash:
             path = f"{pool.path}.{'dgd' if pool.config.dgd else 'name'}"
             yield Problem(path=path, text=f"DGD {pool.config.dgd_name!r} {clash}")
+        for _, other in others:
+            if pool.knows("planned") and other.knows("planned") and pool.config.planned != other.config.planned:
+                text = f"{pool.config.planned!r}, but {other.config.planned!r} for {other.config.name!r}"
+                yield Problem(path=f"{pool.path}.planned", text=f"{text}, which has the same planner (DGD)")
         others.append((group, pool))
 
 
@@ -249,6 +255,26 @@ def _router(draft: Draft) -> Iterator[Problem]:
     if not router.allow_remote and not _is_loopback(router.host):
         text = f"{router.host!r} can be reached from other machines; if that is meant, set router.allow_remote: true"
         yield Problem(path="router.host", text=text)
+
+
+def _api(draft: Draft) -> Iterator[Problem]:
+    api = draft.api
+    if api is None:
+        return
+    if not api.allow_remote and not _is_loopback(api.host):
+        text = f"{api.host!r} can be reached from other machines; if that is meant, set api.allow_remote: true"
+        yield Problem(path="api.host", text=text)
+    seen: dict[str, str] = {}
+    pools = [pool.config.name for _, pool in draft.pools() if pool.knows("name")]
+    for index, credential in enumerate(api.credentials):
+        path = f"api.credentials[{index}]"
+        yield from once(seen, credential.name, f"{path}.name", "a credential")
+        if (credential.sha256 is None) == (credential.token_file is None):
+            yield Problem(path=path, text="needs sha256 or token_file, one of the two")
+        for position, pattern in enumerate(credential.pools):
+            if not any(fnmatchcase(pool, pattern) for pool in pools):
+                text = f"{pattern!r} matches no pool (has: {', '.join(pools)})"
+                yield Problem(path=f"{path}.pools[{position}]", text=text)
 
 
 def _is_loopback(host: str) -> bool:

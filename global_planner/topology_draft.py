@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from global_planner.config import (
+    ApiConfig,
     ArbiterConfig,
     ClusterConfig,
     GpuBudget,
@@ -99,6 +100,7 @@ class Draft:
     router: RouterConfig | None
     groups: tuple[DraftGroup, ...]
     planner: Mapping[str, Any]
+    api: ApiConfig | None = None
     limits: tuple[DraftRule[LimitConfig], ...] = ()
     selectors: tuple[DraftRule[SelectorConfig], ...] = ()
     schedules: tuple[DraftRule[ScheduleConfig], ...] = ()
@@ -130,6 +132,7 @@ def draft_of(topology: Topology) -> Draft:
         cluster=topology.cluster,
         arbiter=topology.arbiter,
         router=topology.router,
+        api=topology.api,
         groups=groups,
         planner=topology.planner,
         limits=_rules("budget.limits", topology.budget.limits),
@@ -168,6 +171,7 @@ def _lenient(raw: Mapping[str, Any]) -> Draft:
             broken |= {"pools"}
         groups.append(DraftGroup(path=path, config=group, pools=tuple(pools), broken=broken))
     router, broken_router = _patched(RouterConfig, raw.get("router", {}), {})
+    api, broken_api = _patched(ApiConfig, raw.get("api", {}), {})
     cluster, broken_cluster = _patched(ClusterConfig, raw.get("cluster", {}), {})
     arbiter, broken_arbiter = _patched(ArbiterConfig, raw.get("arbiter", {}), {})
     planner, budget = raw.get("planner", {}), raw.get("budget")
@@ -177,6 +181,7 @@ def _lenient(raw: Mapping[str, Any]) -> Draft:
         cluster=None if broken_cluster else cluster,
         arbiter=None if broken_arbiter else arbiter,
         router=None if broken_router else router,
+        api=None if broken_api else api,
         groups=tuple(groups),
         planner=planner if isinstance(planner, Mapping) else {},
         limits=_lenient_rules(LimitConfig, "budget.limits", limits, {"name": "unknown"}),

@@ -1,4 +1,4 @@
-"""[I/O] The Ray shell of a pool planner: holds the state of one DGD's planner, observes, calls `plan`, reports to the arbiter.
+"""[I/O] The Ray shell of a pool planner: holds the loop of one DGD's planner, whose connector is the arbiter's actor.
 
 The loop runs in a thread with an event loop of its own; when it ends for any reason the process ends too, and Ray starts it
 again. A fresh planner knows nothing but what is provisioned (from the arbiter's grants) and learns from there. The arbiter's
@@ -8,44 +8,74 @@ absence is no error: the planner goes on observing and forecasting with the gran
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from pool_planner import wire
 from pool_planner.clock import SpeedClock
-from pool_planner.forecast import Series
+from pool_planner.connectors.global_planner import ARBITER_TIMEOUT_WALL_S, ArbiterConnector
+from pool_planner.forecast import FitJob
+from pool_planner.live import PlannerLoop
 from pool_planner.metrics.names import by_pool
-from pool_planner.metrics.own import render
 from pool_planner.metrics.serve import MetricsServer
-from pool_planner.metrics.source import Source, source_of
-from pool_planner.planner import plan
+from pool_planner.metrics.source import source_of
 from pool_planner.setup import PlannerSetup
-from pool_planner.state import fit_jobs, fitted, start, statuses
-from pool_planner.types import Grant, GrantBatch, MetricsUnavailable, Observation, Report, ReportBatch
-from pool_planner.warmup import warmup_of
+from pool_planner.types import ClusterUnavailable
 
 EXIT_LOOP_ENDED = 70
-ARBITER_TIMEOUT_WALL_S = 2.0
+NAMESPACE = "global-planner"
+_ARBITER = "global-planner@"
+
+
+def arbiter_name(generation: int) -> str:
+    """The name of the arbiter's actor; each one that takes over from another has the next generation."""
+    return f"{_ARBITER}{generation}"
+
+
+def arbiter_generations() -> list[int]:
+    """Of all arbiters in this Ray cluster, the oldest first; more than one while one takes over from another."""
+    named = ray.util.list_named_actors(all_namespaces=True)
+    names = [each["name"] for each in named if each["namespace"] == NAMESPACE and each["name"].startswith(_ARBITER)]
+    return sorted(int(name.removeprefix(_ARBITER)) for name in names)
+
+
+def find_arbiter() -> Any:
+    """The handle of the newest arbiter. Raises ValueError when there is none."""
+    generations = arbiter_generations()
+    if not generations:
+        raise ValueError(f"no arbiter runs in this Ray cluster (no actor {_ARBITER}N in namespace {NAMESPACE!r})")
+    return ray.get_actor(arbiter_name(generations[-1]), namespace=NAMESPACE)
+
+
+def connected_arbiter() -> RayArbiter:
+    """The arbiter of the Ray cluster that RAY_ADDRESS names, or of the one on this machine, for a planner in a process of its
+    own. Raises ClusterUnavailable."""
+    try:
+        ray.init(address="auto", namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        raise ClusterUnavailable(f"no Ray cluster can be reached: {error}") from error
+    return RayArbiter(find_arbiter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannerActorSpec:
     """Everything that a (re)started planner needs. `metrics_urls`: the /metrics of every router process. `log`: a file that
-    it appends to."""
+    it appends to. `code`: of which build of the packages it is."""
 
     dgd: str
     setup: PlannerSetup
     clock: SpeedClock
     metrics_urls: tuple[str, ...]
     log: str
+    code: str = ""
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -53,19 +83,25 @@ class PlannerActorSpec:
 
 
 class PoolPlannerActor:
-    """The planner of one DGD as a Ray actor. `arbiter` is the arbiter's actor name in `namespace`."""
+    """The planner of one DGD as a Ray actor."""
 
-    def __init__(self, spec: PlannerActorSpec, arbiter: str, namespace: str) -> None:
+    def __init__(self, spec: PlannerActorSpec) -> None:
         self._spec = spec
-        self._arbiter = arbiter
-        self._namespace = namespace
-        self._started_at_s = spec.clock.now()
-        self._ticks = 0
-        self._fits: dict[asyncio.Future[Any], tuple[str, Series]] = {}
-        self._handle: Any = None
-        self._own_metrics = ""
         self._thread = threading.Thread(target=self._live, name="plans", daemon=True)
+        self._send = RayArbiter(find_arbiter)
+        self._loop: PlannerLoop | None = None
         self._thread.start()
+
+    def adopt(self, spec: PlannerActorSpec) -> bool:
+        """Whether this planner could take over another setup as it runs; False: it has to be replaced."""
+        mine = self._spec
+        if self._loop is None or (mine.code, mine.metrics_urls, mine.clock) != (spec.code, spec.metrics_urls, spec.clock):
+            return False
+        try:
+            self._loop.adopt(spec.setup)
+        except ValueError:
+            return False
+        return True
 
     def _live(self) -> None:
         sys.stderr = Path(self._spec.log).open("a", buffering=1)  # noqa: SIM115 - for the life of the process
@@ -78,88 +114,68 @@ class PoolPlannerActor:
 
     async def _plan_for_ever(self) -> None:
         spec, clock = self._spec, self._spec.clock
-        state = start(spec.setup, now=clock.now(), warmup=warmup_of(spec.setup))
-        grants: Mapping[str, Grant] = {}
-        source = source_of(spec.setup, [by_pool(pool) for pool in spec.setup.pools], router_urls=spec.metrics_urls)
-        own = await self._serve_own_metrics()
+        loop = PlannerLoop(
+            spec.setup,
+            source=source_of(spec.setup, [by_pool(pool) for pool in spec.setup.pools], router_urls=spec.metrics_urls),
+            connector=ArbiterConnector(self._send, dgd=spec.dgd, started_at_s=clock.now()),
+            clock=clock,
+            fits=RayFits(),
+            note=self._note,
+        )
+        self._loop = loop
+        own = await self._serve_own_metrics(loop)
         try:
-            while True:
-                observations = await self._observe(source)
-                now = clock.now()
-                for done in [fit for fit in self._fits if fit.done()]:
-                    pool, series = self._fits.pop(done)
-                    if done.exception() is None:  # a fit that was lost is offered again
-                        state = fitted(state, pool, series, done.result(), now=now)
-                state, reports = plan(state, observations, grants, now, spec.setup)
-                if own is not None:
-                    self._own_metrics = render(spec.setup, state, reports, now=now)
-                self._start_fits(state)
-                self._ticks += 1
-                grants = await self._tell(reports, state, grants)
+            await loop.run()
         finally:
-            await source.close()
             if own is not None:
                 await own.stop()
 
-    async def _serve_own_metrics(self) -> MetricsServer | None:
+    async def _serve_own_metrics(self, loop: PlannerLoop) -> MetricsServer | None:
         """The planner's own /metrics, where its configuration names a port. A port that is taken costs the metrics only."""
         port = self._spec.setup.config.metric_reporting_prometheus_port
         if port is None:
             return None
-        server = MetricsServer(lambda: self._own_metrics, port=port)
+        server = MetricsServer(lambda: loop.metrics, port=port)
         try:
             await server.start()
         except OSError as error:
-            sys.stderr.write(f"{self._spec.dgd}: no metrics of its own on port {port}: {error}\n")
+            self._note(f"no metrics of its own on port {port}: {error}")
             return None
         return server
 
-    async def _observe(self, source: Source) -> Mapping[str, Observation]:
-        """Wait out one tick, reading the workers' gauges in between, and observe at its end; empty when nothing answers."""
-        clock, setup = self._spec.clock, self._spec.setup
-        step_s = setup.tick_s / setup.samples_per_tick
-        begun = clock.now()
-        try:
-            for sample in range(1, setup.samples_per_tick + 1):
-                # The first tick after a start only takes the counters' first reading: no need to wait for that.
-                if self._ticks:
-                    await clock.sleep(max(0.0, begun + sample * step_s - clock.now()))
-                if sample < setup.samples_per_tick:
-                    await source.sample()
-            return await source.observe(clock.now())
-        except MetricsUnavailable as error:
-            sys.stderr.write(f"{self._spec.dgd}: {error}\n")
-            await clock.sleep(max(0.0, begun + setup.tick_s - clock.now()))
-            return {}
+    def _note(self, text: str) -> None:
+        sys.stderr.write(f"{self._spec.dgd}: {text}\n")
 
-    def _start_fits(self, state: Any) -> None:
-        """Run the fits that are due as Ray tasks, one for a series at a time: they must not hold up the loop."""
-        running = set(self._fits.values())
-        for pool, series, job in fit_jobs(state):
-            if (pool, series) not in running:
-                task = ray.remote(_run_fit).options(num_cpus=0.1).remote(job)
-                self._fits[asyncio.wrap_future(task.future())] = (pool, series)
 
-    async def _tell(self, reports: tuple[Report, ...], state: Any, grants: Mapping[str, Grant]) -> Mapping[str, Grant]:
-        """Report to the arbiter; its grants, or those that we have when it does not answer now."""
-        batch = ReportBatch(
-            dgd=self._spec.dgd,
-            pid=os.getpid(),
-            started_at_s=self._started_at_s,
-            reports=reports,
-            statuses=statuses(state, now=self._spec.clock.now()),
-        )
+class RayArbiter:
+    """Takes reports to the arbiter's actor (`Send` of the connector)."""
+
+    def __init__(self, find: Callable[[], Any]) -> None:
+        self._find = find
+        self._handle: Any = None
+
+    async def __call__(self, message: bytes) -> bytes:
         try:
             if self._handle is None:
-                self._handle = ray.get_actor(self._arbiter, namespace=self._namespace)
-            answer = asyncio.wrap_future(self._handle.report.remote(wire.encode(batch)).future())
-            message: bytes = await asyncio.wait_for(answer, ARBITER_TIMEOUT_WALL_S)
-        except (ValueError, TimeoutError, ray.exceptions.RayActorError) as error:
-            # ValueError: no actor of that name (yet). The next tick tries again; the arbiter holds what it does not hear of.
-            sys.stderr.write(f"{self._spec.dgd}: the arbiter did not answer: {type(error).__name__}: {error}\n")
-            return grants
-        decoded: GrantBatch = wire.decode(message, expect=GrantBatch)
-        return {grant.pool: grant for grant in decoded.grants}
+                self._handle = self._find()
+            answer = asyncio.wrap_future(self._handle.report.remote(message).future())
+            found: bytes = await asyncio.wait_for(answer, ARBITER_TIMEOUT_WALL_S)
+        except ray.exceptions.RayActorError as error:
+            self._handle = None  # it may have been replaced by another: look again
+            raise ClusterUnavailable(f"the arbiter did not answer: {type(error).__name__}: {error}") from error
+        except (ValueError, TimeoutError, ray.exceptions.RayTaskError) as error:
+            # ValueError: no arbiter (yet). The next tick tries again; the arbiter holds what it does not hear of.
+            self._handle = None
+            raise ClusterUnavailable(f"the arbiter did not answer: {type(error).__name__}: {error}") from error
+        return found
+
+
+class RayFits:
+    """Fits as Ray tasks."""
+
+    def start(self, job: FitJob) -> asyncio.Future[Any]:
+        task = ray.remote(_run_fit).options(num_cpus=0.1).remote(job)
+        return asyncio.wrap_future(task.future())
 
 
 def _run_fit(job: Any) -> Any:

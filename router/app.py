@@ -215,13 +215,28 @@ class RouterApp:
 
     async def _wake(self, planner: EngineLink, model: str, now: float) -> None:
         body = orjson.dumps({"model": model})
-        head = b"POST %b/v1/wake HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        head = b"POST %b/v1/wake HTTP/1.1\r\nhost: %b\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        proof = _proof(self.config.planner_token_file)
         exchange = Collected(self._loop, self._now, now + WAKE_EVERY_S)
         # A planner that cannot be reached sees the queue in the metrics, and is called again by the next request.
         try:
-            await self._upstream.run(planner, head % (planner.base_path, planner.host_header, len(body)) + body, exchange)
+            await self._upstream.run(
+                planner, head % (planner.base_path, planner.host_header, proof, len(body)) + body, exchange
+            )
         except EngineFailed:
             self._woken.pop(model, None)
+
+
+def _proof(token_file: str | None) -> bytes:
+    """The Authorization header for the planner; none without a token, which the planner will refuse. Read anew each time:
+    tokens are rotated, and wakes are rare."""
+    if token_file is None:
+        return b""
+    try:
+        token = FilePath(token_file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return b""
+    return b"authorization: Bearer %b\r\n" % token.encode()
 
 
 def _card(name: str) -> dict[str, object]:

@@ -123,8 +123,8 @@ class HealthConfig(Section):
 class RouterConfig(Section):
     """The whole configuration of one router process.
 
-    `planner_url`: where `POST /v1/wake {model}` goes when a request meets a pool at zero. `access_log`: "-" is standard
-    output.
+    `planner_url`: where `POST /v1/wake {model}` goes when a request meets a pool at zero, with the bearer token that
+    `planner_token_file` holds at that time. `access_log`: "-" is standard output.
     """
 
     listen: ListenConfig = ListenConfig()
@@ -137,6 +137,7 @@ class RouterConfig(Section):
     health: HealthConfig = HealthConfig()
     keys: tuple[KeyConfig, ...] = ()
     planner_url: HttpUrl | None = None
+    planner_token_file: str | None = None
     access_log: str | None = None
 
     @model_validator(mode="after")

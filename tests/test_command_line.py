@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from global_planner import system
+from global_planner import site, system
 from global_planner.__main__ import EXAMPLE, main
 
 
@@ -20,7 +20,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise AssertionError("something was started")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(system, "start", start)
+    monkeypatch.setattr(site, "start", start)
     monkeypatch.setattr(system, "prepare", start)
     return tmp_path
 

@@ -3,10 +3,11 @@
 Each works on the files of a system's folder (journal, operators' folder, clock), so all of them work while the arbiter is down.
 """
 
+from global_planner.commands.compose import compose
 from global_planner.commands.look import compare, explain, replay, status
 from global_planner.commands.operate import approve, freeze, override, refuse, unfreeze
 from global_planner.commands.schedule import schedule
 
-COMMANDS = (status, explain, compare, replay, approve, refuse, freeze, unfreeze, override, schedule)
+COMMANDS = (status, explain, compare, replay, approve, refuse, freeze, unfreeze, override, schedule, compose)
 
 __all__ = ["COMMANDS"]

@@ -6,15 +6,16 @@ prefill from decode by name, so pools of one role are summed (counts) or taken t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
+from pool_planner.metrics.text import CONTENT_TYPE, MetricsText
 from pool_planner.report import VERDICTS
 from pool_planner.setup import PlannerSetup, PoolSetup
 from pool_planner.state import PlannerState, PoolState
 from pool_planner.types import Hold, Proposal, Report
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+__all__ = ["CONTENT_TYPE", "render"]
+
 _OWN = "global_planner_pool_"
 _DYNAMO = "dynamo_planner_"
 
@@ -47,7 +48,7 @@ _OBSERVED: Mapping[str, tuple[str, str]] = {
 
 def render(setup: PlannerSetup, state: PlannerState, reports: Sequence[Report], *, now: float) -> str:
     """The exposition after a plan at `now`. What is unknown has no sample: an absent series is no zero."""
-    text = _Text()
+    text = MetricsText()
     by_pool = {report.pool: report for report in reports}
     rows = [(pool, state.pools[pool.name], by_pool.get(pool.name)) for pool in setup.pools]
     for pool, of_pool, report in rows:
@@ -75,7 +76,7 @@ def render(setup: PlannerSetup, state: PlannerState, reports: Sequence[Report], 
     return text.done()
 
 
-def _dynamo(text: _Text, rows: Sequence[tuple[PoolSetup, PoolState, Report | None]]) -> None:
+def _dynamo(text: MetricsText, rows: Sequence[tuple[PoolSetup, PoolState, Report | None]]) -> None:
     """Aggregated workers count as decode, as they do there."""
     for role in ("prefill", "decode"):
         mine = [(state, report) for pool, state, report in rows if (pool.role == "prefill") == (role == "prefill")]
@@ -108,24 +109,3 @@ def _observed(state: PoolState, field: str) -> float | None:
 def _arrivals(state: PoolState) -> float | None:
     seen = state.observation
     return None if seen is None or seen.requests is None or seen.interval_s <= 0 else seen.requests / seen.interval_s
-
-
-class _Text:
-    """Families in the order of their first sample, each with its help and type once."""
-
-    def __init__(self) -> None:
-        self._families: dict[str, list[str]] = {}
-
-    def gauge(self, name: str, about: str, labels: Mapping[str, str], value: float | None) -> None:
-        if value is None or not math.isfinite(value):
-            return
-        lines = self._families.setdefault(name, [f"# HELP {name} {about}", f"# TYPE {name} gauge"])
-        inside = ",".join(f'{label}="{_escape(text)}"' for label, text in labels.items())
-        lines.append(f"{name}{{{inside}}} {value!r}" if inside else f"{name} {value!r}")
-
-    def done(self) -> str:
-        return "".join(line + "\n" for lines in self._families.values() for line in lines)
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')

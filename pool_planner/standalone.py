@@ -1,0 +1,234 @@
+"""[I/O] A planner in a process of its own: `python -m pool_planner --config FILE` until SIGTERM.
+
+    configuration ─► setup ─► source (Prometheus, routers) ─┐
+                         └──► connector (environment) ──────┴─► PlannerLoop, a JSON line a decision on standard error
+
+Started once for a deployment, as the guide describes it: nothing of Ray or of the arbiter is needed, unless it reports there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pool_planner.clock import SpeedClock
+from pool_planner.config import PlannerConfig
+from pool_planner.connectors.global_planner import ArbiterConnector, HttpArbiter, Send
+from pool_planner.connectors.port import Connector
+from pool_planner.connectors.virtual import VirtualConnector
+from pool_planner.forecast import FitJob
+from pool_planner.live import PlannerLoop
+from pool_planner.metrics.names import PoolSeries, by_namespace, by_pool
+from pool_planner.metrics.serve import MetricsServer
+from pool_planner.metrics.source import source_of
+from pool_planner.performance.profile import Profile
+from pool_planner.setup import PlannerSetup, SetupError, setup_from_config
+from pool_planner.types import Grant, Proposal, Report, Role
+
+UNWELL_TICKS = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standalone:
+    """How the process runs, beside what its PlannerConfig says.
+
+    `names` by role: what the arbiter calls the pools (absent: the components' names). `replicas` by pool: what an outside
+    system has at the beginning. `send`: the way to the arbiter (None: no arbiter is configured). `series`: whose series are
+    the pool's: those of its Dynamo namespace, or those that our router labels with the pool.
+    """
+
+    dgd: str
+    gpus_per_replica: Mapping[Role, int] = field(default_factory=dict)
+    names: Mapping[Role, str] = field(default_factory=dict)
+    replicas: Mapping[str, int] = field(default_factory=dict)
+    series: Literal["namespace", "pool"] = "namespace"
+    send: Send | None = None
+    listen_host: str = "127.0.0.1"
+    listen_port: int = 8090
+    metrics_host: str = "127.0.0.1"
+    token: str | None = None
+    decision_timeout_s: float = 1800.0
+
+
+def with_gpus(options: Standalone, gpus_per_replica: Mapping[Role, int]) -> Standalone:
+    """With what was observed, or assumed, where nothing was given."""
+    return replace(options, gpus_per_replica={**gpus_per_replica, **options.gpus_per_replica})
+
+
+def setup_of(config: PlannerConfig, profile: Profile | None, options: Standalone) -> PlannerSetup:
+    """The pools that are planned, under the names that whoever carries decisions out knows them by. Raises SetupError."""
+    setup = setup_from_config(config, profile, gpus_per_replica=options.gpus_per_replica)
+    known = {pool.role for pool in setup.pools}
+    for role in options.names:
+        if role not in known:
+            raise SetupError(f"--pool {role}=…: mode {config.mode} has no {role} pool (has: {', '.join(sorted(known))})")
+    setup = replace(setup, pools=tuple(replace(pool, name=options.names.get(pool.role, pool.name)) for pool in setup.pools))
+    strangers = sorted(set(options.replicas) - {pool.name for pool in setup.pools})
+    if strangers:
+        raise SetupError(f"--replicas {strangers[0]}=…: no such pool (has: {', '.join(pool.name for pool in setup.pools)})")
+    return setup
+
+
+async def run(setup: PlannerSetup, connector: Connector, options: Standalone, clock: SpeedClock) -> None:
+    """Plan until SIGTERM or SIGINT. Raises SetupError (nothing to observe) and OSError (a port that is taken)."""
+    stop = asyncio.Event()
+    running = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        running.add_signal_handler(number, stop.set)
+    fits = ProcessFits()
+    loop = PlannerLoop(
+        setup,
+        source=source_of(setup, _series(setup, options)),
+        connector=connector,
+        clock=clock,
+        fits=fits,
+        note=lambda text: say("trouble", text=text),
+        decided=say_decisions,
+    )
+    own = _metrics_server(loop, options, clock)
+    if own is not None:
+        await own.start()
+        say("listening", what="metrics", port=own.port)
+    pools = {pool.name: pool.gpus_per_replica for pool in setup.pools}
+    say("started", dgd=options.dgd, environment=setup.config.environment, gpus_per_replica=pools, tick_s=setup.tick_s)
+    planning = asyncio.create_task(loop.run())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({planning, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if planning.done():
+            planning.result()
+    finally:
+        for task in (planning, stopping):
+            task.cancel()
+        await asyncio.gather(planning, stopping, return_exceptions=True)
+        if own is not None:
+            await own.stop()
+        fits.close()
+    say("stopped", dgd=options.dgd)
+
+
+def connector_of(setup: PlannerSetup, options: Standalone, clock: SpeedClock) -> Connector:
+    """Who carries decisions out, by `environment`; the virtual one still has to be started. Raises SetupError.
+
+    `kubernetes` is made by the caller: it has to ask the cluster for the GPUs of a replica before there is a setup.
+    """
+    if setup.config.environment == "global-planner":
+        if options.send is None:
+            raise SetupError(
+                "environment: 'global-planner' needs the arbiter's address: --arbiter URL (or GLOBAL_PLANNER_URL), or "
+                "--arbiter ray in a Ray cluster"
+            )
+        close = options.send.close if isinstance(options.send, HttpArbiter) else None
+        return ArbiterConnector(options.send, dgd=options.dgd, started_at_s=clock.now(), close=close)
+    if setup.config.environment == "virtual":
+        return VirtualConnector(
+            [pool.name for pool in setup.pools],
+            host=options.listen_host,
+            port=options.listen_port,
+            clock=clock.now,
+            note=lambda text: say("virtual", text=text),
+            replicas=options.replicas,
+            token=options.token,
+            timeout_s=options.decision_timeout_s,
+        )
+    raise SetupError(f"environment: {setup.config.environment!r} has another way to be connected")
+
+
+def _series(setup: PlannerSetup, options: Standalone) -> list[PoolSeries]:
+    if options.series == "pool":
+        return [by_pool(pool) for pool in setup.pools]
+    return [by_namespace(pool, setup.config) for pool in setup.pools]
+
+
+def _metrics_server(loop: PlannerLoop, options: Standalone, clock: SpeedClock) -> MetricsServer | None:
+    port = loop.setup.config.metric_reporting_prometheus_port
+    if port is None:
+        return None
+    started = clock.now()
+
+    def unwell() -> str | None:
+        silent_s = clock.now() - (started if loop.planned_at_s is None else loop.planned_at_s)
+        return f"no plan for {silent_s:.0f} s" if silent_s > UNWELL_TICKS * loop.setup.tick_s + 10.0 else None
+
+    return MetricsServer(lambda: loop.metrics, port=port, host=options.metrics_host, unwell=unwell)
+
+
+# ---- one structured line for everything that people may want to know -----------------------------------------------
+
+
+def say(event: str, **fields: object) -> None:
+    """One JSON line on standard error."""
+    line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
+    sys.stderr.write(json.dumps(line, default=str) + "\n")
+    sys.stderr.flush()
+
+
+def say_decisions(reports: Sequence[Report], grants: Mapping[str, Grant], now_s: float) -> None:
+    for report in reports:
+        say("decision", **decision_fields(report, grants.get(report.pool)))
+
+
+def decision_fields(report: Report, grant: Grant | None) -> dict[str, object]:
+    """What a line about one pool's plan carries; None: unknown."""
+    have = {"ordered": grant.replicas_spec, "ready": grant.replicas_ready} if grant is not None else {}
+    fields: dict[str, object] = {"pool": report.pool, "ordered": None, "ready": None, **have}
+    if not isinstance(report, Proposal):
+        return {**fields, "outcome": "hold", "wanted": None, "reasons": [report.reason]}
+    return {
+        **fields,
+        "outcome": "proposal",
+        "wanted": report.wanted,
+        "load_rps": round(report.load_rps, 4),
+        "reasons": list(report.reasons),
+    }
+
+
+# ---- fits ----------------------------------------------------------------------------------------------------------
+
+
+class ProcessFits:
+    """Fits in one process of their own, started with the first of them (most predictors never need one)."""
+
+    def __init__(self, make: Callable[[], Executor] | None = None) -> None:
+        self._make = make or _one_process
+        self._executor: Executor | None = None
+
+    def start(self, job: FitJob) -> asyncio.Future[Any]:
+        if self._executor is None:
+            self._executor = self._make()
+        return asyncio.wrap_future(self._executor.submit(job.run))
+
+    def close(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _one_process() -> Executor:
+    # Spawned, not forked: a fork of a process with threads may inherit a lock that nobody will ever release.
+    return ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"), initializer=_quiet)
+
+
+def _quiet() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def read_token(path: Path | None) -> str | None:
+    """The token in a file. Raises SetupError."""
+    if path is None:
+        return None
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise SetupError(f"{path}: the token cannot be read: {error.strerror}") from error
+    if not token:
+        raise SetupError(f"{path}: the token is empty")
+    return token
