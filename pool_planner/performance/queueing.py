@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 DISPATCH_LOSS = 1.15
 MIN_ELASTICITY = 0.05
 MAX_UTILISATION = 0.92  # planned prefill utilisation at most: a profile that is a few per cent wrong is over the cliff beyond
-BISECTIONS = 18  # a rate to 4 parts in a million of the ceiling
+BISECTIONS = 10  # halvings of the ceiling before a rate is interpolated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""[I/O] Runs forecasters of other projects inside their own environment: JSON in, JSON out. Imports nothing of this project.
+"""[I/O] Runs forecasters of other projects inside their own environment: JSON lines in and out. Imports nothing of this project.
 
-Input: {"peer": NAME, "series": [{"name", "step_s", "values"}]}; output: {series name: {"1": [...], "3": [...]}}, forecasts
-issued after each bin. Values that are null are not shown to the forecaster. Diagnostics of the libraries go to stderr.
+Input, one line a series: {"peer": FAMILY/NAME, "name", "step_s", "values", "refit_every"}; output, one line for each: {"1": [...], "3": [...]},
+forecasts issued after each bin. Values that are null are not shown to the forecaster. What the libraries say goes to stderr.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
-LONG, REFIT_EVERY, WINDOW = 400, 12, 400  # bins; a long series is refitted every 12 bins and filtered between
+WINDOW = 400  # bins that a fit looks at
 
 
 def dynamo(peer: str, series: dict[str, Any]) -> dict[str, list[float]]:
@@ -37,12 +37,12 @@ def dynamo(peer: str, series: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def statsforecast(peer: str, series: dict[str, Any]) -> dict[str, list[float]]:
-    """A model chosen and fitted anew after each bin on the last `WINDOW` values (long series: see `REFIT_EVERY`)."""
+    """A model chosen and fitted anew every `refit_every` bins on the last `WINDOW` values; between, the newest values are run
+    through the last fit (`refit` of statsforecast's own cross-validation)."""
     np, models = import_module("numpy"), import_module("statsforecast.models")
     history: list[float] = []
     forecasts: dict[str, list[float]] = {"1": [], "3": []}
     model, last = None, (0.0, 0.0)
-    refit_every = REFIT_EVERY if len(series["values"]) > LONG else 1
     for index, value in enumerate(series["values"]):
         if value is not None:
             history.append(value)
@@ -50,7 +50,7 @@ def statsforecast(peer: str, series: dict[str, Any]) -> dict[str, list[float]]:
             window = np.array(history[-WINDOW:])
             path = None
             with contextlib.suppress(ArithmeticError, LookupError, ValueError, NotImplementedError, np.linalg.LinAlgError):
-                if model is None or index % refit_every == 0:
+                if model is None or index % series["refit_every"] == 0:
                     model = getattr(models, peer)(season_length=1).fit(window)
                     path = model.predict(3)["mean"]
                 else:
@@ -68,17 +68,15 @@ def main() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
-    request = json.load(sys.stdin)
-    family, _, peer = request["peer"].partition("/")
-    forecast = {"dynamo": dynamo, "statsforecast": statsforecast}[family]
-    answer = {}
-    with contextlib.redirect_stdout(sys.stderr):
-        for series in request["series"]:
-            issued = forecast(peer, series)
-            answer[series["name"]] = {
-                steps: [value if math.isfinite(value) else 0.0 for value in line] for steps, line in issued.items()
-            }
-    json.dump(answer, sys.stdout)
+    answers = sys.stdout
+    sys.stdout = sys.stderr
+    for line in sys.stdin:
+        series = json.loads(line)
+        family, _, peer = series["peer"].partition("/")
+        issued = {"dynamo": dynamo, "statsforecast": statsforecast}[family](peer, series)
+        told = {steps: [value if math.isfinite(value) else 0.0 for value in values] for steps, values in issued.items()}
+        answers.write(json.dumps(told) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":

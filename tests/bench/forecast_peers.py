@@ -1,15 +1,18 @@
 """[I/O] Forecasters of other projects on the same series and origins, each family in a virtual environment of its own.
 
 Each appears twice: as shipped (capacity is planned on its forecast, it has no quantile) and with our conformal quantile made
-from its own errors, which separates the worth of the forecast from that of the quantile.
+from its own errors, which separates the worth of the forecast from that of the quantile. What a peer forecast for a series is
+kept beside its environment, so a run that was interrupted goes on where it was, and judging anew costs nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +21,95 @@ from tests.bench.forecast_scores import HORIZONS, Issued, holm_rejections, score
 from tests.bench.forecast_series import TraceSeries
 
 FAMILIES = {
-    "statsforecast": (("statsforecast==2.1.1",), ("AutoARIMA", "AutoETS", "AutoTheta")),
     "dynamo": (
-        ("ai-dynamo==1.4.2", "pmdarima", "filterpy", "prophet", "pandas", "scipy"),
-        ("Constant", "ARIMA", "Kalman", "Prophet"),
+        ("ai-dynamo==1.4.2", "pmdarima", "filterpy", "prophet", "pandas", "scipy", "scikit-learn", "prometheus-api-client"),
+        ("Constant", "Kalman", "ARIMA", "Prophet"),
     ),
+    "statsforecast": (("statsforecast==2.1.1",), ("AutoTheta", "AutoETS", "AutoARIMA")),
 }
 ERRORS_KEPT = 150
+REFIT_EVERY = ((120, 1), (500, 10))  # (bins at most, bins from fit to fit) of statsforecast's models; longer series: 20
+REFIT_LONGEST = 20
+WORKER = Path(__file__).with_name("forecast_peer_worker.py")
+OWN_UV = Path(__file__).parents[2] / ".cache/uv/bin/uv"  # where deploy/install.sh puts it
 
 
 def environment(family: str, folder: Path) -> Path:
     """The interpreter of the family's environment, made and filled if it is not there yet."""
-    python = folder / family / "bin" / "python"
-    if not python.exists():
-        uv = shutil.which("uv")
-        if uv is None:
-            raise SystemExit("--peer: `uv` is needed to make the environments; it was not found")
-        subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(folder / family)], check=True)
-        subprocess.run([uv, "pip", "install", "-q", "--python", str(python), *FAMILIES[family][0]], check=True)
+    home = folder / family
+    python, finished = home / "bin" / "python", home / ".installed"
+    wanted = " ".join(FAMILIES[family][0])
+    if finished.exists() and finished.read_text() == wanted:
+        return python
+    uv = shutil.which("uv") or (str(OWN_UV) if OWN_UV.exists() else None)
+    if uv is None:
+        raise SystemExit("--peer: `uv` is needed to make the environments; run `make setup`, or install it")
+    say(f"{family}: installing {wanted} into {home}")
+    subprocess.run([uv, "venv", "-q", "--clear", "--python", sys.executable, str(home)], check=True)
+    subprocess.run([uv, "pip", "install", "-q", "--python", str(python), *FAMILIES[family][0]], check=True)
+    finished.write_text(wanted)
     return python
 
 
-def _issued_by(python: Path, peer: str, all_series: list[TraceSeries]) -> dict[str, dict[str, list[float]]]:
-    request = {
-        "peer": peer,
-        "series": [{"name": s.name, "step_s": s.step_s, "values": s.values} for s in all_series],
-    }
-    worker = Path(__file__).with_name("forecast_peer_worker.py")
-    done = subprocess.run(
-        [str(python), str(worker)],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=python.parent,
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"--peer: {peer} failed in {python}:\n{done.stderr[-2000:]}")
-    answer: dict[str, dict[str, list[float]]] = json.loads(done.stdout)
-    return answer
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def issued_by(python: Path, peer: str, all_series: list[TraceSeries]) -> dict[str, dict[str, list[float]]]:
+    """What `peer` (family/name) forecasts after each bin of each series, by series and horizon; from what was kept, where the
+    series and its protocol are the same."""
+    kept = python.parents[1] / "forecasts" / peer.partition("/")[2]
+    kept.mkdir(parents=True, exist_ok=True)
+    files = {series.name: kept / f"{_digest(series)}.json" for series in all_series}
+    todo = [series for series in all_series if not files[series.name].exists()]
+    if todo:
+        _ask(python, peer, todo, files)
+    return {name: json.loads(file.read_text()) for name, file in files.items()}
+
+
+def _digest(series: TraceSeries) -> str:
+    text = json.dumps([series.name, series.step_s, series.values, _refit_every(series)])
+    return series.name.replace("/", "-") + "-" + hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _refit_every(series: TraceSeries) -> int:
+    """Bins from fit to fit. The predictors of `dynamo` decide for themselves and do not look at it."""
+    return next((bins for most, bins in REFIT_EVERY if len(series.values) <= most), REFIT_LONGEST)
+
+
+def _ask(python: Path, peer: str, todo: list[TraceSeries], files: dict[str, Path]) -> None:
+    log = python.parents[1] / f"{peer.partition('/')[2]}.log"
+    with log.open("w") as errors:
+        worker = subprocess.Popen(
+            [str(python), str(WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=python.parent,
+        )
+        assert worker.stdin is not None and worker.stdout is not None
+        try:
+            for number, series in enumerate(todo, start=1):
+                began = time.monotonic()
+                line: dict[str, Any] = {"peer": peer, "name": series.name, "step_s": series.step_s, "values": series.values}
+                line["refit_every"] = _refit_every(series)
+                try:
+                    worker.stdin.write(json.dumps(line) + "\n")
+                    worker.stdin.flush()
+                except BrokenPipeError:
+                    pass  # it has ended: the empty answer says so, with its log
+                answer = worker.stdout.readline()
+                if not answer:
+                    raise SystemExit(f"--peer: {peer} failed on {series.name} in {python}:\n{log.read_text()[-2000:]}")
+                part = files[series.name].with_suffix(".part")
+                part.write_text(answer)
+                part.rename(files[series.name])
+                took_s = time.monotonic() - began
+                say(f"{peer}: {number} of {len(todo)}: {series.name}, {len(series.values)} bins in {took_s:.1f} s")
+        finally:
+            worker.kill()
+            worker.wait()
 
 
 def _judge(series: TraceSeries, steps: int, means: list[float], *, conformal: bool) -> Issued:
@@ -81,7 +134,7 @@ def peer_tables(all_series: list[TraceSeries], environments: Path) -> dict[str, 
     for family, (_, peers) in FAMILIES.items():
         python = environment(family, environments)
         for peer in peers:
-            forecasts = _issued_by(python, f"{family}/{peer}", all_series)
+            forecasts = issued_by(python, f"{family}/{peer}", all_series)
             for conformal in (False, True):
                 rows, p_values = {}, {}
                 for series in all_series:
