@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from pool_planner.capacity import capacity_for
 from pool_planner.config import PlannerConfig
 from pool_planner.expectation import Expectation, expect
 from pool_planner.learning import clean, correct, is_new, learn, why_unknown
-from pool_planner.performance.demand import Capacity, plain_capacity, queueing_capacity
-from pool_planner.performance.work import Engine
+from pool_planner.performance.demand import Capacity
 from pool_planner.report import advice, hold, numbers, proposal, verdicts, within_gpus
 from pool_planner.scaling.combine import Combined, combine
 from pool_planner.scaling.load import LoadLimits, LoadNeed, load_need, signals
@@ -75,7 +75,16 @@ def plan_pool(
             return state, hold(pool, config, now, "no traffic is known that could be forecast")
         if new:
             state = correct(state, observation, grant, pool.engine, expectation.shape, config)
-        capacity = _capacity(pool.engine, expectation, state, pool, config)
+        known = capacity_for(
+            state.capacity,
+            pool.engine,
+            expectation.shape,
+            state.correction,
+            max_replicas=pool.max_replicas,
+            now=now,
+            config=config,
+        )
+        state, capacity = replace(state, capacity=known), known.capacity
         throughput = throughput_need(capacity, expectation.load_rps, least=pool.min_replicas, most=pool.max_replicas)
     load = _load(state, observation, grant, pool, config, capacity) if config.enable_load_scaling else None
     needed = combine(throughput, load, least=pool.min_replicas, most=pool.max_replicas)
@@ -152,25 +161,6 @@ def _partial(
 def is_idle(observation: Observation) -> bool:
     """Known to have had no request and to have none waiting, through a front door that is up."""
     return observation.front_door_up is True and observation.requests == 0.0 and not observation.queued_requests
-
-
-def _capacity(engine: Engine, expectation: Expectation, state: PoolState, pool: PoolSetup, config: PlannerConfig) -> Capacity:
-    if config.extensions.queueing:
-        return queueing_capacity(
-            engine,
-            expectation.shape,
-            state.correction,
-            target=config.extensions.attainment_target,
-            max_replicas=pool.max_replicas,
-        )
-    return plain_capacity(
-        engine,
-        max(1.0, expectation.forecast.isl_tokens),
-        max(1.0, expectation.forecast.osl_tokens),
-        ttft_ratio=state.correction.ttft_ratio,
-        itl_ratio=state.correction.itl_ratio,
-        max_replicas=pool.max_replicas,
-    )
 
 
 def _load(

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pool_planner.capacity import KnownCapacity
 from pool_planner.config import PlannerConfig
 from pool_planner.forecast import FitJob, PredictorOptions, Series, TrafficForecastConfig, TrafficForecaster
 from pool_planner.performance.arrivals import Arrivals
@@ -53,6 +54,7 @@ class PoolState:
     last_points: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     calm_since_s: float | None = None
     calm_ready: int | None = None
+    capacity: KnownCapacity | None = None
     observation: Observation | None = None
     forecast: Forecast | None = None
     last_reason: str = ""

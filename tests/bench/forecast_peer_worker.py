@@ -1,7 +1,8 @@
-"""[I/O] Runs forecasters of other projects inside their own environment: JSON lines in and out. Imports nothing of this project.
+"""[I/O] Runs forecasters of other projects inside their own environment: JSON lines in and out. Imports nothing of ours.
 
-Input, one line a series: {"peer": FAMILY/NAME, "name", "step_s", "values", "refit_every"}; output, one line for each: {"1": [...], "3": [...]},
-forecasts issued after each bin. Values that are null are not shown to the forecaster. What the libraries say goes to stderr.
+Input, one line a series: {"peer": FAMILY/NAME, "name", "step_s", "values", "refit_every"}; output, one line for each:
+{"1": [...], "3": [...]}, forecasts issued after each bin. Values that are null are not shown to the forecaster. What the
+libraries say goes to stderr.
 """
 
 from __future__ import annotations

@@ -11,6 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pool_planner import wire
+from pool_planner.performance.correction import Correction
+from pool_planner.performance.expected import expected
+from pool_planner.performance.lengths import LengthMix
+from pool_planner.performance.work import Shape
 from pool_planner.planner import plan
 from pool_planner.setup import PlannerSetup, SetupError, setup_from_config
 from pool_planner.state import WarmBin, start, statuses
@@ -63,13 +67,24 @@ def test_whatever_is_observed_a_report_comes_out(told: list[Observation | None],
 @pytest.mark.parametrize("role", ["prefill", "decode", "agg"])
 @pytest.mark.parametrize("rate", [0.3, 1.7, 4.0])
 def test_noise_of_five_per_cent_moves_nothing_after_settling(role: str, rate: float) -> None:
+    """Latencies follow the number of replicas, as they do in the world: fewer are slower."""
     story = Story(have=1, role=role, load_predictor="kalman", no_correction=False)
     rng = random.Random(7)
-    for _ in range(80):
-        story.step(rate * rng.uniform(0.95, 1.05), ttft_ms=1100 * rng.uniform(0.95, 1.05), itl_ms=400 * rng.uniform(0.95, 1.05))
+    engine = story.setup.pools[0].engine
+    assert engine is not None
+    shape = Shape(isl=LengthMix.of_mean(1000.0), osl=LengthMix.of_mean(150.0))
+
+    def step() -> None:
+        shown = expected(engine, shape, Correction(), rate_rps=rate, ready=max(1, story.have or 1))
+        noise = [rng.uniform(0.95, 1.05) for _ in range(3)]
+        ttft, itl = ((value or 9000.0) * part for value, part in zip((shown.ttft_ms, shown.itl_ms), noise[1:], strict=True))
+        story.step(rate * noise[0], ttft_ms=ttft, itl_ms=itl)
+
+    for _ in range(160):  # what is learned of the engine settles more slowly than the number of replicas
+        step()
     settled = story.wanted
     for _ in range(60):
-        story.step(rate * rng.uniform(0.95, 1.05), ttft_ms=1100 * rng.uniform(0.95, 1.05), itl_ms=400 * rng.uniform(0.95, 1.05))
+        step()
         assert story.wanted == settled
 
 
