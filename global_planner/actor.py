@@ -177,6 +177,7 @@ class GlobalPlannerActor:
                 clock=self._clock,
                 operators=around.operators,
                 ledger=around.ledger,
+                nodes=around.nodes,
             )
             await self._loop.run(
                 ports,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from global_planner.arbiter.effective import PoolRules
 from global_planner.config import GroupConfig, PoolConfig, Topology
-from global_planner.mocker.cluster_state import VirtualPool
+from global_planner.mocker.cluster_state import VirtualNode, VirtualPool
 from global_planner.planner_settings import dgds_of, planner_config_of
 from global_planner.replay.engine_spec import EngineSpec
 from global_planner.rule_checks import rules_of
@@ -96,8 +96,18 @@ def virtual_pools(topology: Topology) -> tuple[VirtualPool, ...]:
             gpu_type=pool.gpu_type,
             gpus_per_replica=pool.gpus_per_replica,
             replicas=rules[pool.name].minimum,
+            nodes_per_replica=pool.nodes_per_replica,
         )
         for _, pool in topology.placed_pools()
+    )
+
+
+def virtual_nodes(topology: Topology) -> tuple[VirtualNode, ...]:
+    """The nodes of the virtual cluster; none: it has room for everything."""
+    return tuple(
+        VirtualNode(name=f"{kind.gpu_type}-{number}", gpu_type=kind.gpu_type, gpus=kind.gpus)
+        for kind in topology.cluster.nodes
+        for number in range(kind.count)
     )
 
 

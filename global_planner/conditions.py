@@ -27,6 +27,7 @@ def conditions(
     return (
         *troubles,
         *_budget(inputs),
+        *_taken(inputs),
         *_infeasible(allocation),
         *_pools(state, inputs, allocation),
         *_outcomes(outcomes),
@@ -47,6 +48,22 @@ def _budget(inputs: RoundInputs) -> Iterator[str]:
             yield f"nothing of {gpu_type} grows: what {pools} holds was never known, and unknown is not zero"
         if entry.stale_pools:
             yield f"{_names(entry.stale_pools)} cannot be read and is charged what was last known"
+
+
+def _taken(inputs: RoundInputs) -> Iterator[str]:
+    """GPUs that the budget has free (because we released them, or nobody took them yet) and others use on the nodes."""
+    if inputs.nodes is None:
+        return
+    on_nodes: dict[str, int] = {}
+    for node in inputs.nodes:
+        on_nodes[node.gpu_type] = on_nodes.get(node.gpu_type, 0) + node.free_gpus
+    for gpu_type, entry in sorted(account(inputs.budget, inputs.pools, inputs.holdings).items()):
+        free, there = entry.free_gpus, on_nodes.get(gpu_type)
+        if free is not None and there is not None and free > there:
+            yield (
+                f"{free - there} of the {free} GPUs of {gpu_type} that the budget has free are used by others: "
+                f"only {there} are free on the nodes"
+            )
 
 
 def _infeasible(allocation: Allocation) -> Iterator[str]:

@@ -92,13 +92,22 @@ class KubernetesConfig(Section):
     operator_managers: tuple[str, ...] = ("manager", "dynamo-operator", "dynamo-operator-controller-manager")
 
 
+class NodeConfig(Section):
+    """`count` nodes of the virtual cluster with `gpus` GPUs of one type each."""
+
+    gpu_type: str
+    gpus: PositiveInt
+    count: PositiveInt = 1
+
+
 class ClusterConfig(Section):
     """Where the replicas run. `virtual`: local processes that serve the mock engine; `kubernetes`: components of
     DynamoGraphDeployments, see `kubernetes`. `namespace` is that of every group that names no other.
 
     A replica is ready `cold_start_s` after it was ordered at the earliest (in Kubernetes: until one was measured). Of the
     virtual cluster alone: the minima that stand when it starts take `initial_cold_start_s`, and a replica that was told to end
-    is killed after `termination_s`.
+    is killed after `termination_s`; where `nodes` are given, a replica starts only where its GPUs are free on one node (or on
+    as many as its pool's `nodes_per_replica` says).
     """
 
     kind: Literal["virtual", "kubernetes"] = "virtual"
@@ -106,6 +115,7 @@ class ClusterConfig(Section):
     cold_start_s: NonNegativeFloat = 45.0
     initial_cold_start_s: NonNegativeFloat = 0.0
     termination_s: NonNegativeFloat = 5.0
+    nodes: tuple[NodeConfig, ...] = ()
     kubernetes: KubernetesConfig = KubernetesConfig()
 
 
@@ -217,13 +227,15 @@ class PoolConfig(Section):
     the topology's. `planned: outside`: its planner is started by somebody else and reports over HTTP (see `api`).
     `guarantee_replicas` are reserved like the minimum, but lent to others while unused. `mode`: see the arbiter's.
     `start_limit_s`: instead of the arbiter's. `max_in_flight` bounds the requests that the router sends to one replica at a
-    time.
+    time. `nodes_per_replica`: a replica's GPUs are spread evenly over so many nodes (of the virtual cluster; in Kubernetes the
+    DGD says so).
     """
 
     name: Name
     role: Role
     gpu_type: str
     gpus_per_replica: PositiveInt = 1
+    nodes_per_replica: PositiveInt = 1
     min_replicas: NonNegativeInt = 1
     max_replicas: PositiveInt | None = None
     guarantee_replicas: NonNegativeInt = 0

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
-from global_planner.types import Approval, Cancel, Custody, Freeze, Grow, Holding, Override, Schedule, Shrink
+from global_planner.types import Approval, Cancel, Custody, Freeze, Grow, Holding, NodeRoom, Override, Schedule, Shrink
 from pool_planner.types import Report, Role, WorldError
 
 
@@ -50,6 +50,15 @@ class Together(Protocol):
 
     async def apply_together(self, steps: Sequence[Shrink | Grow | Cancel]) -> Sequence[WorldError | None]:
         """As `Cluster.apply`, for a batch: what each would have raised, None where it is done."""
+        ...
+
+
+class Nodes(Protocol):
+    """The nodes that the replicas run on, where the cluster shows them."""
+
+    async def nodes(self) -> tuple[NodeRoom, ...] | None:
+        """The GPUs of every node; None: they are not told, so nobody can say whether a replica will find a place. Raises
+        ClusterUnavailable."""
         ...
 
 

@@ -29,6 +29,7 @@ from global_planner.ports import (
     GroupAdmission,
     Journal,
     Ledger,
+    Nodes,
     Operators,
     Pools,
     Reservations,
@@ -47,6 +48,7 @@ from global_planner.types import (
     GroupSpec,
     Grow,
     Holding,
+    NodeRoom,
     Override,
     PoolSpec,
     PriorityRate,
@@ -64,7 +66,7 @@ __all__ = ["PlannerMemory", "Ports", "RoundConfig", "admission", "run_round"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
     """The world as a round sees it. Without `operators` nobody can freeze, approve or override at run time. Without a `ledger`
-    nobody else may write: the journal's lock sees to that on one machine."""
+    nobody else may write: the journal's lock sees to that on one machine. Without `nodes` places are not known."""
 
     cluster: Cluster
     router: Router
@@ -73,6 +75,7 @@ class Ports:
     clock: Clock
     operators: Operators | None = None
     ledger: Ledger | None = None
+    nodes: Nodes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +135,7 @@ async def run_round(
         approvals=controls.approvals,
         freeze=controls.freeze,
         schedules=controls.schedules,
+        nodes=await _nodes(ports.nodes, troubles),
     )
 
     started = timer()
@@ -167,6 +171,16 @@ async def _observe(cluster: Cluster, troubles: list[str]) -> tuple[tuple[Holding
     except WorldError as error:
         troubles.append(f"the cluster cannot be observed, so nothing is ordered: {error}")
         return None, f"the cluster cannot be observed: {error}"
+
+
+async def _nodes(nodes: Nodes | None, troubles: list[str]) -> tuple[NodeRoom, ...] | None:
+    if nodes is None:
+        return None
+    try:
+        return await nodes.nodes()
+    except WorldError as error:
+        troubles.append(f"the nodes cannot be read, so nobody checks whether replicas find a place: {error}")
+        return None
 
 
 async def _router_state(router: Router, troubles: list[str]) -> RouterState | None:

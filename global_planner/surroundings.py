@@ -12,7 +12,7 @@ from global_planner.config import Topology
 from global_planner.control_folder import ControlFolder
 from global_planner.kubernetes_world import open_world
 from global_planner.mocker.cluster_client import VirtualCluster
-from global_planner.ports import Cluster, Ledger, Operators, Router
+from global_planner.ports import Cluster, Ledger, Nodes, Operators, Router
 from global_planner.router_client import RouterClient
 from global_planner.types import Round
 from pool_planner.clock import SpeedClock
@@ -27,6 +27,7 @@ class Surroundings:
     router: Router
     operators: Operators
     ledger: Ledger | None = None
+    nodes: Nodes | None = None
     may_decide: Callable[[], Awaitable[bool]] | None = None
     tell: Callable[[Round], None] | None = None
     standing: Callable[[], str] = lambda: "no other process could decide"
@@ -48,7 +49,9 @@ async def surroundings(
     async with RouterClient(router_urls, admission_valid_s=valid_s, token=router_token) as routers:
         if topology.cluster.kind == "virtual":
             async with VirtualCluster(cluster_url, pools, clock) as cluster:
-                yield Surroundings(cluster=cluster, router=routers, operators=ControlFolder(folder / "control"))
+                yield Surroundings(
+                    cluster=cluster, router=routers, operators=ControlFolder(folder / "control"), nodes=cluster
+                )
             return
         async with open_world(topology, pools, clock) as world:
             yield Surroundings(

@@ -101,6 +101,11 @@ def _budget_of(draft: Draft, pool: DraftPool) -> GpuBudget | None:
 def _whole_replicas(draft: Draft) -> Iterator[Problem]:
     for _, pool in draft.pools():
         budget = _budget_of(draft, pool)
+        if pool.knows("gpus_per_replica") and pool.knows("nodes_per_replica"):
+            gpus, nodes = pool.config.gpus_per_replica, pool.config.nodes_per_replica
+            if gpus % nodes:
+                text = f"{nodes} does not divide gpus_per_replica ({gpus}): each node has an equal part of a replica's GPUs"
+                yield Problem(path=f"{pool.path}.nodes_per_replica", text=text)
         if budget is None or budget.max is None or not pool.knows("gpus_per_replica"):
             continue
         if pool.config.gpus_per_replica > budget.max:
@@ -108,7 +113,7 @@ def _whole_replicas(draft: Draft) -> Iterator[Problem]:
             yield Problem(path=f"{pool.path}.gpus_per_replica", text=f"{text}: no replica could ever start")
 
 
-_VIRTUAL_ONLY = ("initial_cold_start_s", "termination_s")
+_VIRTUAL_ONLY = ("initial_cold_start_s", "termination_s", "nodes")
 
 
 def _cluster(draft: Draft) -> Iterator[Problem]:
@@ -119,6 +124,12 @@ def _cluster(draft: Draft) -> Iterator[Problem]:
     if cluster.kind == "virtual":
         if cluster.kubernetes != KubernetesConfig():
             yield Problem(path="cluster.kubernetes", text="is of cluster.kind: kubernetes only (cluster.kind is virtual)")
+        if draft.gpus is not None:
+            for number, kind in enumerate(cluster.nodes):
+                if kind.gpu_type not in draft.gpus:
+                    known = ", ".join(sorted(draft.gpus))
+                    text = f"{kind.gpu_type!r} is not in budget.gpus (has: {known})"
+                    yield Problem(path=f"cluster.nodes[{number}].gpu_type", text=text)
         return
     for name in _VIRTUAL_ONLY:
         if getattr(cluster, name) != ClusterConfig.model_fields[name].default:

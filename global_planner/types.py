@@ -70,7 +70,8 @@ class Replica:
     """One engine endpoint. `in_flight` and `pending_kv` come from the router (None: no router process has answered for it).
     `drain_acked` is true when every router process knows that it drains. `progress_at_s`: when its start last made visible
     progress (weights pulled, layers loaded), where the cluster can tell. `rank`: the place in which the cluster removes it when
-    it chooses itself, 0 first (None: it does not, or nobody can tell)."""
+    it chooses itself, 0 first (None: it does not, or nobody can tell). `nodes`: those that it runs on, where the cluster tells
+    them."""
 
     id: str
     state: ReplicaState
@@ -82,6 +83,17 @@ class Replica:
     unschedulable: str | None = None
     progress_at_s: float | None = None
     rank: int | None = None
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRoom:
+    """One node of the cluster: its GPUs of one type, and how many of them nobody uses or has been promised."""
+
+    node: str
+    gpu_type: str
+    gpus: int
+    free_gpus: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +109,8 @@ class Holding:
 
     `least_replicas`: fewer the workload cannot have. `victims`: who chooses the replica that goes: `named` (we do), `last` (the
     cluster, by the replicas' `rank`), `unknown` (the cluster, and nobody can tell whom). `foreign`: another controller that
-    sets the replicas too, and `foreign_at_s` when it last did.
+    sets the replicas too, and `foreign_at_s` when it last did. `nodes_per_replica`: a replica needs an equal part of its GPUs
+    on each of so many nodes.
     """
 
     pool: str
@@ -119,6 +132,7 @@ class Holding:
     victims: Literal["named", "last", "unknown"] = "named"
     foreign: str | None = None
     foreign_at_s: float | None = None
+    nodes_per_replica: int = 1
 
 
 # ---- what is decided ----------------------------------------------------------------------------------------------
@@ -329,7 +343,7 @@ class Schedule:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundInputs:
     """Everything that a round decided on: with the state before it, enough to reproduce the decision. `schedules`: those that
-    were set at run time, beside the configured ones."""
+    were set at run time, beside the configured ones. `nodes`: the GPUs of single nodes (None: the cluster does not tell)."""
 
     round_no: int
     at_s: float
@@ -342,6 +356,7 @@ class RoundInputs:
     approvals: tuple[Approval, ...] = ()
     freeze: Freeze | None = None
     schedules: tuple[Schedule, ...] = ()
+    nodes: tuple[NodeRoom, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ not fit together are named, and then nothing grows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -93,8 +93,9 @@ class Plan:
         return left
 
 
-def start_plan(view: View, limits: Limits) -> Plan:
-    """A plan in which every pool has what is reserved for it."""
+def start_plan(view: View, limits: Limits, ceilings: Mapping[str, tuple[int, str]] | None = None) -> Plan:
+    """A plan in which every pool has what is reserved for it. `ceilings`: pools that cannot be raised beyond so many replicas,
+    and why."""
     rows = len(limits.names)
     draws = [np.array([limits.draws(pool) for pool in group.pools]).reshape(len(group.pools), rows) for group in view.groups]
     floors = [[pool.floor for pool in group.pools] for group in view.groups]
@@ -102,6 +103,11 @@ def start_plan(view: View, limits: Limits) -> Plan:
     caps = [
         [_cap(pool.cap, pool.current, pool.floor, blocked.get(pool.spec.name)) for pool in group.pools] for group in view.groups
     ]
+    for g, group in enumerate(view.groups) if ceilings else ():
+        for p, pool in enumerate(group.pools):
+            if pool.spec.name in (ceilings or {}):
+                most, blocked[pool.spec.name] = (ceilings or {})[pool.spec.name]
+                caps[g][p] = max(pool.floor, min(caps[g][p], max(most, pool.current or 0)))
     flat = np.concatenate(draws) if draws else np.zeros((0, rows))
     plan = Plan(
         view=view,

@@ -2,7 +2,8 @@
 
 1. settle what is doubtful: rules in force, who is held, what each pool's demand is (view);
 2. reserve minima of every class, then guarantees (plan);
-3. choose counts by the objective (goodput, max_min, baselines), then what to do with what is left over;
+3. choose counts by the objective (goodput, max_min, baselines), then what to do with what is left over; where the cluster
+   tells its nodes, choose again without the replicas that would find no place on them;
 4. tell every pool why, and remember what stability needs (grants, remember).
 """
 
@@ -14,6 +15,7 @@ from global_planner.arbiter.grants import allocation_of
 from global_planner.arbiter.leftovers import fill_wanted, keep_fleet
 from global_planner.arbiter.limits import limits_of
 from global_planner.arbiter.maxmin import solve_max_min
+from global_planner.arbiter.placement import MOST_TRIES, without_place
 from global_planner.arbiter.plan import Plan, start_plan
 from global_planner.arbiter.remember import moves_left, remember, tie_ranks
 from global_planner.arbiter.state import ArbiterPolicy, ArbiterState
@@ -27,14 +29,25 @@ def arbitrate(state: ArbiterState, inputs: RoundInputs, policy: ArbiterPolicy) -
     """The allocation of a round and the state after it. Equal arguments give equal results, whatever the order of reports,
     holdings, pools and groups in `inputs`."""
     view = view_of(state, inputs, policy)
-    plan = start_plan(view, limits_of(inputs.budget, policy, tuple(view.pools.values())))
-    ranks = tie_ranks(state, plan)
+    limits = limits_of(inputs.budget, policy, tuple(view.pools.values()))
+    ceilings: dict[str, tuple[int, str]] = {}
+    for _ in range(MOST_TRIES):
+        plan = _decided(start_plan(view, limits, ceilings), state, inputs, policy)
+        crowded_out = without_place(plan, inputs.nodes)
+        if not crowded_out:
+            break
+        ceilings.update(crowded_out)
+    return remember(state, plan, policy), allocation_of(plan, inputs, policy)
+
+
+def _decided(plan: Plan, state: ArbiterState, inputs: RoundInputs, policy: ArbiterPolicy) -> Plan:
     if not plan.infeasible:
+        ranks = tie_ranks(state, plan)
         _solve(plan, state, inputs, policy)
         if policy.objective in ("goodput", "max_min"):
             fill_wanted(plan, ranks)
         keep_fleet(plan, inputs.budget, ranks, policy.surplus_pools)
-    return remember(state, plan, policy), allocation_of(plan, inputs, policy)
+    return plan
 
 
 def _solve(plan: Plan, state: ArbiterState, inputs: RoundInputs, policy: ArbiterPolicy) -> None:

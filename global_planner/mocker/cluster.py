@@ -21,9 +21,9 @@ import click
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from global_planner.compile import engine_specs, virtual_pools
+from global_planner.compile import engine_specs, virtual_nodes, virtual_pools
 from global_planner.config import Topology
-from global_planner.mocker.cluster_api import EventsAnswer, FaultOrder, PoolsAnswer, PoolView, ScaleOrder, pool_view
+from global_planner.mocker.cluster_api import EventsAnswer, FaultOrder, PoolsAnswer, PoolView, ScaleOrder, node_views, pool_view
 from global_planner.mocker.cluster_state import (
     ClusterState,
     Command,
@@ -82,6 +82,7 @@ class VirtualClusterServer:
             cold_start_s=topology.cluster.cold_start_s,
             initial_cold_start_s=topology.cluster.initial_cold_start_s,
             termination_s=topology.cluster.termination_s,
+            nodes=virtual_nodes(topology),
         )
         self._grace_s = f"{topology.cluster.termination_s:g}"
         self._stop_wall_s = min(MAX_STOP_WALL_S, clock.wall(topology.cluster.termination_s))
@@ -159,6 +160,7 @@ class VirtualClusterServer:
                 held_gpus=dict(self._state.held_gpus()),
                 peak_gpus=dict(self._state.peak_gpus()),
                 pools=tuple(pool_view(self._state, name, pids) for name in self._state.names()),
+                nodes=node_views(self._state),
             )
         )
 

@@ -36,6 +36,7 @@ class ReplicaView(Message):
     url: str | None
     pid: int | None
     unschedulable: str | None
+    nodes: tuple[str, ...] = ()
 
 
 class PoolView(Message):
@@ -48,15 +49,27 @@ class PoolView(Message):
     resource_version: str
     cold_starts_s: tuple[float, ...]
     items: tuple[ReplicaView, ...]
+    nodes_per_replica: int = 1
+
+
+class NodeView(Message):
+    """A node's GPUs, and how many of them no replica holds."""
+
+    name: str
+    gpu_type: str
+    gpus: int
+    free_gpus: int
 
 
 class PoolsAnswer(Message):
-    """`held_gpus` of all replicas there are, ending ones included; `peak_gpus`: the most that were ever held at once."""
+    """`held_gpus` of all replicas there are, ending ones included; `peak_gpus`: the most that were ever held at once. `nodes`
+    None: the cluster has none, and room for everything."""
 
     at_s: float
     held_gpus: dict[str, int]
     peak_gpus: dict[str, int]
     pools: tuple[PoolView, ...]
+    nodes: tuple[NodeView, ...] | None = None
 
 
 class ScaleOrder(Message):
@@ -100,6 +113,7 @@ def pool_view(state: ClusterState, name: str, pids: dict[str, int]) -> PoolView:
         replicas=state.spec(name),
         resource_version=state.version(name),
         cold_starts_s=state.cold_starts_s(name),
+        nodes_per_replica=config.nodes_per_replica,
         items=tuple(
             ReplicaView(
                 id=replica.id,
@@ -110,7 +124,16 @@ def pool_view(state: ClusterState, name: str, pids: dict[str, int]) -> PoolView:
                 url=replica.url,
                 pid=pids.get(replica.id),
                 unschedulable=replica.unschedulable,
+                nodes=replica.nodes,
             )
             for replica in state.replicas(name)
         ),
     )
+
+
+def node_views(state: ClusterState) -> tuple[NodeView, ...] | None:
+    free = state.free_on_nodes()
+    views = tuple(
+        NodeView(name=node.name, gpu_type=node.gpu_type, gpus=node.gpus, free_gpus=free[node.name]) for node in state.nodes()
+    )
+    return views or None

@@ -11,7 +11,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from global_planner.mocker.cluster_api import PoolsAnswer, PoolView, ScaleOrder
-from global_planner.types import Cancel, Grow, Holding, PoolSpec, Replica, Shrink
+from global_planner.types import Cancel, Grow, Holding, NodeRoom, PoolSpec, Replica, Shrink
 from pool_planner.clock import SpeedClock
 from pool_planner.types import ClusterUnavailable, Conflict
 
@@ -43,6 +43,23 @@ class VirtualCluster:
     async def observe(self) -> tuple[Holding, ...]:
         """The holdings of our pools; one that the cluster does not know is unknown, never empty. Raises
         ClusterUnavailable."""
+        answer = await self._read()
+        found = {view.name: view for view in answer.pools}
+        return tuple(
+            _holding(found[name], answer.at_s)
+            if name in found
+            else Holding(pool=name, at_s=answer.at_s, spec=None, unknown=f"the cluster has no pool {name!r}")
+            for name in self._pools
+        )
+
+    async def nodes(self) -> tuple[NodeRoom, ...] | None:
+        """The GPUs of the cluster's nodes; None: it has none. Raises ClusterUnavailable."""
+        nodes = (await self._read()).nodes
+        if nodes is None:
+            return None
+        return tuple(NodeRoom(node=n.name, gpu_type=n.gpu_type, gpus=n.gpus, free_gpus=n.free_gpus) for n in nodes)
+
+    async def _read(self) -> PoolsAnswer:
         status, body = await self._call("GET", "/v1/pools")
         if status != 200:
             raise ClusterUnavailable(f"{self._url}/v1/pools: status {status}: {_told(body)}")
@@ -53,13 +70,7 @@ class VirtualCluster:
         apart_s = abs(answer.at_s - self._clock.now())
         if self._clock.wall(apart_s) > self._timeout_s:
             raise ClusterUnavailable(f"{self._url}: its clock is {apart_s:.0f} model seconds from ours: another system's")
-        found = {view.name: view for view in answer.pools}
-        return tuple(
-            _holding(found[name], answer.at_s)
-            if name in found
-            else Holding(pool=name, at_s=answer.at_s, spec=None, unknown=f"the cluster has no pool {name!r}")
-            for name in self._pools
-        )
+        return answer
 
     async def apply(self, step: Shrink | Grow | Cancel) -> None:
         """Order `step.after` replicas. Raises Conflict (nothing was written) or ClusterUnavailable (it may have been)."""
@@ -96,10 +107,12 @@ def _holding(view: PoolView, at_s: float) -> Holding:
                 since_s=item.since_s,
                 unschedulable=item.unschedulable,
                 progress_at_s=item.progress_at_s,
+                nodes=item.nodes,
             )
             for item in view.items
         ),
         gpus_per_replica=view.gpus_per_replica,
+        nodes_per_replica=view.nodes_per_replica,
         # The longest of the last ones: a horizon that is too short leaves a pool without what it ordered.
         cold_start_s=max(view.cold_starts_s, default=None),
     )

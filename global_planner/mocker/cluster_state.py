@@ -30,12 +30,27 @@ class Nonsense(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VirtualPool:
-    """A pool as the cluster is told of it. `replicas` stand when the cluster starts."""
+    """A pool as the cluster is told of it. `replicas` stand when the cluster starts. A replica needs an equal part of its GPUs
+    on each of `nodes_per_replica` nodes."""
 
     name: str
     gpu_type: str
     gpus_per_replica: int
     replicas: int
+    nodes_per_replica: int = 1
+
+    @property
+    def gpus_on_a_node(self) -> int:
+        return -(-self.gpus_per_replica // self.nodes_per_replica)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VirtualNode:
+    """A node and its GPUs. A cluster without nodes has room for every replica."""
+
+    name: str
+    gpu_type: str
+    gpus: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +119,7 @@ class Replica:
     progress_at_s: float | None = None
     url: str | None = None
     unschedulable: str | None = None
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -132,11 +148,13 @@ class ClusterState:
         cold_start_s: float | Callable[[], float],
         initial_cold_start_s: float,
         termination_s: float,
+        nodes: Sequence[VirtualNode] = (),
     ) -> None:
         self._pools = {pool.name: _Pool(config=pool, spec=pool.replicas) for pool in pools}
         self._cold_start_s: Callable[[], float] = cold_start_s if callable(cold_start_s) else lambda: cold_start_s
         self._initial_cold_start_s = initial_cold_start_s
         self._termination_s = termination_s
+        self._nodes = {node.name: node for node in nodes}
         self._events: deque[ClusterEvent] = deque(maxlen=EVENTS_KEPT)
         self._event_no = 0
         self._peak_gpus: dict[str, int] = {pool.config.gpu_type: 0 for pool in self._pools.values()}
@@ -213,6 +231,7 @@ class ClusterState:
     def tick(self, now: float) -> list[Command]:
         """Whatever is due: launches, replicas that became ready, graces that are over."""
         commands: list[Command] = []
+        self._place_waiting(now)
         for pool in self._pools.values():
             for replica in list(pool.replicas.values()):
                 commands += self._due(pool, replica, now)
@@ -284,6 +303,18 @@ class ClusterState:
             held[pool.config.gpu_type] += len(pool.replicas) * pool.config.gpus_per_replica
         return held
 
+    def nodes(self) -> tuple[VirtualNode, ...]:
+        return tuple(self._nodes.values())
+
+    def free_on_nodes(self) -> Mapping[str, int]:
+        """Free GPUs by node: what no replica holds, ending ones included."""
+        free = {name: node.gpus for name, node in self._nodes.items()}
+        for pool in self._pools.values():
+            for replica in pool.replicas.values():
+                for name in replica.nodes:
+                    free[name] -= pool.config.gpus_on_a_node
+        return free
+
     def peak_gpus(self) -> Mapping[str, int]:
         """The most GPUs of each type that were ever held at once."""
         return dict(self._peak_gpus)
@@ -314,6 +345,36 @@ class ClusterState:
         )
         pool.replicas[replica.id] = replica
         return replica
+
+    def _place_waiting(self, now: float) -> None:
+        """Set replicas without a place on nodes, the oldest first; the fullest nodes that can take one, so that large gaps stay
+        whole."""
+        if not self._nodes:
+            return
+        waiting = [
+            (replica.ordered_at_s, pool.config.name, replica.number, pool, replica)
+            for pool in self._pools.values()
+            for replica in pool.live()
+            if not replica.nodes and not replica.launched and pool.faults.unschedulable is None
+        ]
+        free = dict(self.free_on_nodes()) if waiting else {}
+        for _, _, _, pool, replica in sorted(waiting, key=lambda item: item[:3]):
+            config = pool.config
+            each, spread = config.gpus_on_a_node, config.nodes_per_replica
+            fits = sorted(
+                (gpus, name) for name, gpus in free.items() if gpus >= each and self._nodes[name].gpu_type == config.gpu_type
+            )[:spread]
+            if len(fits) < spread:
+                many = f"no {spread} nodes have" if spread > 1 else "no node has"
+                replica.unschedulable = f"{many} {each} free GPUs of {config.gpu_type}"
+                replica.launch_at_s, replica.measured = None, False
+                continue
+            for _, name in fits:
+                free[name] -= each
+            replica.nodes = tuple(name for _, name in fits)
+            replica.unschedulable = None
+            if replica.launch_at_s is None:
+                replica.launch_at_s = now
 
     def _due(self, pool: _Pool, replica: Replica, now: float) -> list[Command]:
         if replica.state == "terminating":

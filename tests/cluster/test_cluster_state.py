@@ -15,6 +15,7 @@ from global_planner.mocker.cluster_state import (
     Nonsense,
     StaleVersion,
     Terminate,
+    VirtualNode,
     VirtualPool,
 )
 
@@ -40,6 +41,36 @@ def ready_cluster(replicas: int) -> ClusterState:
     for number in range(1, replicas + 1):
         state.healthy(f"p-{number}", f"http://127.0.0.1:{9000 + number}", 0)
     return state
+
+
+def test_a_replica_of_two_nodes_waits_until_both_have_room() -> None:
+    small = VirtualPool(name="small", gpu_type="h100", gpus_per_replica=2, replicas=3)
+    wide = VirtualPool(name="wide", gpu_type="h100", gpus_per_replica=8, replicas=0, nodes_per_replica=2)
+    state = ClusterState(
+        [small, wide],
+        cold_start_s=COLD_S,
+        initial_cold_start_s=0.0,
+        termination_s=GRACE_S,
+        nodes=[VirtualNode(name="a", gpu_type="h100", gpus=4), VirtualNode(name="b", gpu_type="h100", gpus=4)],
+    )
+    assert len(state.start(0)) == 3
+    assert [replica.nodes for replica in state.replicas("small")] == [("a",), ("a",), ("b",)]
+    assert state.free_on_nodes() == {"a": 0, "b": 2}
+    # Two replicas of small leave; their GPUs are held until their processes are gone.
+    assert state.scale("wide", 1, (), None, 10) == []
+    [waits] = state.replicas("wide")
+    assert waits.unschedulable == "no 2 nodes have 4 free GPUs of h100" and not waits.nodes
+    state.scale("small", 0, (), None, 20)
+    assert state.tick(25) == [] and state.free_on_nodes() == {"a": 0, "b": 2}
+    state.exited("small-1", "status 0", 26)
+    state.exited("small-2", "status 0", 26)
+    assert not waits.nodes, "b has no room for its half yet"
+    assert state.exited("small-3", "status 0", 27) == [Launch(pool="wide", replica="wide-1")]
+    assert waits.nodes == ("a", "b") and waits.unschedulable is None
+    assert state.free_on_nodes() == {"a": 0, "b": 0}
+    state.healthy("wide-1", "http://127.0.0.1:9001", 28)
+    state.tick(27 + COLD_S)
+    assert waits.state == "ready" and state.cold_starts_s("wide") == (), "who waited for a place says nothing about a start"
 
 
 def test_a_pool_grows_and_shrinks() -> None:

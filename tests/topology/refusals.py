@@ -54,6 +54,16 @@ LIMIT, SELECTOR, SCHEDULE = "budget.limits.0", "selectors.0", "schedules.0"
 POOLS = "pools: chat-prefill-short, chat-decode, chat-prefill-long, code-prefill-short, code-decode, code-prefill-long"
 NO_AGG = "a group needs prefill and decode pools, or agg pools"
 REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    # nodes
+    "a replica that does not divide": (
+        both(put(f"{P0}.gpus_per_replica", 3), put(f"{P0}.nodes_per_replica", 2)),
+        "groups[0].pools[0].nodes_per_replica: 2 does not divide gpus_per_replica (3): each node has an equal part of a "
+        "replica's GPUs",
+    ),
+    "nodes of an unknown GPU type": (
+        put("cluster.nodes", [{"gpu_type": "h20", "gpus": 8}]),
+        "cluster.nodes[0].gpu_type: 'h20' is not in budget.gpus (has: h100)",
+    ),
     # single fields
     "unknown key": (put("cluster.cold_start", 3), "cluster.cold_start: unknown key; did you mean 'cold_start_s'?"),
     "unknown section": (put("budgets", {}), "budgets: unknown key; did you mean 'budget'?"),
