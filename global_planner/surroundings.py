@@ -49,9 +49,7 @@ async def surroundings(
     async with RouterClient(router_urls, admission_valid_s=valid_s, token=router_token) as routers:
         if topology.cluster.kind == "virtual":
             async with VirtualCluster(cluster_url, pools, clock) as cluster:
-                yield Surroundings(
-                    cluster=cluster, router=routers, operators=ControlFolder(folder / "control"), nodes=cluster
-                )
+                yield Surroundings(cluster=cluster, router=routers, operators=ControlFolder(folder / "control"), nodes=cluster)
             return
         async with open_world(topology, pools, clock) as world:
             yield Surroundings(
