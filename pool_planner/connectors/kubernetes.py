@@ -228,7 +228,7 @@ class Deployments:
         ordered = state.spec if state.adapter is None else state.adapter_spec
         now_s = self._unix_now()
         with self._lock:
-            edits = self._edits.get(state.target, Edits()).saw(ordered, now_s)
+            edits = self._edits.get(state.target, Edits()).saw(ordered, state.version, now_s)
             self._edits[state.target] = edits
         named = foreign(state.writer, self._operators)
         if named is not None:
@@ -294,7 +294,7 @@ class Deployments:
 
     def _wrote(self, order: Order) -> None:
         with self._lock:
-            self._edits[order.target] = self._edits.get(order.target, Edits()).wrote(order.replicas)
+            self._edits[order.target] = self._edits.get(order.target, Edits()).wrote(order.replicas, order.version)
 
     def _checked(self, order: Order) -> ComponentState:
         """The state that an order is for. Raises Conflict when it is not for what is there now."""

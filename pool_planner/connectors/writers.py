@@ -76,23 +76,24 @@ def foreign(writer: Writer | None, operators: Sequence[str]) -> Writer | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edits:
-    """What became of our numbers: `ours` is the last that we wrote and saw in force, `undone_s` when others changed one."""
+    """What became of our numbers. `ours`: the last that we wrote (None: none, or somebody has changed it since), in place of
+    `version`; `undone_s`: when others changed one."""
 
     ours: int | None = None
-    seen: int | None = None
+    version: str | None = None
     undone_s: tuple[float, ...] = ()
 
-    def wrote(self, replicas: int) -> Edits:
-        return Edits(ours=replicas, seen=self.seen, undone_s=self.undone_s)
+    def wrote(self, replicas: int, version: str | None) -> Edits:
+        """After a write that succeeded, on an object that was at `version`."""
+        return Edits(ours=replicas, version=version, undone_s=self.undone_s)
 
-    def saw(self, replicas: int | None, now_s: float) -> Edits:
-        """After an observation. A number of ours that is another one now was changed by somebody."""
+    def saw(self, replicas: int | None, version: str | None, now_s: float) -> Edits:
+        """After an observation. One that still shows what was before our write says nothing; another number was set by
+        somebody."""
         recent = tuple(self._recent(now_s))
-        if replicas is None or replicas == self.seen:
-            return Edits(ours=self.ours, seen=self.seen, undone_s=recent)
-        if self.ours is not None and self.seen == self.ours and replicas != self.ours:
-            return Edits(ours=None, seen=replicas, undone_s=(*recent, now_s))
-        return Edits(ours=self.ours, seen=replicas, undone_s=recent)
+        if replicas is None or self.ours is None or version == self.version or replicas == self.ours:
+            return Edits(ours=self.ours, version=self.version, undone_s=recent)
+        return Edits(undone_s=(*recent, now_s))
 
     def fights(self, now_s: float) -> bool:
         return len(tuple(self._recent(now_s))) >= EDITS

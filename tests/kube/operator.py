@@ -62,8 +62,8 @@ class Operator:
         spec, changed = dgd["spec"], False
         for adapter in adapters:
             wanted, name = adapter["spec"]["replicas"], adapter["spec"]["dgdRef"]["serviceName"]
-            component = spec["services"][name] if "services" in spec else _named(spec["components"], name)
-            if component["replicas"] != wanted and self._waited(dgd, name, wanted):
+            component = spec["services"].get(name) if "services" in spec else _named(spec["components"], name)
+            if component is not None and component["replicas"] != wanted and self._waited(dgd, name, wanted):
                 component["replicas"], changed = wanted, True
         if changed:
             body = {"metadata": {"resourceVersion": dgd["metadata"]["resourceVersion"]}, "spec": spec}
@@ -233,8 +233,8 @@ class Operator:
                 call(self.api, "PATCH", path, {"status": status}, manager="manager")
 
 
-def _named(components: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    return next(item for item in components if item["name"] == name)
+def _named(components: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
+    return next((item for item in components if item["name"] == name), None)
 
 
 def _ready(pod: dict[str, Any]) -> bool:

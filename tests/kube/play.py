@@ -229,14 +229,16 @@ class Play:
         budget: int = BUDGET,
         may_patch_dgds: bool | None = None,
         lease_s: float = 30.0,
+        without: str | None = None,
     ) -> None:
         self.server, self.namespace, self.shape, self.fleet, self.budget = server, namespace, shape, fleet, budget
+        self.without = without
         self.clock = Clock()
         self.operator = Operator(server.api(), namespace, self.clock.now, workload=workload)
         for group, roles in fleet.items():
             create(server, namespace, f"{group}-main", shape, roles, adapters=adapters)
         rules = [*PLANNER_RULES, *([PATCH_DGDS] if may_patch_dgds is not False and not adapters else [])]
-        server.role(namespace, "planner", rules)
+        server.role(namespace, "planner", [rule for rule in rules if rule["resources"] != [without]])
         for _ in range(2):
             self.operator.reconcile()
             self.clock.now_s += self.operator.cold_start_s
@@ -249,6 +251,7 @@ class Play:
             budget=budget,
             lease_s=lease_s,
         )
+        self.orders = KubernetesOrders(server.api(), namespace=namespace, name="planner-orders")
         self.violations: list[str] = []
         self.over_by_people = 0
         self.settle()
@@ -309,6 +312,15 @@ class Play:
                 raise AssertionError(f"the cache does not catch up: {behind}")
             time.sleep(0.02)
 
+    def settle_orders(self) -> None:
+        """Wait until the planner has seen what operators have set."""
+        assert self.leader.orders.list_again(10.0)
+
+    def gpus_before(self, done: Round) -> int:
+        """GPUs of the pods that a round has seen."""
+        per_replica = {f"{group}-{role}": gpus for group, roles in self.fleet.items() for role, (_, gpus) in roles.items()}
+        return sum(len(holding.replicas) * per_replica[holding.pool] for holding in done.inputs.holdings)
+
     def _behind(self) -> list[str]:
         now = {
             (kind, item["metadata"]["name"]): item["metadata"]["resourceVersion"]
@@ -316,6 +328,8 @@ class Play:
             for item in items
         }
         seen = self.leader.deployments.versions(self.namespace)
+        if self.without == "pods":
+            return [str(item) for item in now.items() ^ seen.items()]
         pods = {(pod["metadata"]["name"], _phase(pod)) for pod in self._pods()}
         seen_pods = {(name, _phase(raw)) for name, raw in self.leader.deployments.pods(self.namespace).items()}
         return [str(item) for item in now.items() ^ seen.items()] + [str(item) for item in pods ^ seen_pods]
@@ -346,23 +360,26 @@ class Play:
             for role in self.fleet[group]:
                 name = component_name(role, self.shape)
                 spec = item["spec"]
-                own = spec["services"][name] if "services" in spec else next(c for c in spec["components"] if c["name"] == name)
-                found[f"{group}-{role}"] = adapters.get(f"{group}-main-{name.lower()}", own["replicas"])
+                parts = spec.get("services") or {part["name"]: part for part in spec["components"]}
+                own = parts.get(name, {"replicas": 0})["replicas"]
+                found[f"{group}-{role}"] = adapters.get(f"{group}-main-{name.lower()}", own)
         return found
 
     def alive(self) -> dict[str, int]:
+        """Pods by pool, ending ones included."""
         found = dict.fromkeys((f"{group}-{role}" for group, roles in self.fleet.items() for role in roles), 0)
         roles = {component_name(role, self.shape): role for roles in self.fleet.values() for role in roles}
         for pod in self._pods():
             labels = pod["metadata"]["labels"]
-            found[f"{labels[DGD_LABEL].removesuffix('-main')}-{roles[labels[COMPONENT_LABEL]]}"] += 1
+            if labels[COMPONENT_LABEL] in roles:
+                found[f"{labels[DGD_LABEL].removesuffix('-main')}-{roles[labels[COMPONENT_LABEL]]}"] += 1
         return found
 
     def gpus(self) -> int:
         """GPUs that are taken or may come to be: by order or by pod, ending ones included, whichever is more."""
         ordered, alive = self.ordered(), self.alive()
         return sum(
-            max(ordered[f"{group}-{role}"], alive[f"{group}-{role}"]) * gpus
+            max(ordered.get(f"{group}-{role}", 0), alive[f"{group}-{role}"]) * gpus
             for group, roles in self.fleet.items()
             for role, (_, gpus) in roles.items()
         )
