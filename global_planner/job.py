@@ -67,7 +67,13 @@ def _submit(topology: Topology, folder: Path, speed: float) -> None:
     before = _before(topology, folder)
     folder.mkdir(parents=True, exist_ok=True)
     kept = (folder / "topology.json").read_bytes() if (folder / "topology.json").exists() else None
-    clock = start_clock(folder, speed=speed, wall_s=time.time(), calendar_start=topology.arbiter.calendar_start)
+    clock = start_clock(
+        folder,
+        speed=speed,
+        wall_s=time.time(),
+        calendar_start=topology.arbiter.calendar_start,
+        real=topology.cluster.kind != "virtual",
+    )
     generation = max([turn(folder), before.generation, *arbiter_generations()]) + 1
     try:
         topology, urls, token = _surroundings(topology, folder, again=before.generation > 0)

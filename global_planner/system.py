@@ -142,7 +142,13 @@ def start_system(topology: Topology, *, folder: Path, speed: float) -> System:
     Raises ProcessFailed; nothing that was started is left behind then.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    system_clock = start_clock(folder, speed=speed, wall_s=time.time(), calendar_start=topology.arbiter.calendar_start)
+    system_clock = start_clock(
+        folder,
+        speed=speed,
+        wall_s=time.time(),
+        calendar_start=topology.arbiter.calendar_start,
+        real=topology.cluster.kind != "virtual",
+    )
     clock = system_clock.clock
     os.environ.update(_ONE_THREAD)
     os.environ.update(clock.environment())

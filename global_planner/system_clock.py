@@ -46,12 +46,25 @@ class SystemClock:
 _CODEC: TypeAdapter[SystemClock] = TypeAdapter(SystemClock)
 
 
-def start_clock(folder: Path, *, speed: float, wall_s: float, calendar_start: str | None = None) -> SystemClock:
-    """The clock of a system that starts now (`wall_s`, Unix time) in `folder`, written down there. `calendar_start`: what the
-    calendar is to say at model time 0 (None: the wall clock, as if it had always run at this speed).
+REAL_TIME = SystemClock(origin=0.0, speed=1.0, unix_at_zero_s=0.0)
+"""The clock of a deployment in a real cluster: model time is Unix time, so that whoever decides next, and whoever gives orders
+from elsewhere, means the same moments."""
 
-    Raises NoSystem when an earlier clock cannot be read.
+
+def start_clock(
+    folder: Path, *, speed: float, wall_s: float, calendar_start: str | None = None, real: bool = False
+) -> SystemClock:
+    """The clock of a system that starts now (`wall_s`, Unix time) in `folder`, written down there. `calendar_start`: what the
+    calendar is to say at model time 0 (None: the wall clock, as if it had always run at this speed). `real`: it is in a real
+    cluster, where there is no other time than REAL_TIME.
+
+    Raises NoSystem when an earlier clock cannot be read, or when a real cluster was to run at another speed.
     """
+    if real:
+        if speed != 1.0:
+            raise NoSystem(f"a real cluster runs at speed 1, not {speed:g}")
+        (folder / FILE).write_bytes(_CODEC.dump_json(REAL_TIME, indent=1) + b"\n")
+        return REAL_TIME
     before = read_clock(folder) if (folder / FILE).exists() else None
     model_s = 0.0 if before is None else max(0.0, (wall_s - before.origin) * before.speed)
     origin = before.origin if before is not None and before.speed == speed else wall_s - model_s / speed

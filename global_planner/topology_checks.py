@@ -134,6 +134,9 @@ def _cluster(draft: Draft) -> Iterator[Problem]:
     for name in _VIRTUAL_ONLY:
         if getattr(cluster, name) != ClusterConfig.model_fields[name].default:
             yield Problem(path=f"cluster.{name}", text="is of cluster.kind: virtual only (cluster.kind is kubernetes)")
+    if draft.arbiter is not None and draft.arbiter.calendar_start is not None:
+        text = "is of cluster.kind: virtual only: schedules in a real cluster follow its clock"
+        yield Problem(path="arbiter.calendar_start", text=text)
     config, path = cluster.kubernetes, "cluster.kubernetes"
     if config.access == "in-cluster":
         for name in ("kubeconfig", "context"):

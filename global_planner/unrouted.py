@@ -10,10 +10,6 @@ from collections.abc import Sequence
 
 from global_planner.ports import EndpointLoad, GroupAdmission, PoolEndpoints, RouterState
 
-PROMISE = (
-    "no router of ours is in front (cluster.kubernetes.drained_by: pods), so requests in flight end with their pods' grace"
-)
-
 
 class Unrouted:
     """Remembers what it is told, and has nothing in flight."""

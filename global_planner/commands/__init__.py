@@ -1,13 +1,15 @@
 """[I/O] The commands of people who operate a system: what it decided and why, and what it is told to do or to leave.
 
-Each works on the files of a system's folder (journal, operators' folder, clock), so all of them work while the arbiter is down.
+Each works on the files of a system's folder (journal, operators' folder, clock), or on the orders in its cluster, so all of
+them work while the arbiter is down.
 """
 
 from global_planner.commands.compose import compose
+from global_planner.commands.custody import adopt, release
 from global_planner.commands.look import compare, explain, replay, status
 from global_planner.commands.operate import approve, freeze, override, refuse, unfreeze
 from global_planner.commands.schedule import schedule
 
-COMMANDS = (status, explain, compare, replay, approve, refuse, freeze, unfreeze, override, schedule, compose)
+COMMANDS = (status, explain, compare, replay, approve, refuse, freeze, unfreeze, override, adopt, release, schedule, compose)
 
 __all__ = ["COMMANDS"]

@@ -58,9 +58,10 @@ def folder_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--folder`: the system that a command is about."""
     return click.option(
         "--folder",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=click.Path(path_type=Path),
         show_default="the only one under .global-planner",
-        help="The folder of the system, as `global-planner run --folder` was given it.",
+        help="The folder of the system, as `global-planner run --folder` was given it; of one in a Kubernetes cluster its "
+        "topology file will do.",
     )(command)
 
 

@@ -12,11 +12,12 @@ from global_planner.commands.options import HOME
 from global_planner.compile import budget_of, pool_specs
 from global_planner.config import Topology
 from global_planner.control_folder import ControlFolder
+from global_planner.control_store import ControlStore
 from global_planner.journal_reader import read_segment, segments
 from global_planner.operator_orders import OrderRefused
 from global_planner.policies import overrides_in_force, overrides_of
 from global_planner.ports import Controls
-from global_planner.system_clock import NoSystem, SystemClock, read_clock
+from global_planner.system_clock import REAL_TIME, NoSystem, SystemClock, read_clock
 from global_planner.topology_file import TopologyError, parse_topology
 from global_planner.types import Budget, PoolSpec, Round
 
@@ -42,8 +43,13 @@ class System:
         return budget_of(self.topology)
 
     @property
-    def controls(self) -> ControlFolder:
-        return ControlFolder(self.folder / "control")
+    def controls(self) -> ControlStore:
+        """Where orders are kept: in the folder, or in the cluster where there is one. Raises ClusterUnavailable."""
+        if self.topology.cluster.kind == "virtual":
+            return ControlFolder(self.folder / "control")
+        from global_planner.kubernetes_world import api_of, orders_of  # the client takes a while to import
+
+        return orders_of(self.topology, api_of(self.topology))
 
     def orders(self) -> Controls:
         """What operators set, with the overrides that stand in the topology. Raises ClusterUnavailable."""
@@ -83,8 +89,11 @@ class System:
 
 
 def open_system(folder: Path | None) -> System:
-    """The system in `folder`, or the only one under .global-planner. Raises NoSystem with what there is instead."""
+    """The system in `folder`, or the only one under .global-planner; of a deployment in a cluster, whose folder is there, its
+    topology file. Raises NoSystem with what there is instead."""
     folder = folder or _only_one()
+    if folder.is_file():
+        return _in_cluster(folder)
     clock = read_clock(folder)
     path = folder / "topology.json"
     try:
@@ -92,6 +101,16 @@ def open_system(folder: Path | None) -> System:
     except (OSError, TopologyError) as error:
         raise NoSystem(f"{path} cannot be read: {error}") from error
     return System(folder, topology, clock)
+
+
+def _in_cluster(path: Path) -> System:
+    try:
+        topology = parse_topology(path.read_text(), source=str(path), folder=path.parent)
+    except (OSError, TopologyError) as error:
+        raise NoSystem(f"{path} cannot be read: {error}") from error
+    if topology.cluster.kind == "virtual":
+        raise NoSystem(f"{path}: cluster.kind is virtual: name the folder that it runs in")
+    return System(path.parent, topology, REAL_TIME)
 
 
 def _only_one() -> Path:

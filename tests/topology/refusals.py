@@ -83,6 +83,10 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         put("cluster", {"kind": "kubernetes", "kubernetes": {"contxt": "prod"}}),
         "cluster.kubernetes.contxt: unknown key; did you mean 'context'?",
     ),
+    "a calendar of its own with Kubernetes": (
+        both(put("cluster", {"kind": "kubernetes"}), put("arbiter.calendar_start", "2026-07-01T08:50:00+02:00")),
+        "arbiter.calendar_start: is of cluster.kind: virtual only",
+    ),
     "a pod with a kubeconfig": (
         put("cluster", {"kind": "kubernetes", "kubernetes": {"access": "in-cluster", "context": "prod"}}),
         "cluster.kubernetes.context: a pod's service account (access: in-cluster) reads no kubeconfig",
