@@ -10,6 +10,9 @@ alone, which is what HiGHS does.
 half_granted_gpus are those that the objective itself grants to a stage whose partner cannot use them (an indivisible remainder
 is one replica of a stage); held_beyond_partner_gpus those that also the stability rules keep in place (holds, and stages that
 differ by less than the headroom).
+
+The file holds `instances`, of which each has the KEYS alone, and beside them, in the same order, `details`: what was measured
+there and how. With --peer also `peer`: the mediator of ai-dynamo on the same instances (see `arbiter_peer`).
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from global_planner.arbiter.choose import Options
 from global_planner.arbiter.knapsack import Choice
 from global_planner.types import Allocation
 from tests.bench.arbiter_instances import ROUNDS, Instance, make
+from tests.bench.arbiter_peer import MOST_POOLS, peer_figures
 
 Counts = NDArray[np.int64]
 
@@ -42,10 +46,17 @@ POLICY = ArbiterPolicy(hold_s=360.0, move_horizon_s=900.0)
 AT_ONCE = replace(POLICY, stability=False)
 MILP_LIMIT_S = 60.0
 PLAN = {20: (ROUNDS, (1, 3), (0.45, 0.60, 0.75, 0.90)), 200: (ROUNDS, (1, 3), (0.45, 0.60, 0.75, 0.90))} | {
-    1000: (24, (1, 3), (0.45, 0.60)),
-    5000: (6, (1, 3), (0.45,)),
+    1000: (24, (1, 3), (0.45, 0.60, 0.75, 0.90)),
+    5000: (6, (1, 3), (0.45, 0.60, 0.75, 0.90)),
 }
 """By pools: rounds, numbers of GPU types, budgets as shares of the sum of peaks."""
+
+
+KEYS = (
+    *("pools", "groups", "gpus", "p50_ms", "p99_ms", "gap_to_bound", "milp_ms", "milp_gap", "goodput", "optimum_goodput"),
+    *("first_come_goodput", "proportional_goodput", "waterfill_goodput", "worst_group_attainment", "moves_per_round"),
+    "half_granted_gpus",
+)
 
 
 @contextmanager
@@ -122,8 +133,8 @@ def highs(instance: Instance, number: int) -> tuple[float, float, bool]:
     return float(value), took_ms, result.status == 0
 
 
-def measure(pools: int, types: int, share: float, rounds: int) -> dict[str, Any]:
-    """All figures of one instance."""
+def measure(pools: int, types: int, share: float, rounds: int, peer: Path | None = None) -> dict[str, Any]:
+    """All figures of one instance. `peer`: where the environment of the peer is."""
     instance = make(pools, types, share, rounds)
     kept = ("ms", "choose_ms", "ours", "best", "first", "proportional", "water", "gap")
     rows: dict[str, list[float]] = {name: [] for name in kept}
@@ -198,6 +209,8 @@ def measure(pools: int, types: int, share: float, rounds: int) -> dict[str, Any]
     }
     if pools <= 1000:
         figures |= beside_highs(instance, tight, rows)
+    if peer is not None and pools <= MOST_POOLS:
+        figures["peer"] = peer_figures(instance, rounds, tight, peer)
     return figures
 
 
@@ -278,37 +291,68 @@ def misses(instances: list[dict[str, Any]], fairness: dict[str, Any]) -> list[st
     return found
 
 
+def told(row: dict[str, Any]) -> str:
+    """One instance in a few lines."""
+    text = (
+        f"{row['pools']:5d} pools, {row['gpu_types']} GPU types, {row['budget_share']:.0%} of peaks, {row['gpus']} GPUs: "
+        f"{row['p50_ms']:.1f} ms p50, {row['p99_ms']:.1f} p99; goodput {row['goodput']:.3f} of {row['optimum_goodput']:.3f} "
+        f"(first come {row['first_come_goodput']:.3f}, proportional {row['proportional_goodput']:.3f}, water "
+        f"{row['waterfill_goodput']:.3f}); {row['moves_per_round']:.1f} moves a round; half-granted "
+        f"{row['half_granted_gpus']}, held beyond partner {row['held_beyond_partner_gpus']}; gap {row['gap_to_bound']:.2%}; "
+        f"choice {row['choose_ms']:.2f} ms"
+    )
+    if row["milp_ms"] is not None:
+        ahead = "did not end" if row["milp_gap"] is None else f"{row['milp_gap']:.3%} ahead"
+        text += f", HiGHS {row['milp_ms']:.1f} ms, {ahead}"
+    if "peer" in row:
+        peer = row["peer"]
+        text += (
+            f"\n      ai-dynamo: goodput {peer['goodput']:.3f}, {peer['moves_per_round']:.1f} moves a round, half-granted "
+            f"{peer['half_granted_gpus']}, {peer['refused_share']:.0%} of requests refused, {peer['p50_ms']:.1f} ms p50"
+        )
+    return text
+
+
 @click.command()
 @click.option("--json", "path", type=click.Path(path_type=Path), default=None, help="Write all figures here.")
 @click.option("--rounds", type=int, default=None, help="Rounds of every instance (default: 240, fewer for the largest).")
 @click.option("--pools", "sizes", type=int, multiple=True, help="Only these sizes.")
-def main(path: Path | None, rounds: int | None, sizes: tuple[int, ...]) -> None:
-    """Measure, print, and end with 1 where something is not reached."""
-    instances = []
+@click.option("--peer", is_flag=True, help="Also the mediator of ai-dynamo, in a virtual environment that is made for it.")
+@click.option(
+    "--environments", type=click.Path(path_type=Path, file_okay=False), default=Path(".cache/peers"), show_default=True,
+    help="Where --peer makes it.",
+)  # fmt: skip
+def main(path: Path | None, rounds: int | None, sizes: tuple[int, ...], peer: bool, environments: Path) -> None:
+    """Measure, print, and end with 1 where something is not reached.
+
+    \b
+    Examples:
+      python -m tests.bench.arbiter --json arbiter.json             # everything: about an hour on a busy machine
+      python -m tests.bench.arbiter --pools 200 --rounds 40 --peer  # one size, beside ai-dynamo's mediator
+    """
+    rows = []
     for pools, (usual, kinds, shares) in PLAN.items():
         if sizes and pools not in sizes:
             continue
         for types in kinds:
             for share in shares:
-                row = measure(pools, types, share, rounds or usual)
-                instances.append(row)
-                print(
-                    f"{pools:5d} pools {types} types {share:.0%} of peaks, {row['gpus']} GPUs: {row['p50_ms']:.1f} ms p50, "
-                    f"{row['p99_ms']:.1f} p99; goodput {row['goodput']:.3f} of {row['optimum_goodput']:.3f} (first come "
-                    f"{row['first_come_goodput']:.3f}, proportional {row['proportional_goodput']:.3f}, water "
-                    f"{row['waterfill_goodput']:.3f}); {row['moves_per_round']:.1f} moves a round; half-granted "
-                    f"{row['half_granted_gpus']}, held beyond partner {row['held_beyond_partner_gpus']}; gap "
-                    f"{row['gap_to_bound']:.2%}; choice {row['choose_ms']:.2f} ms, HiGHS {row['milp_ms']} ms, "
-                    f"ahead {row['milp_gap']}",
-                    flush=True,
-                )
+                rows.append(measure(pools, types, share, rounds or usual, environments.absolute() if peer else None))
+                print(told(rows[-1]), flush=True)
     fairness = worst_off(200, 0.45, rounds or ROUNDS) if not sizes or 200 in sizes else {}
     if fairness:
         print(json.dumps(fairness, indent=1))
-    missed = misses(instances, fairness)
+    missed = misses(rows, fairness)
     print("\n".join(missed) or "everything that was to be reached is reached")
     if path is not None:
-        path.write_text(json.dumps({"instances": instances, "max_min": fairness, "missed": missed}, indent=1))
+        found: dict[str, Any] = {
+            "instances": [{key: row[key] for key in KEYS} for row in rows],
+            "details": [{key: value for key, value in row.items() if key not in (*KEYS, "peer")} for row in rows],
+            "max_min": fairness,
+            "missed": missed,
+        }
+        if peer:
+            found["peer"] = [row.get("peer") for row in rows]
+        path.write_text(json.dumps(found, indent=1))
     sys.exit(1 if missed else 0)
 
 
