@@ -24,6 +24,7 @@ from pool_planner.connectors.global_planner import HttpArbiter, Send
 from pool_planner.connectors.virtual import VirtualConnector
 from pool_planner.connectors.virtual_book import DECISION_TIMEOUT_S
 from pool_planner.performance.profile import Profile, ProfileError, load_profile
+from pool_planner.profiler.command import curves_command, profile_command
 from pool_planner.setup import SetupError, setup_from_config
 from pool_planner.types import Hold, Proposal, Report, Role, WorldError
 
@@ -278,6 +279,10 @@ def plan(source: str, load_text: str, profile: Path | None, gpus: int, replicas:
     reports = assumed_reports(setup, dict.fromkeys(names, load), dict.fromkeys(names, replicas))
     for report in reports:
         _tell(report, load)
+
+
+main.add_command(profile_command)
+main.add_command(curves_command)
 
 
 def _tell(report: Report, load: AssumedLoad) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from global_planner.replay.engine_cost import BLOCK_TOKENS
 from global_planner.replay.engine_spec import EngineLoad
 
 _TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
@@ -41,11 +42,27 @@ class Histogram:
 class EngineMetrics:
     """Counts since the engine started."""
 
-    __slots__ = ("_labels", "e2e", "generation_tokens", "itl", "prompt_tokens", "request_generation", "request_prompt", "ttft")
+    __slots__ = (
+        "_cache_config",
+        "_labels",
+        "e2e",
+        "generation_tokens",
+        "itl",
+        "prompt_tokens",
+        "request_generation",
+        "request_prompt",
+        "ttft",
+    )
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, kv_capacity_tokens: int | None = None) -> None:
+        """`kv_capacity_tokens`: what the KV cache holds; None: unlimited, and nothing is told of it."""
         escaped = model.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
         self._labels = f'model_name="{escaped}",engine="0"'
+        self._cache_config: list[str] = []
+        if kv_capacity_tokens is not None:
+            blocks = f'block_size="{BLOCK_TOKENS}",num_gpu_blocks="{kv_capacity_tokens // BLOCK_TOKENS}"'
+            told = f'vllm:cache_config_info{{{blocks},engine="0"}} 1'
+            self._cache_config = ["# TYPE vllm:cache_config_info gauge", told]
         self.ttft = Histogram(_TTFT_S)
         self.itl = Histogram(_ITL_S)
         self.e2e = Histogram(_E2E_S)
@@ -57,7 +74,7 @@ class EngineMetrics:
     def text(self, load: EngineLoad) -> bytes:
         """The exposition text, format 0.0.4."""
         labels = self._labels
-        lines: list[str] = []
+        lines = list(self._cache_config)
         for name, kind, value in (
             ("num_requests_running", "gauge", load.running),
             ("num_requests_waiting", "gauge", load.waiting),

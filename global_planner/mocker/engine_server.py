@@ -57,7 +57,7 @@ class EngineServer:
         self._clock = clock
         self._loop = loop
         self._engine = Replica(spec, ready_at_s=ready_at_s, stream=True)
-        self._metrics = EngineMetrics(spec.model)
+        self._metrics = EngineMetrics(spec.model, spec.kv_capacity_tokens)
         self._answers: dict[str, _Answer] = {}
         self._numbers = count(1)
         self._now = clock.now()

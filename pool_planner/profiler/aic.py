@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ BACKENDS = ("vllm", "sglang", "trtllm")
 # The fraction of memory that each backend gives to weights and KV by default, and of what it is a fraction.
 _MEMORY = {"vllm": ("of_total", 0.9), "sglang": ("of_total", 0.88), "trtllm": ("of_free", 0.9)}
 STEP_TOKENS = 8192
+MISSING = (
+    "rapid profiling needs aiconfigurator: install the extra 'aic' (pip install 'global-planner[aic]'), "
+    "or measure with searchStrategy: thorough"
+)
 
 
 class RapidUnavailable(RuntimeError):
@@ -36,13 +41,18 @@ def library() -> Any:
     try:
         from aiconfigurator.cli import api
     except ImportError as error:
-        raise RapidUnavailable(
-            "rapid profiling needs aiconfigurator: install the extra 'aic' (pip install 'global-planner[aic]'), "
-            f"or measure with searchStrategy: thorough ({error})"
-        ) from error
+        raise RapidUnavailable(f"{MISSING} ({error})") from error
     for name in ("aiconfigurator", "aiconfigurator_core"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return api
+
+
+def library_version() -> str:
+    """The installed version, without loading it. Raises RapidUnavailable."""
+    try:
+        return version("aiconfigurator")
+    except PackageNotFoundError as error:
+        raise RapidUnavailable(MISSING) from error
 
 
 class Aiconfigurator:
@@ -60,14 +70,6 @@ class Aiconfigurator:
         self._quantization = dict(quantization or {})
         self._moe = bool(self._api.check_is_moe(self.model))
         self._versions: dict[str, str] = {}
-
-    @property
-    def identity(self) -> str:
-        """What estimates depend on besides shape and point; two with the same identity give the same numbers."""
-        from importlib.metadata import version
-
-        modes = ",".join(f"{key}={value}" for key, value in sorted(self._quantization.items()))
-        return f"aiconfigurator {version('aiconfigurator')} | {self.model} | {self.gpu} | {modes}"
 
     def version(self, backend: str) -> str:
         """The newest measured version of a backend on this GPU type. Raises Unsupported."""

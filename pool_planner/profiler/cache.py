@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Protocol
 
 from pool_planner.profiler.shapes import EngineShape, EstimateError, Estimator
 
@@ -21,11 +22,17 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "global-planner" / "estimates"
 
 
+class VersionedEstimator(Estimator, Protocol):
+    """An estimator that knows which version of a backend its numbers are of."""
+
+    def version(self, backend: str) -> str: ...
+
+
 class CachedEstimator:
     """An estimator that asks `source` only for what it was never asked before under this `identity`. What could not be
     estimated is remembered too. `asked` counts calls of the source. `save` writes; nothing is written before."""
 
-    def __init__(self, source: Estimator, *, identity: str, folder: Path) -> None:
+    def __init__(self, source: VersionedEstimator, *, identity: str, folder: Path) -> None:
         self._source = source
         self._identity = identity
         self._file = folder / f"{sha256(identity.encode()).hexdigest()[:24]}.json"
@@ -40,6 +47,14 @@ class CachedEstimator:
 
     def kv_tokens(self, shape: EngineShape) -> int:
         return int(self._value(f"{shape}|kv", lambda: self._source.kv_tokens(shape)))
+
+    def version(self, backend: str) -> str:
+        """The version of a backend that estimates are of. Raises what the source does (Unsupported), which is not kept."""
+        known = self._known.get(f"{backend}|version")
+        if not isinstance(known, str):
+            self.asked += 1
+            known = self._known[f"{backend}|version"] = self._source.version(backend)
+        return known
 
     def save(self) -> None:
         """Raises OSError."""
