@@ -70,6 +70,8 @@ class Replica:
         self._begun = self._step_s = 0.0
         self._steps = 0
         self._end = self._wake = _NEVER
+        # When something is due next: reckoned after every change, because it is asked for far more often than it changes.
+        self._due = _NEVER
         self._chunks: list[tuple[Sequence, int]] = []
 
     # ---- what the caller does ------------------------------------------------------------------------------------
@@ -99,6 +101,7 @@ class Replica:
             self._front.append((now + self._front_s, sequence))
         else:
             self._queue(now, sequence)
+        self._reckon()
         return None
 
     def _queue(self, now: float, sequence: Sequence) -> None:
@@ -111,17 +114,26 @@ class Replica:
 
     def next_event_at(self) -> float:
         """When to call `advance` next (model seconds); infinity when there is nothing to do."""
-        due = min(self._end, self._wake)
+        return self._due
+
+    def _reckon(self) -> None:
+        due = self._end if self._end < self._wake else self._wake
         if self._loading and self._loading[0][0] < due:
             due = self._loading[0][0]
         if self._front and self._front[0][0] < due:
             due = self._front[0][0]
-        return min(due, self._held.next_expiry_s, self._mark_time())
+        if self._held.count and self._held.next_expiry_s < due:
+            due = self._held.next_expiry_s
+        if self._batch.marked:
+            mark = self._mark_time()
+            if mark < due:
+                due = mark
+        self._due = due
 
     def advance(self, now: float) -> list[EngineEvent]:
         """Do everything that is due until `now`; what happened since the last call, in order of time."""
-        while (due := self.next_event_at()) <= now:
-            self._step(due)
+        while self._due <= now:
+            self._step(self._due)
         events, self._events = self._events, []
         return events
 
@@ -147,6 +159,7 @@ class Replica:
         else:
             sequence.cancelled = True
             self._leave_at_boundary(now, sequence)
+        self._reckon()
         return True
 
     def pull(self, now: float, request_id: str) -> bool:
@@ -158,6 +171,7 @@ class Replica:
         del self._sequences[request_id]
         self._held.release(sequence)
         self._hurry(now)
+        self._reckon()
         return True
 
     def kv_lost(self, now: float, request_id: str) -> bool:
@@ -172,6 +186,7 @@ class Replica:
             self._prefill_tokens += sequence.known
         else:
             self._leave_at_boundary(now, sequence)
+        self._reckon()
         return True
 
     def drain(self) -> None:
@@ -209,8 +224,8 @@ class Replica:
 
     def _run_before(self, now: float) -> None:
         """What is due strictly before `now`: requests that come at one instant are planned together."""
-        while (due := self.next_event_at()) < now:
-            self._step(due)
+        while self._due < now:
+            self._step(self._due)
 
     def _mark_time(self) -> float:
         """When the first mark is reached; infinity when not within this span."""
@@ -221,10 +236,11 @@ class Replica:
 
     def _step(self, at: float) -> None:
         """Do what is due at `at`: tokens first, then the end of the span, arrivals of KV, and a new span."""
-        while self._mark_time() <= at:
-            sequence = self._batch.pop_mark()
+        batch, held = self._batch, self._held
+        while batch.marked and self._mark_time() <= at:
+            sequence = batch.pop_mark()
             self._tokens_out(sequence, at)
-            self._batch.mark(sequence)
+            batch.mark(sequence)
         if self._end <= at:
             self._end_span(at)
         while self._front and self._front[0][0] <= at:
@@ -236,20 +252,22 @@ class Replica:
             if sequence.state == LOADING:
                 self._loaded.append(sequence)
                 self._hurry(at, cut=True)
-        while self._held.next_expiry_s <= at:
-            sequence = self._held.pop_expired()
+        while held.count and held.next_expiry_s <= at:
+            sequence = held.pop_expired()
             del self._sequences[sequence.id]
             self._emit("kv_expired", sequence, at, sequence.osl)
             self._hurry(at)
         if self._wake <= at:
             self._wake = _NEVER
             self._begin_span(at)
+        self._reckon()
 
     def _hurry(self, now: float, *, cut: bool = False) -> None:
         """Something changed: plan at once when nothing runs, else cut the span at its next step boundary, if someone can
         join there or `cut`."""
         if self._end == _NEVER:
-            self._wake = min(self._wake, now)
+            if now < self._wake and (self._waiting or self._loaded or self._prefilling or self._batch.sequences):
+                self._wake = now
         elif self._steps > 1 and (cut or self._admissible()):
             steps = max(1, math.ceil((now - self._begun) / self._step_s - 1e-9))
             if steps < self._steps:
@@ -309,12 +327,14 @@ class Replica:
         """1. What was loaded joins. 2. Blocks for the next step, if need be by preempting. 3. Admission, first come first
         served. 4. Chunks of prompts up to the token budget, else as many decode steps as nothing interrupts."""
         batch, kv = self._batch, self._kv
-        for sequence in self._loaded:
-            if sequence.state == LOADING:
-                batch.join(sequence)
-        self._loaded.clear()
+        if self._loaded:
+            for sequence in self._loaded:
+                if sequence.state == LOADING:
+                    batch.join(sequence)
+            self._loaded.clear()
         if (growth := kv.growth(batch.clock, 1)) <= kv.total - kv.used:
-            self._admit(at, reserve=growth)
+            if self._waiting:
+                self._admit(at, reserve=growth)
         else:
             while kv.growth(batch.clock, 1) > kv.total - kv.used:
                 self._preempt_youngest()

@@ -89,9 +89,13 @@ class KvBlocks:
 
     def growth(self, clock: int, steps: int) -> int:
         """Blocks that the decoding sequences take while the clock goes from `clock` to `clock + steps`."""
+        if not self.sequences:
+            return 0
+        phases = self._phases
+        if steps == 1:
+            return phases[-clock % BLOCK_TOKENS]
         rounds, rest = divmod(steps, BLOCK_TOKENS)
         grown = rounds * self.sequences
-        phases = self._phases
         for step in range(clock + 1, clock + rest + 1):
             grown += phases[(1 - step) % BLOCK_TOKENS]
         return grown

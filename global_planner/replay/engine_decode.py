@@ -142,6 +142,11 @@ class DecodeBatch:
         else:
             sequence.mark_at = -1
 
+    @property
+    def marked(self) -> bool:
+        """False: there is no mark, not even a stale one."""
+        return bool(self._marks)
+
     def run(self, steps: int) -> list[Sequence]:
         """Move the clock on: who has finished has left. Blocks for `steps` steps must be free."""
         self.kv.grow(self.clock, steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from global_planner.replay.engine_cost import BLOCK_TOKENS, blocks
 from pool_planner.performance.profile import Profile, ProfileError, profile_from_raw, raw_profile
@@ -78,8 +78,7 @@ class EngineSpec:
         return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineRequest:
+class EngineRequest(NamedTuple):
     """One request as an engine sees it: `isl` prompt tokens, exactly `osl` output tokens. The first `cached_tokens` of the
     prompt are in the prefix cache. `kv_transferred`: a prefill engine holds the prompt's blocks, and they are fetched.
     `hold_kv`: keep the prompt's blocks after the last token, for a decode engine to fetch."""
@@ -92,8 +91,7 @@ class EngineRequest:
     hold_kv: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineEvent:
+class EngineEvent(NamedTuple):
     """What happened to a request at `at_s` (model seconds, exact). `tokens` have come out by then. `kv_expired`: a finished
     prefill's blocks were not fetched in time."""
 
