@@ -74,13 +74,21 @@ class Journal:
     """The writer. Implements the `Journal` port; raises ClusterUnavailable when the disk refuses."""
 
     def __init__(
-        self, directory: Path, memory: PlannerMemory, policies: Policies, at_s: float, max_bytes: int, max_age_s: float | None
+        self,
+        directory: Path,
+        memory: PlannerMemory,
+        policies: Policies,
+        at_s: float,
+        max_bytes: int,
+        max_age_s: float | None,
+        forced: bool = True,
     ) -> None:
         self._directory = directory
         self._memory = memory
         self._policies = policies
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
+        self._forced = forced
         self._segment_bytes = max(4096, max_bytes // _SEGMENTS_IN_LIMIT)
         self._code_version = code_version()
         self._in_round = False
@@ -106,11 +114,13 @@ class Journal:
         memory: PlannerMemory | None = None,
         max_mb: float = 64.0,
         max_age_s: float | None = None,
+        forced: bool = True,
     ) -> Journal:
         """Start a new segment in `directory` (made when absent), beginning with a snapshot of `memory` and of the `policies`
         that decide from now on. Without a `memory` it goes on with the one that the folder holds: see `memory`, and `warning`
         where part of the journal could not be read. `at_s` is the time now; `max_mb` and `max_age_s` (model seconds; None:
-        unlimited) bound what is kept.
+        unlimited) bound what is kept. `forced` false: orders are not forced to the disk, for journals of what never happened
+        (replays), which the end of the machine may take with it.
 
         Raises ClusterUnavailable when another process writes there or the disk refuses.
         """
@@ -119,7 +129,7 @@ class Journal:
         except OSError as error:
             raise _refused(directory, error) from error
         found = recover(directory) if memory is None else Recovery(memory=memory)
-        journal = cls(directory, found.memory, policies or Policies(), at_s, int(max_mb * 2**20), max_age_s)
+        journal = cls(directory, found.memory, policies or Policies(), at_s, int(max_mb * 2**20), max_age_s, forced)
         journal.warning = found.warning
         return journal
 
@@ -137,7 +147,7 @@ class Journal:
             self._at_s = record.at_s
         if self._size >= self._segment_bytes and not self._in_round:
             self._start_segment(self._at_s)
-        self._write(frame_bytes(payload), durable=isinstance(record, Orders | Snapshot))
+        self._write(frame_bytes(payload), durable=self._forced and isinstance(record, Orders | Snapshot))
         if isinstance(record, Orders):
             self._memory = record.memory
             self._in_round = True

@@ -1,4 +1,4 @@
-"""[I/O] status, explain, compare, replay: what was decided and why. They read, and change nothing."""
+"""[I/O] status, explain, compare: what was decided and why. They read, and change nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 import click
 
 from global_planner.commands.options import folder_option, journal_option
-
-_JOURNAL = click.Path(file_okay=False, path_type=Path)
 
 
 @contextmanager
@@ -112,42 +110,3 @@ def compare(journal: Path | None) -> None:
 
     with told_errors():
         show(answers.compare_watched(journal_of(journal)))
-
-
-@click.command()
-@click.option(
-    "--check",
-    "journal",
-    type=_JOURNAL,
-    required=True,
-    metavar="DIR",
-    help="The journal to decide again; a system's folder will do.",
-)
-@click.option(
-    "--show-changes", is_flag=True,
-    help="Take a journal that another code version decided, and list every round that this one would decide differently.",
-)  # fmt: skip
-def replay(journal: Path, show_changes: bool) -> None:
-    """Decide every recorded round again, and compare.
-
-    With --check, each round of the journal is decided again from its recorded inputs and the memory before it. Every
-    allocation and every step has to come out as it was recorded; the first that does not is shown, and the exit status is 1.
-    A journal of another code version is refused, unless its changes are what one wants to see. Nothing is written.
-
-    \b
-    Examples:
-      global-planner replay --check demo-report/run/journal
-      global-planner replay --check old-journal --show-changes
-    """
-    from global_planner.answers import check_again
-    from global_planner.commands.place import journal_of
-    from global_planner.replay.check import OtherVersion
-
-    with told_errors():
-        try:
-            same, told = check_again(journal_of(journal), other_version=show_changes)
-        except OtherVersion as error:
-            click.echo(f"error: {error} (--show-changes)", err=True)
-            sys.exit(2)
-        click.echo(told)
-        sys.exit(0 if same else 1)

@@ -33,10 +33,10 @@ def traffic(topology: Topology, records: Sequence[LoadRecord], span_s: float) ->
     """Offered requests/s of every model, in one figure."""
     width_s = bin_s(span_s)
     data = [
-        _trace(offered(records, group.model, width_s, span_s), group.model, color=hue(index), dash=("solid", "dash")[index % 2])
+        trace(offered(records, group.model, width_s, span_s), group.model, color=hue(index), dash=("solid", "dash")[index % 2])
         for index, group in enumerate(topology.groups)
     ]
-    return [_figure("traffic", f"Offered requests/s, bins of {width_s:g} s", data, y="requests/s")]
+    return [figure("traffic", f"Offered requests/s, bins of {width_s:g} s", data, y="requests/s")]
 
 
 def charged(topology: Topology, rounds: Sequence[Round], notes: Sequence[tuple[float, str]], start_s: float) -> list[Figure]:
@@ -47,7 +47,7 @@ def charged(topology: Topology, rounds: Sequence[Round], notes: Sequence[tuple[f
     limits = budget_of(topology).max_gpus
     for gpu_type in sorted({spec.gpu_type for spec in specs}):
         data = [
-            _trace(
+            trace(
                 pool_series(rounds, spec, start_s).charged,
                 spec.name,
                 color=colors[spec.name],
@@ -62,15 +62,15 @@ def charged(topology: Topology, rounds: Sequence[Round], notes: Sequence[tuple[f
         limit = limits.get(gpu_type)
         if limit is not None and rounds:
             ends = ((rounds[0].inputs.at_s - start_s) / 60.0, (rounds[-1].inputs.at_s - start_s) / 60.0)
-            data.append(_trace(Line(x=ends, y=(limit, limit)), "budget", color=LIMIT, dash="dash", width=2.5))
+            data.append(trace(Line(x=ends, y=(limit, limit)), "budget", color=LIMIT, dash="dash", width=2.5))
         if notes:
             moments = Line(x=tuple((at_s - start_s) / 60.0 for at_s, _ in notes), y=(0.0,) * len(notes))
             data.append(
-                _trace(moments, "event", color="#000000")
+                trace(moments, "event", color="#000000")
                 | {"mode": "markers", "cliponaxis": False, "marker": {"symbol": "diamond", "size": 9, "color": "#000000"}}
                 | {"text": [text for _, text in notes], "hovertemplate": "%{text}"}
             )
-        figures.append(_figure(f"gpus-{gpu_type}", f"{gpu_type}: GPUs charged", data, y="GPUs"))
+        figures.append(figure(f"gpus-{gpu_type}", f"{gpu_type}: GPUs charged", data, y="GPUs"))
     return figures
 
 
@@ -82,11 +82,11 @@ def replicas(topology: Topology, rounds: Sequence[Round], start_s: float) -> lis
         series = pool_series(rounds, spec, start_s)
         color = colors[spec.name]
         data = [
-            _trace(series.ready, "ready", color=color, shape="hv", width=0.5, fill="tozeroy", fillcolor=_pale(color)),
-            _trace(series.granted, "granted", color=color, shape="hv", width=2.5),
-            _trace(series.wanted, "wanted", color="#000000", dash="dot", shape="hv", width=1.5),
+            trace(series.ready, "ready", color=color, shape="hv", width=0.5, fill="tozeroy", fillcolor=pale(color)),
+            trace(series.granted, "granted", color=color, shape="hv", width=2.5),
+            trace(series.wanted, "wanted", color="#000000", dash="dot", shape="hv", width=1.5),
         ]
-        figures.append(_figure(f"replicas-{spec.name}", spec.name, data, y="replicas", whole=True))
+        figures.append(figure(f"replicas-{spec.name}", spec.name, data, y="replicas", whole=True))
     return figures
 
 
@@ -99,13 +99,11 @@ def expectations(topology: Topology, statuses: Sequence[PlannerStatus], start_s:
         actual, mean, high = forecasts(mine, start_s, bin_s(span_s))
         color = colors[spec.name]
         data = [
-            _trace(mean, "forecast", color="#000000", dash="dash", width=1.5),
-            _trace(
-                high, "upper quantile", color=QUIET, dash="dot", width=0.8, fill="tonexty", fillcolor="rgba(86,98,116,0.14)"
-            ),
-            _trace(actual, "came", color=color, width=2),
+            trace(mean, "forecast", color="#000000", dash="dash", width=1.5),
+            trace(high, "upper quantile", color=QUIET, dash="dot", width=0.8, fill="tonexty", fillcolor="rgba(86,98,116,0.14)"),
+            trace(actual, "came", color=color, width=2),
         ]
-        figures.append(_figure(f"forecast-{spec.name}", spec.name, data, y="requests/s"))
+        figures.append(figure(f"forecast-{spec.name}", spec.name, data, y="requests/s"))
     return figures
 
 
@@ -121,11 +119,11 @@ def latencies(topology: Topology, records: Sequence[LoadRecord], span_s: float) 
         ):
             ends = (median.x[0], median.x[-1]) if median.x else (0.0, span_s / 60.0)
             data = [
-                _trace(median, "p50", color=hue(index), width=2),
-                _trace(tail, "p95", color=hue(index), dash="dot", width=2),
-                _trace(Line(x=ends, y=(limit, limit)), "SLA", color=LIMIT, dash="dash"),
+                trace(median, "p50", color=hue(index), width=2),
+                trace(tail, "p95", color=hue(index), dash="dot", width=2),
+                trace(Line(x=ends, y=(limit, limit)), "SLA", color=LIMIT, dash="dash"),
             ]
-            figures.append(_figure(f"{metric.lower()}-{group.name}", f"{group.model}: {metric}", data, y="ms"))
+            figures.append(figure(f"{metric.lower()}-{group.name}", f"{group.model}: {metric}", data, y="ms"))
     return figures
 
 
@@ -141,14 +139,16 @@ def pool_colors(topology: Topology) -> Mapping[str, str]:
     }
 
 
-def _pale(color: str) -> str:
+def pale(color: str) -> str:
+    """The colour of an area below a line of `color`."""
     red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.22)"
 
 
-def _trace(
+def trace(
     line: Line, name: str, *, color: str, dash: str = "solid", width: float = 2.0, shape: str = "linear", **more: Any
 ) -> dict[str, Any]:
+    """One line of a figure; `more` is Plotly's."""
     return {
         "type": "scatter",
         "mode": "lines",
@@ -161,7 +161,8 @@ def _trace(
     }
 
 
-def _figure(name: str, title: str, data: list[dict[str, Any]], *, y: str, whole: bool = False) -> Figure:
+def figure(name: str, title: str, data: list[dict[str, Any]], *, y: str, whole: bool = False) -> Figure:
+    """A figure with its lines and the title of its y axis; `whole`: y counts things."""
     axis: dict[str, Any] = {"title": {"text": y, "standoff": 6}}
     if whole:
         most = max((value for line in data for value in line["y"] if value is not None), default=0)

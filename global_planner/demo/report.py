@@ -25,6 +25,7 @@ from global_planner.types import Round
 from pool_planner.types import PlannerStatus
 
 KINDS = {"Grow": "raised", "Shrink": "lowered", "Drain": "drained", "Cancel": "start cancelled"}
+DONE = "done"
 MAX_DECISIONS = 2000
 LEAD_SHARE = 0.02  # how much of the time before the load the figures show
 
@@ -32,6 +33,7 @@ _TRAFFIC = "What the load offered, whatever became of it."
 _GPUS = "Running, starting and still ending replicas count, and orders under way. Stacked by pool; diamonds are events."
 _REPLICAS = "What each pool's planner wanted, what the arbiter granted, and what was ready to serve."
 _FORECAST = "Each forecast stands at the moment that it is about. Planners plan for the upper quantile."
+_ORDERS = "Every order of the arbiter, with the reason that it was given with."
 _LATENCY = "As clients saw it, by the time of sending. Streams only: an answer in one piece shows no first token."
 
 
@@ -72,18 +74,19 @@ def render(
         figure["layout"]["xaxis"] = {"range": [-LEAD_SHARE * span_s / 60.0, span_s / 60.0]}
     body = [
         _head(summary),
-        *map(_section, sections),
-        _decisions([spec.name for spec in pool_specs(topology)], rounds, start_s),
+        *map(section, sections),
+        decisions([spec.name for spec in pool_specs(topology)], orders(rounds, start_s), _ORDERS),
         _events(noted, start_s),
         _numbers(summary),
     ]
-    return _page(summary, "\n".join(body), drawn)
+    return page(f"{summary.topology}: run report", "\n".join(body), drawn)
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------
 
 
-def _page(summary: Summary, body: str, drawn: Sequence[Figure]) -> str:
+def page(title: str, body: str, drawn: Sequence[Figure]) -> str:
+    """A whole page that loads nothing: `body` is HTML, `drawn` are the figures whose places it holds."""
     folder = files("global_planner.demo")
     style = (folder / "report.css").read_text(encoding="utf-8")
     script = (folder / "report.js").read_text(encoding="utf-8")
@@ -94,7 +97,7 @@ def _page(summary: Summary, body: str, drawn: Sequence[Figure]) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(summary.topology)}: run report</title>
+<title>{escape(title)}</title>
 <style>{style}</style>
 </head>
 <body>
@@ -149,7 +152,8 @@ def _decided(summary: Summary) -> str:
     return "" if summary.decisions_p99_ms is None else f", decided in {summary.decisions_p99_ms:.1f} wall ms (p99)"
 
 
-def _section(section: Section) -> str:
+def section(section: Section) -> str:
+    """The HTML of a section."""
     plots = "\n".join(
         f'<figure><h3 id="title-{name}">{escape(figure["title"])}</h3>'
         f'<div class="plot" role="img" aria-labelledby="title-{name}" id="{name}"></div></figure>'
@@ -165,31 +169,53 @@ def _section(section: Section) -> str:
 </section>"""
 
 
-def _decisions(pools: Sequence[str], rounds: Sequence[Round], start_s: float) -> str:
-    rows = [
-        (done.inputs, outcome)
+class Decision(NamedTuple):
+    """One line of the table of decisions: when (s since the start), in which round, and what of which pool and why."""
+
+    at_s: float
+    round_no: int
+    pool: str
+    kind: str
+    change: str
+    reason: str
+    became: str
+
+
+def orders(rounds: Iterable[Round], start_s: float) -> list[Decision]:
+    """Every order of the arbiter, with the reason that it was given with, and what became of it."""
+    return [
+        Decision(
+            at_s=done.inputs.at_s - start_s,
+            round_no=done.inputs.round_no,
+            pool=outcome.step.pool,
+            kind=KINDS[type(outcome.step).__name__],
+            change=change(outcome.step) or "",
+            reason=outcome.step.reason,
+            became=DONE if outcome.applied else f"not done: {outcome.error or 'unknown'}",
+        )
         for done in rounds
         for outcome in done.outcomes
         if type(outcome.step).__name__ in KINDS and change(outcome.step) is not None
     ]
+
+
+def decisions(pools: Sequence[str], rows: Sequence[Decision], note: str) -> str:
+    """The table of decisions, with its filters by pool and kind."""
     dropped = max(0, len(rows) - MAX_DECISIONS)
-    lines = []
-    for inputs, outcome in rows[dropped:]:
-        step, kind = outcome.step, KINDS[type(outcome.step).__name__]
-        became = "done" if outcome.applied else f"not done: {outcome.error or 'unknown'}"
-        lines.append(
-            f'<tr data-pool="{escape(step.pool)}" data-kind="{kind}">'
-            f'<td class="number">{clock_text(inputs.at_s - start_s)}</td><td class="number">{inputs.round_no}</td>'
-            f"<td>{escape(step.pool)}</td><td>{kind}</td>"
-            f'<td>{escape(change(step) or "")}</td><td class="reason">{escape(step.reason)}</td>'
-            f'<td class="{"" if outcome.applied else "reason"}">{escape(became)}</td></tr>'
-        )
+    lines = [
+        f'<tr data-pool="{escape(row.pool)}" data-kind="{escape(row.kind)}">'
+        f'<td class="number">{clock_text(row.at_s)}</td><td class="number">{row.round_no}</td>'
+        f"<td>{escape(row.pool)}</td><td>{escape(row.kind)}</td>"
+        f'<td>{escape(row.change)}</td><td class="reason">{escape(row.reason)}</td>'
+        f'<td class="{"" if row.became == DONE else "reason"}">{escape(row.became)}</td></tr>'
+        for row in rows[dropped:]
+    ]
     options = "".join(f"<option>{escape(pool)}</option>" for pool in pools)
-    kinds = "".join(f"<option>{kind}</option>" for kind in KINDS.values())
+    kinds = "".join(f"<option>{escape(kind)}</option>" for kind in dict.fromkeys(row.kind for row in rows))
     first = f"<p class='note'>The first {dropped} are left out here; the journal has them.</p>" if dropped else ""
     return f"""<section id="decisions">
 <h2>Decisions</h2>
-<p class="note">Every order of the arbiter, with the reason that it was given with.</p>
+<p class="note">{escape(note)}</p>
 {first}
 <p class="filters"><label>Pool <select id="pool"><option value="">all</option>{options}</select></label>
 <label>Kind <select id="kind"><option value="">all</option>{kinds}</select></label> <span id="shown" role="status"></span></p>
@@ -208,8 +234,8 @@ def _events(notes: Sequence[tuple[float, str]], start_s: float) -> str:
         f'<tr><td class="number">{clock_text(at_s - start_s)}</td><td class="reason">{escape(text)}</td></tr>'
         for at_s, text in notes
     )
-    table = f"<div class='scroll'><table><tbody>{lines}</tbody></table></div>" if notes else "<p class='note'>None.</p>"
-    return f'<section id="events">\n<h2>Events</h2>\n{table}\n</section>'
+    listed = f"<div class='scroll'><table><tbody>{lines}</tbody></table></div>" if notes else "<p class='note'>None.</p>"
+    return f'<section id="events">\n<h2>Events</h2>\n{listed}\n</section>'
 
 
 def _numbers(summary: Summary) -> str:
@@ -251,14 +277,16 @@ def _numbers(summary: Summary) -> str:
     )  # fmt: skip
     return f"""<section id="numbers">
 <h2>Numbers</h2>
-{_table("Models", model_heads, models, left=1)}
-{_table("Pools", pool_heads, pools, left=2)}
-{_table("The run, as in summary.json", ("field", "value"), run, left=1)}
+{table("Models", model_heads, models, left=1)}
+{table("Pools", pool_heads, pools, left=2)}
+{table("The run, as in summary.json", ("field", "value"), run, left=1)}
 </section>
 </main>"""
 
 
-def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
+def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> str:
+    """The HTML of a table; the first `left` columns are words."""
+
     def kind(column: int) -> str:
         return "" if column < left else ' class="number"'
 

@@ -4,7 +4,8 @@ Two formats, told apart by what the first line says:
 
 - *Azure CSV* (Azure/AzurePublicDataset): a header with `TIMESTAMP`, `ContextTokens`, `GeneratedTokens` in any order, other
   columns ignored; timestamps are ISO 8601 (UTC where no zone is given).
-- *Mooncake JSONL* (kvcache-ai/Mooncake): objects with `timestamp` in ms, `input_length`, `output_length`; other keys ignored.
+- *Mooncake JSONL* (kvcache-ai/Mooncake): objects with `timestamp` in ms, `input_length`, `output_length`, and perhaps
+  `hash_ids` (of the prompt's blocks of 512 tokens); other keys ignored.
 
 Time is counted from the first row. Every row of the file is checked, also those after the minutes that are played: a trace
 with a flaw is not played in part (about 1 s a million rows). A length of 0 becomes 1, since no request is without a token.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -45,11 +46,13 @@ class TraceError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """One row: `at_s` seconds after the first row, tokens in and out as the trace says."""
+    """One row: `at_s` seconds after the first row, tokens in and out as the trace says. `blocks`: ids of the prompt's blocks,
+    equal where prompts are equal from their beginning on (empty: the trace does not tell)."""
 
     at_s: float
     isl_tokens: int
     osl_tokens: int
+    blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +76,7 @@ def parse_trace(lines: Iterable[str], *, name: str, span_s: float = math.inf) ->
     rows = _mooncake(name, number, line, numbered) if kind == "mooncake" else _azure(name, number, line, numbered)
     kept: list[Arrival] = []
     count, first, last = 0, 0.0, -math.inf
-    for number, at_s, isl, osl in rows:
+    for number, at_s, isl, osl, blocks in rows:
         if count == 0:
             first = at_s
         elif at_s < last:
@@ -81,13 +84,13 @@ def parse_trace(lines: Iterable[str], *, name: str, span_s: float = math.inf) ->
         last = at_s
         count += 1
         if at_s - first < span_s:
-            kept.append(Arrival(at_s=at_s - first, isl_tokens=max(1, isl), osl_tokens=max(1, osl)))
+            kept.append(Arrival(at_s=at_s - first, isl_tokens=max(1, isl), osl_tokens=max(1, osl), blocks=blocks))
     if count == 0:
         raise TraceError(name, number, "the header is all there is: no row follows it")
     return Trace(name=name, kind=kind, rows=count, span_s=last - first, arrivals=tuple(kept))
 
 
-Row = tuple[int, float, int, int]  # line, absolute seconds, tokens in, tokens out
+Row = tuple[int, float, int, int, tuple[int, ...]]  # line, absolute seconds, tokens in, tokens out, blocks of the prompt
 
 
 def _azure(name: str, number: int, header: str, numbered: Iterator[tuple[int, str]]) -> Iterator[Row]:
@@ -117,7 +120,7 @@ def _azure(name: str, number: int, header: str, numbered: Iterator[tuple[int, st
         at_s = (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
         isl = _count(name, number, "ContextTokens", _whole(name, number, "ContextTokens", cells[tokens_in]))
         osl = _count(name, number, "GeneratedTokens", _whole(name, number, "GeneratedTokens", cells[tokens_out]))
-        yield number, at_s, isl, osl
+        yield number, at_s, isl, osl, ()
 
 
 def _mooncake(name: str, number: int, first: str, numbered: Iterator[tuple[int, str]]) -> Iterator[Row]:
@@ -139,8 +142,16 @@ def _mooncake(name: str, number: int, first: str, numbered: Iterator[tuple[int, 
             for key, value in (("input_length", isl), ("output_length", osl)):
                 if isinstance(value, bool) or not isinstance(value, int):
                     raise TraceError(name, number, f"{key} {_quote(value)} is not a whole number")
-            yield number, when / 1e3, _count(name, number, "input_length", isl), _count(name, number, "output_length", osl)
+            isl = _count(name, number, "input_length", isl)
+            yield number, when / 1e3, isl, _count(name, number, "output_length", osl), _blocks(name, number, row)
         number, line = next(numbered, (number, None))
+
+
+def _blocks(name: str, number: int, row: Mapping[str, object]) -> tuple[int, ...]:
+    blocks = row.get("hash_ids", ())
+    if not isinstance(blocks, list | tuple) or not all(isinstance(each, int) for each in blocks):
+        raise TraceError(name, number, f"hash_ids {_quote(blocks)} is not a list of whole numbers")
+    return tuple(blocks)
 
 
 def _whole(name: str, number: int, column: str, cell: str) -> int:

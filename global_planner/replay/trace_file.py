@@ -6,6 +6,7 @@ import gzip
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -20,20 +21,24 @@ MAX_LINE_BYTES = 16 * 2**20
 
 def load_trace(path: Path, *, minutes: float | None = None) -> Trace:
     """Read and check the whole file; keep the first `minutes` (None: all). Raises TraceError with file, line and reason."""
+    with lines_of(path) as lines:
+        return parse_trace(lines, name=str(path), span_s=float("inf") if minutes is None else minutes * 60.0)
+
+
+@contextmanager
+def lines_of(path: Path) -> Iterator[Iterator[str]]:
+    """The lines of a text file, plain or gzip. Raises TraceError with file, line and reason, also while they are read."""
     try:
         with path.open("rb") as raw:
             packed = raw.read(2) == GZIP_MAGIC
             raw.seek(0)
             if packed:
                 with gzip.GzipFile(fileobj=raw) as stream:
-                    return _parse(stream, path, minutes)
-            return _parse(raw, path, minutes)
+                    yield _lines(stream, str(path))
+            else:
+                yield _lines(raw, str(path))
     except OSError as error:
         raise TraceError(str(path), None, f"cannot be read: {error.strerror or error}") from error
-
-
-def _parse(stream: IO[bytes] | gzip.GzipFile, path: Path, minutes: float | None) -> Trace:
-    return parse_trace(_lines(stream, str(path)), name=str(path), span_s=float("inf") if minutes is None else minutes * 60.0)
 
 
 def _lines(stream: IO[bytes] | gzip.GzipFile, name: str) -> Iterator[str]:

@@ -1,0 +1,192 @@
+"""[I/O] replay: what a deployment would have done with a trace, or whether a journal's decisions come out again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from global_planner.commands.look import told_errors
+from global_planner.commands.options import duration
+
+if TYPE_CHECKING:  # imports happen in the command, so that --help is quick
+    from global_planner.replay.simulator import ColdStart
+    from global_planner.replay.world import Fault
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_FAULTS = ("kill", "hang", "recover")
+
+
+@click.command()
+@click.option(
+    "--check", "journal", type=_FOLDER, metavar="DIR", help="Decide a journal again instead; a system's folder will do."
+)
+@click.option(
+    "--show-changes", is_flag=True,
+    help="With --check: take a journal that another code version decided, and list what this one would decide differently.",
+)  # fmt: skip
+@click.option("--topology", "topology_path", type=_FILE, help="The deployment: budget, groups, pools.")
+@click.option(
+    "--trace", "traces", multiple=True, metavar="MODEL=SOURCE[,OPTION=VALUE…]", help="Requests of a model; see above."
+)
+@click.option("--policy", default="goodput", show_default=True, metavar="NAME", help="Who decides; see above.")
+@click.option("--compare", metavar="A,B,…", help="Play these policies one after the other instead, side by side in the report.")
+@click.option("--out", type=_FOLDER, default=Path("replay-report"), show_default=True, help="Where the outputs are written.")
+@click.option("--budget", type=click.IntRange(1), help="GPUs of the budget, instead of the topology's.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of everything that is random.")
+@click.option("--cold-start", metavar="TIME[:CV]", help="Instead of the topology's; with CV its coefficient of variation.")
+@click.option("--start", multiple=True, metavar="POOL=N", help="Replicas that are ready at the beginning; else the minimum.")
+@click.option(
+    "--fault", multiple=True, metavar="KIND:POOL@TIME", help=f"What goes wrong then: {', '.join(_FAULTS)}. Repeatable."
+)
+@click.option(
+    "--pick", type=click.Choice(["least_tokens", "round_robin", "power_of_two", "prefix_affinity"]),
+    help="The router's way to choose an endpoint, in every pool.",
+)  # fmt: skip
+@click.option("--no-prefix-cache", is_flag=True, help="Every prompt is computed from its beginning, whatever the trace shares.")
+@click.option("--no-admission", is_flag=True, help="The router admits everything, whatever the plan says.")
+@click.option("--window", type=duration, metavar="TIME", help="Account for so much time only; else to the last arrival.")
+def replay(
+    journal: Path | None,
+    show_changes: bool,
+    topology_path: Path | None,
+    traces: tuple[str, ...],
+    policy: str,
+    compare: str | None,
+    out: Path,
+    budget: int | None,
+    seed: int,
+    cold_start: str | None,
+    start: tuple[str, ...],
+    fault: tuple[str, ...],
+    pick: str | None,
+    no_prefix_cache: bool,
+    no_admission: bool,
+    window: float | None,
+) -> None:
+    """Play a trace through a deployment in virtual time: what would it have done?
+
+    Planners, arbiter, rollout and router policy are the live code; engines, cluster and clock are models. The same inputs give
+    the same bytes. OUT/report.html shows traffic and forecasts, replicas and GPUs, latencies and attainment, cost, and why.
+
+    \b
+    SOURCE, told by what it holds:
+      an Azure CSV (TIMESTAMP, ContextTokens, GeneratedTokens) or a Mooncake JSONL, plain or .gz
+      ServeGen's client rates (client, t_s, rate_rps, cv, pattern, param1, …): bursty arrivals are drawn
+      any CSV with a time and a rate column (t_s, time, minute …; rate_rps, rps, rpm …): Poisson, or with cv=
+      a folder with the journal of a system that ran: the traffic that its planners saw
+      prometheus:URL?query=EXPR&start=UNIX&end=UNIX&step=60: a rate in requests/s, as a range query
+    OPTION: scale= (of the rate), start=, duration=, shift= (times like 90s, 15m, 2h), repeat=, priority=,
+      prefixes=off; of rates also isl=MEAN[:CV], osl=MEAN[:CV], cv=, time=COLUMN, rate=COLUMN; of journals pool=
+
+    \b
+    Policies:
+      goodput, max_min           our planners and our arbiter, by objective
+      proportional, first_come   our planners; everybody the same share, or whoever asks first
+      independent                our planners; each pool alone with a fixed share of the budget
+      hpa                        Kubernetes' autoscaler on requests in flight, one for each pool
+      static_peak, static_mean   fleets that never move
+      oracle                     knows the trace: the bound
+
+    \b
+    Examples:
+      global-planner replay --topology examples/two-models/topology.yaml \\
+          --trace chat=azure_conv.csv.gz,scale=0.3,duration=20m --trace code=azure_code.csv.gz,scale=0.3,duration=20m
+      global-planner replay --topology T --trace chat=week.csv,rate=rpm,isl=1100:1,osl=210:0.8 --compare goodput,hpa,static_peak
+      global-planner replay --topology T --trace chat=trace.jsonl.gz --pick prefix_affinity --fault kill:chat-decode@10m
+      global-planner replay --check demo-report/run/journal
+    """
+    if journal is not None:
+        _check(journal, show_changes)
+    if show_changes:
+        raise click.UsageError("--show-changes goes with --check.")
+    if topology_path is None or not traces:
+        raise click.UsageError("Give --topology and at least one --trace, or --check. See --help.")
+    from global_planner.replay.policies import POLICIES
+    from global_planner.replay.run import ReplayOptions, play, read_sources, table
+    from global_planner.replay.simulator import Scenario
+    from global_planner.replay.sources import parse_source
+    from global_planner.topology_file import load_profiles, load_topology, with_budget
+
+    with told_errors():
+        topology = load_topology(topology_path)
+        topology = topology if budget is None else with_budget(topology, budget)
+        names = tuple(dict.fromkeys((compare or policy).split(",")))
+        unknown = [name for name in names if name not in POLICIES]
+        if unknown:
+            raise ValueError(f"no policy {unknown[0]!r} (has: {', '.join(POLICIES)})")
+        pools = [pool.name for _, pool in topology.placed_pools()]
+        workload = read_sources([parse_source(text) for text in traces], topology, seed)
+        scenario = Scenario(
+            topology=topology,
+            profiles=load_profiles(topology),
+            workload=workload,
+            seed=seed,
+            window_s=window,
+            start=dict(_start(text, pools) for text in start),
+            cold_start=None if cold_start is None else _cold_start(cold_start),
+            faults=tuple(_fault(text, pools) for text in fault),
+            pick=pick,  # type: ignore[arg-type]
+            prefix_cache=not no_prefix_cache,
+        )
+        options = ReplayOptions(out=out, policies=names, admission=not no_admission)
+        numbers = play(scenario, options, [Path(text).name if "=" not in text else text for text in traces])
+    click.echo(table(numbers))
+    click.echo(f"\n{out / 'report.html'}  {out / 'summary.json'}")
+    sys.exit(1 if any(one["budget_violations"] for one in numbers.values()) else 0)
+
+
+def _check(journal: Path, show_changes: bool) -> None:
+    """Decide every recorded round again. Ends the process: 0 as recorded, 1 not."""
+    from global_planner.answers import check_again
+    from global_planner.commands.place import journal_of
+    from global_planner.replay.check import OtherVersion
+
+    with told_errors():
+        try:
+            same, told = check_again(journal_of(journal), other_version=show_changes)
+        except OtherVersion as error:
+            click.echo(f"error: {error} (--show-changes)", err=True)
+            sys.exit(2)
+        click.echo(told)
+        sys.exit(0 if same else 1)
+
+
+def _start(text: str, pools: list[str]) -> tuple[str, int]:
+    pool, _, count = text.partition("=")
+    _known(pool, pools, f"--start {text}")
+    if not count.isdecimal():
+        raise ValueError(f"--start {text}: must be POOL=N with a whole number")
+    return pool, int(count)
+
+
+def _cold_start(text: str) -> ColdStart:
+    from global_planner.replay.simulator import ColdStart
+
+    mean, _, cv = text.partition(":")
+    try:
+        spread = float(cv) if cv else 0.0
+    except ValueError:
+        spread = -1.0
+    if not 0.0 <= spread < 10.0:
+        raise ValueError(f"--cold-start {text}: must be TIME[:CV], like 90s:0.3")
+    return ColdStart(mean_s=0.0 if mean in ("0", "0s") else duration(mean), cv=spread)
+
+
+def _fault(text: str, pools: list[str]) -> Fault:
+    from global_planner.replay.world import Fault
+
+    kind, _, rest = text.partition(":")
+    pool, _, when = rest.partition("@")
+    if kind not in _FAULTS or not when:
+        raise ValueError(f"--fault {text}: must be KIND:POOL@TIME, KIND one of {', '.join(_FAULTS)}")
+    _known(pool, pools, f"--fault {text}")
+    return Fault(at_s=duration(when), pool=pool, kind=kind)  # type: ignore[arg-type]
+
+
+def _known(pool: str, pools: list[str], where: str) -> None:
+    if pool not in pools:
+        raise ValueError(f"{where}: no pool {pool!r} (has: {', '.join(pools)})")

@@ -1,0 +1,214 @@
+"""The figures of a replay's report, over the runs of one or several policies: what `demo.figures` has is used, the rest is
+here. Pure."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+
+from global_planner.compile import budget_of
+from global_planner.config import Topology
+from global_planner.demo.figures import LIMIT, QUIET, Figure, figure, hue, pale, pool_colors, trace
+from global_planner.demo.series import Line
+from global_planner.replay.scores import EDGES_S, OverTime
+from global_planner.replay.simulator import Outcome
+
+POINTS = 600
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8f3f00", "#566274")
+DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+def traffic(topology: Topology, outcome: Outcome) -> list[Figure]:
+    """Offered requests/s of every model, in one figure."""
+    data = []
+    for index, group in enumerate(topology.groups):
+        over_time = outcome.over_time[group.model]
+        line = _binned(over_time, over_time.requests / over_time.width_s)
+        data.append(trace(line, group.model, color=hue(index), dash=("solid", "dash")[index % 2]))
+    return [figure("traffic", "Offered requests/s", data, y="requests/s")]
+
+
+def expectations(outcome: Outcome) -> list[Figure]:
+    """Forecast against what came, a figure for each pool whose planner forecasts."""
+    colors, figures = pool_colors(outcome.topology), []
+    for pool, columns in outcome.timeline.expected.items():
+        if not len(columns["at_s"]):
+            continue
+        about = [
+            (at_s, mean, high)
+            for at_s, mean, high in zip(columns["about_s"], columns["mean_rps"], columns["high_rps"], strict=True)
+            if math.isfinite(at_s)
+        ]
+        mean = _thinned([at_s for at_s, _, _ in about], [value for _, value, _ in about])
+        high = _thinned([at_s for at_s, _, _ in about], [value for _, _, value in about])
+        data = [
+            trace(mean, "forecast", color="#000000", dash="dash", width=1.5),
+            trace(high, "upper quantile", color=QUIET, dash="dot", width=0.8, fill="tonexty", fillcolor=pale(QUIET)),
+            trace(_thinned(columns["at_s"], columns["requests_per_s"]), "came", color=colors[pool], width=2),
+        ]
+        figures.append(figure(f"forecast-{outcome.policy}-{pool}", f"{pool} ({outcome.policy})", data, y="requests/s"))
+    return figures
+
+
+def charged(outcome: Outcome) -> list[Figure]:
+    """GPUs charged by pool, stacked, against the budget: a figure for each GPU type."""
+    topology, timeline, figures = outcome.topology, outcome.timeline, []
+    colors, limits = pool_colors(topology), budget_of(topology).max_gpus
+    for gpu_type in topology.budget.gpus:
+        pools = [pool for _, pool in topology.placed_pools() if pool.gpu_type == gpu_type]
+        data = [
+            trace(
+                _thinned(timeline.at_s, timeline.pools[pool.name]["charged_gpus"]),
+                pool.name,
+                color=colors[pool.name],
+                shape="hv",
+                width=0.8,
+                stackgroup="gpus",
+                fillcolor=colors[pool.name],
+            )
+            for pool in pools
+        ]
+        if gpu_type in limits and len(timeline.at_s):
+            ends = Line(x=(0.0, timeline.at_s[-1] / 60.0), y=(limits[gpu_type], limits[gpu_type]))
+            data.append(trace(ends, "budget", color=LIMIT, dash="dash", width=2.5))
+        figures.append(figure(f"gpus-{outcome.policy}-{gpu_type}", f"{outcome.policy}: {gpu_type}", data, y="GPUs"))
+    return figures
+
+
+def replicas(outcome: Outcome) -> list[Figure]:
+    """Wanted, granted and ready replicas, a figure for each pool."""
+    timeline, colors, figures = outcome.timeline, pool_colors(outcome.topology), []
+    for pool, columns in timeline.pools.items():
+        color = colors[pool]
+        data = [
+            trace(_thinned(timeline.at_s, columns["ready"]), "ready", color=color, shape="hv", width=0.5)
+            | {"fill": "tozeroy", "fillcolor": pale(color)},
+            trace(_thinned(timeline.at_s, columns["granted"]), "granted", color=color, shape="hv", width=2.5),
+            trace(_thinned(timeline.at_s, columns["wanted"]), "wanted", color="#000000", dash="dot", shape="hv", width=1.5),
+        ]
+        figures.append(
+            figure(f"replicas-{outcome.policy}-{pool}", f"{pool} ({outcome.policy})", data, y="replicas", whole=True)
+        )
+    return figures
+
+
+def attainment(topology: Topology, outcomes: Sequence[Outcome]) -> list[Figure]:
+    """The share of requests within both SLAs over time, a figure for each model, a line for each policy."""
+    figures = []
+    for group in topology.groups:
+        data = []
+        for index, outcome in enumerate(outcomes):
+            over_time = outcome.over_time[group.model]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                share = np.where(over_time.requests > 0, over_time.met / np.maximum(over_time.requests, 1), np.nan)
+            data.append(trace(_binned(over_time, share), outcome.policy, color=_color(index), dash=_dash(index)))
+        figures.append(figure(f"attainment-{group.name}", group.model, data, y="share within both SLAs"))
+    return figures
+
+
+def latencies(topology: Topology, outcomes: Sequence[Outcome]) -> list[Figure]:
+    """p50 and p95 of TTFT and ITL over time against the SLA: two figures for each model."""
+    figures = []
+    for group in topology.groups:
+        for metric, limit in (("ttft", group.sla.ttft_ms), ("itl", group.sla.itl_ms)):
+            data, end = [], 0.0
+            for index, outcome in enumerate(outcomes):
+                over_time = outcome.over_time[group.model]
+                counts = over_time.ttft if metric == "ttft" else over_time.itl
+                for share, dash in ((0.5, "solid"), (0.95, "dot")):
+                    line = _binned(over_time, 1e3 * _quantiles(counts, share))
+                    end = max(end, line.x[-1] if line.x else 0.0)
+                    data.append(trace(line, f"{outcome.policy} p{100 * share:.0f}", color=_color(index), dash=dash))
+            data.append(trace(Line(x=(0.0, end), y=(limit, limit)), "SLA", color=LIMIT, dash="dash"))
+            figures.append(figure(f"{metric}-{group.name}", f"{group.model}: {metric.upper()}", data, y="ms"))
+    return figures
+
+
+def distributions(topology: Topology, outcomes: Sequence[Outcome]) -> list[Figure]:
+    """How many answered requests were faster than so much: TTFT and ITL of each model, a line for each policy."""
+    figures = []
+    for group in topology.groups:
+        for metric, limit in (("ttft", group.sla.ttft_ms), ("itl", group.sla.itl_ms)):
+            data, most = [], limit
+            for index, outcome in enumerate(outcomes):
+                over_time = outcome.over_time[group.model]
+                counts = (over_time.ttft if metric == "ttft" else over_time.itl).sum(axis=0)
+                whole = counts.sum()
+                if not whole:
+                    continue
+                shares = np.cumsum(counts)[:-1] / whole
+                kept = (shares > 0.001) & (shares < 0.9995)
+                x = 1e3 * EDGES_S[kept]
+                most = max(most, float(x[-1]) if x.size else 0.0)
+                line = Line(x=tuple(x.tolist()), y=tuple(shares[kept].tolist()))
+                data.append(trace(line, outcome.policy, color=_color(index), dash=_dash(index)))
+            data.append(trace(Line(x=(limit, limit), y=(0.0, 1.0)), "SLA", color=LIMIT, dash="dash"))
+            drawn = figure(f"cdf-{metric}-{group.name}", f"{group.model}: {metric.upper()}", data, y="share of answers")
+            drawn["layout"]["xaxis"] = {"title": {"text": "ms", "standoff": 6}, "type": "log"}
+            figures.append(drawn)
+    return figures
+
+
+def cost(outcomes: Sequence[Outcome]) -> list[Figure]:
+    """GPU-hours against attainment, a point for each policy."""
+    points = [(outcome, sum(outcome.gpu_hours.values()), outcome.total().attainment) for outcome in outcomes]
+    return [frontier("cost", [(outcome.policy, hours, share) for outcome, hours, share in points if share is not None])]
+
+
+def frontier(name: str, points: Sequence[tuple[str, float, float]]) -> Figure:
+    """(label, GPU-hours, attainment) as labelled points; a line joins those that nobody beats in both."""
+    best, front = -1.0, []
+    for _, hours, share in sorted(points, key=lambda point: (point[1], -point[2])):
+        if share > best:
+            front.append((hours, share))
+            best = share
+    line = Line(x=tuple(hours for hours, _ in front), y=tuple(share for _, share in front))
+    data = [trace(line, "nobody is better in both", color=QUIET, dash="dot", width=1.2, shape="hv")]
+    for index, (label, hours, share) in enumerate(points):
+        data.append(
+            trace(Line(x=(hours,), y=(share,)), label, color=_color(index))
+            | {"mode": "markers+text", "text": [label], "textposition": "top center", "marker": {"size": 11}}
+            | {"hovertemplate": "%{x:.4~g} GPU-hours: %{y:.4~f}"}
+        )
+    drawn = figure(name, "Attainment against GPU-hours", data, y="share within both SLAs")
+    drawn["layout"] |= {"xaxis": {"title": {"text": "GPU-hours", "standoff": 6}}, "hovermode": "closest", "showlegend": False}
+    drawn["layout"]["yaxis"]["rangemode"] = "normal"
+    return drawn
+
+
+def _color(index: int) -> str:
+    return LINES[index % len(LINES)]
+
+
+def _dash(index: int) -> str:
+    return DASHES[index % len(DASHES)]
+
+
+def _binned(over_time: OverTime, values: np.ndarray) -> Line:
+    """A point in the middle of each bin; NaN is a gap."""
+    middles = (np.arange(values.size) + 0.5) * over_time.width_s / 60.0
+    return Line(x=tuple(middles.tolist()), y=tuple(None if math.isnan(value) else value for value in values.tolist()))
+
+
+def _quantiles(counts: np.ndarray, share: float) -> np.ndarray:
+    """Of each bin (s); NaN where it is empty."""
+    sums = np.cumsum(counts, axis=1)
+    whole = sums[:, -1]
+    places = (sums < (share * whole)[:, None]).sum(axis=1)
+    upper = EDGES_S[np.clip(places, 1, EDGES_S.size - 1)]
+    lower = EDGES_S[np.clip(places, 1, EDGES_S.size - 1) - 1]
+    return np.where(whole > 0, (lower + upper) / 2.0, np.nan)
+
+
+def _thinned(at_s: Sequence[float] | array[float], values: Sequence[float] | array[float]) -> Line:
+    """At most `POINTS` points: of neighbours that are thinned out the largest, so that no peak disappears."""
+    stride = max(1, math.ceil(len(at_s) / POINTS))
+    x, y = [], []
+    for begin in range(0, len(at_s), stride):
+        group = [value for value in values[begin : begin + stride] if math.isfinite(value)]
+        x.append(at_s[begin] / 60.0)
+        y.append(max(group) if group else None)
+    return Line(x=tuple(x), y=tuple(y))

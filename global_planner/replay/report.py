@@ -1,0 +1,133 @@
+"""The report of a replay: one HTML page for one or several policies, with the demo's page around it. Pure but for that page's
+files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from global_planner.demo.report import Decision, Section, decisions, page, section, table
+from global_planner.demo.words import percent_text
+from global_planner.replay import figures
+from global_planner.replay.simulator import Outcome
+from global_planner.replay.summary import Numbers
+
+_TRAFFIC = "What the workload offers, whatever became of it."
+_COST = "GPU-hours over the whole time, starting and ending replicas included, against the share of all offered requests."
+_GPUS = "Running, starting and still ending replicas count. Stacked by pool."
+_ATTAINMENT = "By the time of arrival, over all offered requests: who is shed or fails misses."
+_LATENCY = "Of answered requests, by the time of arrival: median and 95 %."
+_CDF = "Of answered requests. The dashed line is the SLA."
+_REPLICAS = "What each pool's planner wanted, what the arbiter granted, and what was ready to serve."
+_FORECAST = "Each forecast stands at the moment that it is about. Planners plan for the upper quantile."
+_WHY = (
+    "Every order and every grant that changed, with its reason. The journals beside this page hold all rounds: "
+    "global-planner explain --journal DIR."
+)
+
+
+def render(
+    outcomes: Sequence[Outcome],
+    numbers: Mapping[str, Numbers],
+    why: Sequence[Decision],
+    *,
+    title: str,
+    sources: Sequence[str],
+) -> str:
+    """The page. `numbers` by policy, as in summary.json."""
+    first = outcomes[0]
+    beside = "two" if len(outcomes) > 1 else "wide"
+    sections = (
+        Section("traffic", "Traffic", _TRAFFIC, "wide", figures.traffic(first.topology, first)),
+        Section("cost", "What it costs and what it gives", _COST, "wide", figures.cost(outcomes)),
+        Section("gpus", "Charged GPUs against the budget", _GPUS, beside, [f for o in outcomes for f in figures.charged(o)]),
+        Section("attainment", "Attainment over time", _ATTAINMENT, "two", figures.attainment(first.topology, outcomes)),
+        Section("latency", "Latency against the SLA", _LATENCY, "two", figures.latencies(first.topology, outcomes)),
+        Section("cdf", "How latencies are distributed", _CDF, "two", figures.distributions(first.topology, outcomes)),
+        Section("replicas", "Replicas", _REPLICAS, "two" if len(outcomes) == 2 else "", _side_by_side(outcomes)),
+        Section("forecast", "Forecast and what came", _FORECAST, "", figures.expectations(first)),
+    )
+    shown = [each for each in sections if each.figures]
+    drawn = [figure for each in shown for figure in each.figures]
+    for figure in drawn:
+        figure["layout"].setdefault("xaxis", {"range": [0, first.window_s / 60.0]})
+    links = " ".join(f'<a href="#{each.anchor}">{escape(each.title)}</a>' for each in shown)
+    pools = [pool.name for _, pool in first.topology.placed_pools()]
+    body = [
+        f"<header>\n<h1>{escape(title)}</h1>\n<p>{escape(_words(first, sources))}</p>",
+        f'<nav aria-label="Sections">{links} <a href="#decisions">Decisions</a></nav>\n</header>\n<main>',
+        _policies(numbers),
+        _models(numbers),
+        _curves(numbers),
+        *map(section, shown),
+        decisions(pools, why, _WHY),
+        "</main>",
+    ]
+    return page(title, "\n".join(body), drawn)
+
+
+def _words(outcome: Outcome, sources: Sequence[str]) -> str:
+    return f"{outcome.total().requests:,} requests in {outcome.window_s / 60.0:,.0f} minutes, from {'; '.join(sources)}."
+
+
+def _side_by_side(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
+    """Pool by pool, each policy beside the others."""
+    columns = [figures.replicas(outcome) for outcome in outcomes]
+    return [figure for row in zip(*columns, strict=True) for figure in row]
+
+
+def _policies(numbers: Mapping[str, Numbers]) -> str:
+    heads = (
+        "policy", "attainment", "TTFT met", "ITL met", "violations", "shed", "GPU-hours", "cost", "moves", "budget violations",
+        "half-granted GPU-h", "fairness",
+    )  # fmt: skip
+    rows = [
+        (
+            name, percent(one["attainment"]), percent(one["ttft_attainment"]), percent(one["itl_attainment"]),
+            f"{one['violations']:,}", f"{one['shed']:,}", f"{one['gpu_hours']:.2f}", number(one["cost"]), str(one["moves"]),
+            str(one["budget_violations"]), f"{one['half_granted_gpu_hours']:.2f}", number(one["jain_fairness"]),
+        )
+        for name, one in numbers.items()
+    ]  # fmt: skip
+    return table("Policies", heads, rows, left=1)
+
+
+def _models(numbers: Mapping[str, Numbers]) -> str:
+    heads = ("policy", "model", "priority", "requests", "attainment", "TTFT met", "ITL met", "shed", "failed")
+    rows = []
+    for name, one in numbers.items():
+        for model, its in one["models"].items():  # type: ignore[attr-defined]
+            for priority, score in its["priorities"].items():
+                rows.append(
+                    (
+                        name,
+                        model,
+                        priority,
+                        f"{score['requests']:,}",
+                        percent(score["attainment"]),
+                        percent(score["ttft_attainment"]),
+                        percent(score["itl_attainment"]),
+                        f"{score['shed']:,}",
+                        f"{score['failed']:,}",
+                    )
+                )
+    return table("Models, by request priority", heads, rows, left=3)
+
+
+def _curves(numbers: Mapping[str, Numbers]) -> str:
+    heads = ("policy", "model", "planned with admission", "planned without", "attained")
+    rows = [
+        (name, model, *(percent(its["curves"][key]) for key in ("with_admission", "without_admission", "attained")))
+        for name, one in numbers.items()
+        for model, its in one["models"].items()  # type: ignore[attr-defined]
+        if its["curves"]["with_admission"] is not None
+    ]
+    return table("What the planners' curves said of the ready replicas, and what came", heads, rows, left=2) if rows else ""
+
+
+def percent(value: object) -> str:
+    return percent_text(value if isinstance(value, float) else None)
+
+
+def number(value: object) -> str:
+    return f"{value:,.3f}" if isinstance(value, float) else "–"

@@ -1,0 +1,64 @@
+"""global-planner replay as its users meet it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from global_planner.__main__ import EXAMPLE, main
+
+RATES = "t_s,rps\n0,0.4\n120,1.2\n240,0.4\n"
+
+
+@pytest.fixture
+def rates(tmp_path: Path) -> Path:
+    path = tmp_path / "rates.csv"
+    path.write_text(RATES)
+    return path
+
+
+def run(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["replay", *words])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def test_two_policies_side_by_side_and_the_same_bytes_again(rates: Path, tmp_path: Path) -> None:
+    words = (
+        "--topology", str(EXAMPLE), "--trace", f"chat={rates},isl=600,osl=60", "--compare", "goodput,static_peak",
+        "--fault", "kill:chat-decode@3m",
+    )  # fmt: skip
+    first, again = tmp_path / "first", tmp_path / "again"
+    status, told = run(*words, "--out", str(first))
+    assert status == 0 and "goodput" in told and "static_peak" in told
+    summary = json.loads((first / "summary.json").read_text())
+    ours = summary["policies"]["goodput"]
+    assert summary["requests"] == ours["requests"] == ours["completed"] + ours["shed"] + ours["failed"] > 150
+    assert {"attainment", "gpu_hours", "moves", "half_granted_gpu_hours", "jain_fairness"} <= set(ours)
+    page = (first / "report.html").read_text()
+    assert "<script src" not in page and "<link" not in page and "chat-decode" in page and "static_peak: granted" in page
+    # The journal beside it is one like any other: every round comes out again.
+    assert run("--check", str(first / "goodput" / "journal"))[0] == 0
+    run(*words, "--out", str(again))
+    assert (again / "summary.json").read_bytes() == (first / "summary.json").read_bytes()
+    assert (again / "report.html").read_bytes() == (first / "report.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "Give --topology and at least one --trace"),
+        (("--topology", str(EXAMPLE), "--trace", "chat=none.csv"), "none.csv: cannot be read"),
+        (("--topology", str(EXAMPLE), "--trace", "talk=RATES"), "no model or group 'talk' (has: demo/chat, demo/code)"),
+        (("--topology", str(EXAMPLE), "--trace", "chat=RATES", "--policy", "best"), "no policy 'best' (has: goodput"),
+        (("--topology", str(EXAMPLE), "--trace", "chat=RATES", "--start", "x=1"), "no pool 'x' (has: chat-prefill-short"),
+        (("--topology", str(EXAMPLE), "--trace", "chat=RATES", "--fault", "burn:x@1m"), "KIND one of kill, hang, recover"),
+        (("--show-changes",), "--show-changes goes with --check"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_played(rates: Path, words: tuple[str, ...], expected: str) -> None:
+    status, told = run(*(word.replace("RATES", str(rates)) for word in words))
+    assert status == 2 and expected in told
