@@ -56,6 +56,7 @@ def capacity_for(
             engine,
             shape.isl.mean,
             shape.osl.mean,
+            computed_tokens=shape.computed.mean,
             ttft_ratio=correction.ttft_ratio,
             itl_ratio=correction.itl_ratio,
             max_replicas=max_replicas,
@@ -70,6 +71,7 @@ def alike(one: Shape, other: Shape) -> bool:
         and _near(one.osl.mean, other.osl.mean, DRIFT)
         and _near(one.isl.second_moment, other.isl.second_moment, SPREAD_DRIFT)
         and _near(one.osl.second_moment, other.osl.second_moment, SPREAD_DRIFT)
+        and _near(1.0 - one.cached, 1.0 - other.cached, DRIFT)
         and _near(one.arrival_cv2, other.arrival_cv2, SPREAD_DRIFT)
     )
 

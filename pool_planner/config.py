@@ -36,6 +36,11 @@ class Extensions(BaseModel):
         default=True,
         description="Forecast arrivals, with queued and shed requests. Off: completed requests, which lag.",
     )
+    uncached_tokens: bool = Field(
+        default=True,
+        description="Plan prefill for the prompt tokens that are not found in prefix caches, where engines or router tell how "
+        "many are. Off: for all prompt tokens.",
+    )
     start_from_provisioned: bool = Field(
         default=True,
         description="Begin from what the pool has, and lower it only after the hold. Off: the first plan moves at once.",
@@ -116,6 +121,7 @@ class Extensions(BaseModel):
 
 PLAIN: Mapping[str, object] = {
     "offered_load": False,
+    "uncached_tokens": False,
     "start_from_provisioned": False,
     "cover_cold_start": False,
     "forecast_quantile": None,

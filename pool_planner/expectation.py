@@ -15,6 +15,7 @@ from pool_planner.types import Forecast, Grant, Observation
 
 PRIOR_REQUESTS = 5.0  # weight of the lengths that the configuration expects, in requests
 _DEVIATE = NormalDist()
+MOST_CACHED = 0.95  # whatever the caches say now: a new replica begins with an empty one
 DEFAULT_QUANTILE = 0.9  # what a forecast is asked for when planning reads its mean only
 
 
@@ -77,8 +78,20 @@ def expect(
         isl, osl = state.isl.mix(far.isl_tokens), state.osl.mix(far.osl_tokens)
     else:
         isl, osl = LengthMix.of_mean(far.isl_tokens), LengthMix.of_mean(far.osl_tokens)
-    shape = Shape(isl=isl, osl=osl, arrival_cv2=state.arrivals.cv2)
+    cached = _cached(state, observation) if extensions.uncached_tokens else 0.0
+    if cached > 0.0 and pool.role != "decode":
+        reasons.append(f"{cached:.0%} of the prompt tokens are found in prefix caches")
+    shape = Shape(isl=isl, osl=osl, arrival_cv2=state.arrivals.cv2, cached=cached)
     return Expectation(load_rps=load, forecast=far, shape=shape, reasons=tuple(reasons))
+
+
+def _cached(state: PoolState, observation: Observation) -> float:
+    """The share of prompt tokens that need no prefill: as followed over time, or what it is now where that is less. A cache
+    that has just been lost, with the replica that had it, is not planned with."""
+    followed, now = state.prefix_hit_rate, observation.prefix_hit_rate
+    if followed is None:
+        return 0.0
+    return min(MOST_CACHED, followed if now is None else min(followed, now))
 
 
 def _grounded(forecast: float, seen: float, prior: float) -> float:

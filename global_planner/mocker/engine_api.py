@@ -12,6 +12,7 @@ from zlib import crc32
 
 import orjson
 
+from global_planner.replay.engine_cost import BLOCK_TOKENS
 from global_planner.replay.engine_spec import EngineRequest, EngineSpec, Refusal
 
 CHARS_PER_TOKEN = 4
@@ -92,6 +93,20 @@ def tokens_text(seed: int, begin: int, end: int) -> str:
         x ^= x >> 16
         words.append(f"{97 + x % 26:c}{97 + (x >> 8) % 26:c}{97 + (x >> 16) % 26:c} ")
     return "".join(words)
+
+
+def prefix_blocks(prompt_text: str) -> tuple[int, ...]:
+    """The prompt's whole blocks of 16 mock tokens, each told by all the text up to its end.
+
+    >>> one, other = prefix_blocks("a" * 64 + "b" * 64), prefix_blocks("a" * 64 + "c" * 70)
+    >>> one[0] == other[0], one[1] == other[1], len(other)
+    (True, False, 2)
+    """
+    step, seed, blocks = BLOCK_TOKENS * CHARS_PER_TOKEN, 0, []
+    for end in range(step, len(prompt_text) + 1, step):
+        seed = crc32(prompt_text[end - step : end].encode("utf-8", "surrogatepass"), seed)
+        blocks.append(seed)
+    return tuple(blocks)
 
 
 def text_tokens(text: str) -> int:
@@ -226,10 +241,12 @@ def refused(refusal: Refusal, spec: EngineSpec, request: EngineRequest) -> ApiEr
 class AnswerShape:
     """Writes one answer's chunks or body. `kv_transfer` (a prefill's answer) is what the decode engine will be given."""
 
-    __slots__ = ("_call", "_head", "_open", "_seed")
+    __slots__ = ("_call", "_found", "_head", "_open", "_seed")
 
-    def __init__(self, call: Call, *, name: str, model: str, created: int) -> None:
+    def __init__(self, call: Call, *, name: str, model: str, created: int, cached_tokens: int | None = None) -> None:
+        """`cached_tokens`: of the prompt, found in the engine's prefix cache (None: it has none)."""
         self._call = call
+        self._found = b"" if cached_tokens is None else b',"prompt_tokens_details":{"cached_tokens":%d}' % cached_tokens
         self._seed = text_seed(call.prompt)
         kind = "chat.completion" if call.chat else "text_completion"
         if call.stream and call.chat:
@@ -272,7 +289,7 @@ class AnswerShape:
 
     def _usage(self) -> bytes:
         isl, osl = self._call.isl, self._call.osl
-        return b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}' % (isl, osl, isl + osl)
+        return b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d%b}' % (isl, osl, isl + osl, self._found)
 
 
 def kv_transfer_params(*, replica: str, request_id: str, port: int, engine_model_ms: float) -> dict[str, object]:

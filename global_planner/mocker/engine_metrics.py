@@ -43,15 +43,8 @@ class EngineMetrics:
     """Counts since the engine started."""
 
     __slots__ = (
-        "_cache_config",
-        "_labels",
-        "e2e",
-        "generation_tokens",
-        "itl",
-        "prompt_tokens",
-        "request_generation",
-        "request_prompt",
-        "ttft",
+        *("_cache_config", "_labels", "e2e", "generation_tokens", "itl", "prefix_hits", "prefix_queries", "prompt_tokens"),
+        *("request_generation", "request_prompt", "ttft"),
     )
 
     def __init__(self, model: str, kv_capacity_tokens: int | None = None) -> None:
@@ -70,6 +63,8 @@ class EngineMetrics:
         self.request_generation = Histogram(_TOKENS)
         self.prompt_tokens = 0
         self.generation_tokens = 0
+        self.prefix_queries = 0  # prompt tokens that were looked for in the prefix cache, and those found there
+        self.prefix_hits = 0
 
     def text(self, load: EngineLoad) -> bytes:
         """The exposition text, format 0.0.4."""
@@ -81,6 +76,8 @@ class EngineMetrics:
             ("kv_cache_usage_perc", "gauge", load.kv_usage),
             ("prompt_tokens_total", "counter", self.prompt_tokens),
             ("generation_tokens_total", "counter", self.generation_tokens),
+            ("prefix_cache_queries_total", "counter", self.prefix_queries),
+            ("prefix_cache_hits_total", "counter", self.prefix_hits),
             ("num_preemptions_total", "counter", load.preemptions),
         ):
             lines += [f"# TYPE vllm:{name} {kind}", f"vllm:{name}{{{labels}}} {value}"]

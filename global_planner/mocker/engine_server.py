@@ -14,11 +14,22 @@ from itertools import count
 
 import orjson
 
-from global_planner.mocker.engine_api import SSE_HEAD, AnswerShape, ApiError, Call, kv_transfer_params, parse_call, refused
+from global_planner.mocker.engine_api import (
+    SSE_HEAD,
+    AnswerShape,
+    ApiError,
+    Call,
+    kv_transfer_params,
+    parse_call,
+    prefix_blocks,
+    refused,
+)
 from global_planner.mocker.engine_http import Connection, Request, post
 from global_planner.mocker.engine_metrics import EngineMetrics
 from global_planner.replay.engine import Replica
+from global_planner.replay.engine_cost import BLOCK_TOKENS
 from global_planner.replay.engine_spec import EngineEvent, EngineRequest, EngineSpec
+from global_planner.replay.prefix_cache import PrefixCache
 from pool_planner.clock import SpeedClock
 
 PULL_TIMEOUT_WALL_S = 2.0
@@ -58,6 +69,8 @@ class EngineServer:
         self._loop = loop
         self._engine = Replica(spec, ready_at_s=ready_at_s, stream=True)
         self._metrics = EngineMetrics(spec.model, spec.kv_capacity_tokens)
+        capacity = spec.prefix_cache_tokens // BLOCK_TOKENS
+        self._cache = PrefixCache(capacity, block_tokens=BLOCK_TOKENS) if capacity else None
         self._answers: dict[str, _Answer] = {}
         self._numbers = count(1)
         self._now = clock.now()
@@ -101,13 +114,24 @@ class EngineServer:
         call = parse_call(request.body, chat=chat, model=self._spec.model)
         now = self._time()
         answer_id = f"{self._replica_id}-{next(self._numbers)}"
+        cached = None
+        if self._cache is not None and call.remote is None:
+            cached = min(self._cache.take(prefix_blocks(call.prompt)), call.isl - 1)  # the last token is always computed
         ask = EngineRequest(
-            id=answer_id, isl=call.isl, osl=call.osl, kv_transferred=call.remote is not None, hold_kv=call.hold_kv
+            id=answer_id,
+            isl=call.isl,
+            osl=call.osl,
+            kv_transferred=call.remote is not None,
+            hold_kv=call.hold_kv,
+            cached_tokens=cached or 0,
         )
         refusal = self._engine.submit(now, ask)
         if refusal is not None:
             raise refused(refusal, self._spec, ask)
-        shape = AnswerShape(call, name=answer_id, model=self._spec.model, created=int(time.time()))
+        if cached is not None:
+            self._metrics.prefix_queries += call.isl
+            self._metrics.prefix_hits += cached
+        shape = AnswerShape(call, name=answer_id, model=self._spec.model, created=int(time.time()), cached_tokens=cached)
         answer = _Answer(answer_id, call, to, shape, self._lines(request), now)
         self._answers[answer_id] = answer
         to.when_gone = lambda: self._abandon(answer)

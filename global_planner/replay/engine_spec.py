@@ -29,6 +29,9 @@ class EngineSpec:
 
     `front_ms` passes before the scheduler sees a request (HTTP, tokenizer, the way to the engine's process): a delay, for many
     at once. 0 where the prefill curve was measured through the server, as profilers do: the curve holds it already.
+
+    `prefix_cache_tokens` of prompts are kept by an engine process and need not be computed again (0: none are). Replay keeps
+    account of them by itself, from the blocks that a trace names.
     """
 
     role: Role
@@ -42,6 +45,7 @@ class EngineSpec:
     kv_transfer_ms: float = 50.0
     kv_hold_s: float = 120.0
     front_ms: float = 0.0
+    prefix_cache_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
@@ -52,6 +56,8 @@ class EngineSpec:
         for name in _NUMBERS:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise EngineSpecError(f"{name}: {getattr(self, name)} must be finite and >= 0")
+        if self.prefix_cache_tokens < 0:
+            raise EngineSpecError(f"prefix_cache_tokens: {self.prefix_cache_tokens} must be >= 0 (0: no prefix cache)")
         if self.max_kv_tokens is not None and self.max_kv_tokens < 1:
             raise EngineSpecError(f"max_kv_tokens: {self.max_kv_tokens} must be >= 1 (or absent)")
         if self.profile.prefill is None:
@@ -118,7 +124,7 @@ class EngineLoad:
 
 # ---- JSON ----------------------------------------------------------------------------------------------------------
 
-_INTEGERS = ("max_model_len", "prefill_chunk_tokens", "max_num_seqs", "tokens_per_chunk")
+_INTEGERS = ("max_model_len", "prefill_chunk_tokens", "max_num_seqs", "tokens_per_chunk", "prefix_cache_tokens")
 _NUMBERS = ("kv_transfer_ms", "kv_hold_s", "front_ms")
 
 

@@ -6,44 +6,18 @@ and the pool's picker. Sums are kept as they change, so that nothing here costs 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from typing import Literal
 
-from global_planner.replay.arrivals import BLOCK_TOKENS
 from global_planner.replay.engine import Replica
 from global_planner.replay.least_loaded import LeastLoaded
+from global_planner.replay.prefix_cache import PrefixCache
 from pool_planner.types import Role
 from router.config_pools import PoolConfig
 from router.policy import Ask, LeastTokens, Picker, usable
 
 State = Literal["starting", "ready", "draining"]
 ANYTHING = Ask(isl_tokens=1.0)
-
-
-class PrefixCache:
-    """Which blocks of prompts an engine has kept, the least recently used of them going first. `capacity` in blocks."""
-
-    __slots__ = ("_blocks", "_capacity")
-
-    def __init__(self, capacity: int) -> None:
-        self._blocks: OrderedDict[int, None] = OrderedDict()
-        self._capacity = max(0, capacity)
-
-    def take(self, blocks: Sequence[int]) -> int:
-        """How many tokens of a prompt with these blocks are kept already; all its blocks are kept from now on."""
-        kept = self._blocks
-        found = 0
-        for block in blocks:
-            if block not in kept:
-                break
-            found += 1
-        for block in reversed(blocks):  # the beginning last: it is what others share
-            kept[block] = None
-            kept.move_to_end(block)
-        while len(kept) > self._capacity:
-            kept.popitem(last=False)
-        return found * BLOCK_TOKENS
 
 
 class Endpoint:

@@ -28,7 +28,8 @@ from global_planner.replay.arrivals import BLOCK_TOKENS
 from global_planner.replay.dispatch import Dispatch
 from global_planner.replay.engine import Replica
 from global_planner.replay.engine_spec import EngineSpec
-from global_planner.replay.stations import Endpoint, PrefixCache
+from global_planner.replay.prefix_cache import PrefixCache
+from global_planner.replay.stations import Endpoint
 from global_planner.types import Cancel, Grow, Holding, PoolSpec, Shrink
 from global_planner.types import Replica as ReplicaSeen
 from pool_planner.types import ClusterUnavailable, Conflict, Report
@@ -261,7 +262,7 @@ class World:
         self._endpoints[endpoint.id] = endpoint
         if self._prefix_cache and endpoint.station.role != "decode":
             capacity = engine.spec.kv_capacity_tokens
-            endpoint.cache = PrefixCache((1 << 40 if capacity is None else capacity) // BLOCK_TOKENS)
+            endpoint.cache = PrefixCache((1 << 40 if capacity is None else capacity) // BLOCK_TOKENS, block_tokens=BLOCK_TOKENS)
         self._engine_changed(endpoint, self.now_s)
 
     async def drain(self, pool: str, endpoints: Sequence[str], deadline_s: float) -> None:

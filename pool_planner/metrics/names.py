@@ -67,7 +67,11 @@ NAMES: Mapping[Source, SourceNames] = {
         waiting="global_planner_router_queued_requests",
         waiting_tokens="global_planner_router_queued_tokens",
     ),
-    "frontend": _dynamo("dynamo_frontend_"),
+    "frontend": _dynamo(
+        "dynamo_frontend_",
+        cache_queries="dynamo_frontend_input_sequence_tokens_sum",
+        cache_hits="dynamo_frontend_cached_tokens_sum",
+    ),
     "vllm": SourceNames(
         prefix="vllm:",
         completed="vllm:request_success_total",

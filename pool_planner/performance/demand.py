@@ -94,14 +94,23 @@ def queueing_capacity(engine: Engine, shape: Shape, correction: Correction, *, t
 
 
 def plain_capacity(
-    engine: Engine, isl: float, osl: float, *, ttft_ratio: float, itl_ratio: float, max_replicas: int
+    engine: Engine,
+    isl: float,
+    osl: float,
+    *,
+    ttft_ratio: float,
+    itl_ratio: float,
+    max_replicas: int,
+    computed_tokens: float | None = None,
 ) -> Capacity:
-    """The guide's formulas: load over profiled throughput, the ratios its correction factors (1: none)."""
+    """The guide's formulas: load over profiled throughput, the ratios its correction factors (1: none). `computed_tokens`:
+    prompt tokens that prefill computes (None: all of `isl`)."""
+    prompt = isl if computed_tokens is None else computed_tokens
     notes: list[str] = []
     limits: list[float] = []
     if engine.role != "decode":
         curve = prefill_curve(engine)
-        limits.append(curve.thpt_per_gpu(isl) * engine.gpus / (isl * min(1.0, ttft_ratio)))
+        limits.append(curve.thpt_per_gpu(prompt) * engine.gpus / (prompt * min(1.0, ttft_ratio)))
     if engine.role != "prefill":
         decode, context = decode_curve(engine), isl + osl / 2.0
         usage = decode.max_kv_usage(engine.itl_ms / itl_ratio, context)

@@ -45,6 +45,10 @@ class LengthMix:
             tokens=tuple(max(1.0, tokens * scale) for tokens, _ in pairs), share=tuple(share / whole for _, share in pairs)
         )
 
+    def scaled(self, factor: float) -> LengthMix:
+        """Every class at `factor` times its length, at least a token."""
+        return LengthMix(tokens=tuple(max(1.0, tokens * factor) for tokens in self.tokens), share=self.share)
+
     @property
     def mean(self) -> float:
         return sum(t * s for t, s in zip(self.tokens, self.share, strict=True))

@@ -65,11 +65,19 @@ class Engine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What requests are like: the lengths, and how irregularly they arrive (`arrival_cv2` 1: Poisson)."""
+    """What requests are like: the lengths, and how irregularly they arrive (`arrival_cv2` 1: Poisson). `cached`: the share of
+    prompt tokens that prefill finds in its prefix cache and need not compute; they take their room in the KV cache all the
+    same."""
 
     isl: LengthMix
     osl: LengthMix
     arrival_cv2: float = 1.0
+    cached: float = 0.0
+
+    @property
+    def computed(self) -> LengthMix:
+        """What prefill computes of prompts: of each class the same share, because nobody tells which ones were found."""
+        return self.isl if self.cached <= 0.0 else self.isl.scaled(1.0 - self.cached)
 
     @property
     def context_tokens(self) -> float:
@@ -87,20 +95,20 @@ class PrefillWork:
     """
 
     def __init__(self, engine: Engine, shape: Shape, correction: Correction, notes: list[str], joined_s: float = 0.0) -> None:
-        curve = prefill_curve(engine)
-        seconds = np.array([curve.ttft_ms(tokens) for tokens in shape.isl.tokens]) / 1e3
+        curve, computed = prefill_curve(engine), shape.computed
+        seconds = np.array([curve.ttft_ms(tokens) for tokens in computed.tokens]) / 1e3
         self.mix = ServiceMix(
             seconds=seconds,
-            share=np.array(shape.isl.share),
+            share=np.array(computed.share),
             # Among decoding sequences a step is never idle, and what it pays once is paid already.
             start_s=min(start_ms(curve) / 1e3, float(seconds.min())) if engine.role == "prefill" else 0.0,
-            tokens=np.array(shape.isl.tokens),
+            tokens=np.array(computed.tokens),
             step_tokens=float(engine.step_tokens),
         )
         self.offset_s = correction.ttft_offset_ms / 1e3
         sla_s = engine.ttft_ms / 1e3
-        if not curve.covers(shape.isl.mean):
-            notes.append(_beyond("prompts", shape.isl.mean, curve.isl_tokens[0], curve.isl_tokens[-1]))
+        if not curve.covers(computed.mean):
+            notes.append(_beyond("prompts", computed.mean, curve.isl_tokens[0], curve.isl_tokens[-1]))
         self.slack_s = sla_s - self.offset_s - joined_s - seconds
         weight = self.mix.share * np.clip(self.slack_s / (SLACK * sla_s), 0.0, 1.0)
         beyond = float(self.mix.share[self.slack_s < 0.0].sum())

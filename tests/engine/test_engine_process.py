@@ -136,6 +136,7 @@ async def test_metrics_are_vllms(agg: Engine, session: aiohttp.ClientSession) ->
         "e2e_request_latency_seconds_sum": 0.4, "e2e_request_latency_seconds_count": 1,
         "request_prompt_tokens_sum": 200, "request_prompt_tokens_count": 1,
         "request_generation_tokens_sum": 11, "request_generation_tokens_count": 1,
+            "prefix_cache_queries_total": 0, "prefix_cache_hits_total": 0,
     }  # fmt: skip
 
 
@@ -292,3 +293,24 @@ async def test_served_over_http_at_speed_1_it_is_as_fast_as_in_virtual_time(
     for expected, measured in ((ttft, [s[0] for s in seen]), (itl, [s[1] for s in seen])):
         assert median(measured) == pytest.approx(median(expected), rel=0.05)
         assert quantiles(measured, n=10)[-1] == pytest.approx(quantiles(expected, n=10)[-1], rel=0.05)
+
+
+async def test_a_prefix_that_was_seen_before_is_not_computed_again(tmp_path: Path, session: aiohttp.ClientSession) -> None:
+    """320 tokens, of which the first 256 come again: counted as vLLM counts them, told in the usage, and quicker."""
+    body = {"model": MODEL, "max_tokens": 1, "stream": False}
+    shared = "abcd" * 256
+    with engine(tmp_path, spec(model=MODEL, prefix_cache_tokens=4096), name="cached") as started:
+
+        async def ask(prompt: str) -> tuple[int, float]:
+            async with session.post(f"{started.url}/v1/completions", json={**body, "prompt": prompt}) as answer:
+                told = await answer.json()
+            return told["usage"]["prompt_tokens_details"]["cached_tokens"], told["engine_ttft_ms"]
+
+        (first, slow), (second, quick) = await ask(shared + "one!" * 64), await ask(shared + "two!" * 64)
+        assert (first, second) == (0, 256)
+        assert quick < slow
+        async with session.get(f"{started.url}/metrics") as answer:
+            text = await answer.text()
+    families = {family.name: family.samples[0].value for family in text_string_to_metric_families(text)}
+    assert families["vllm:prefix_cache_queries"] == 640.0
+    assert families["vllm:prefix_cache_hits"] == 256.0

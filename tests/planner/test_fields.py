@@ -169,13 +169,14 @@ def test_every_switch_changes_what_it_says() -> None:
                 (1.0, 1.5, 5.0, 2.5)[step % 4],
                 queued_requests=40.0 if step == 11 else 0.0,
                 isl_histogram=Histogram(edges=(256.0, 4096.0), counts=(50.0, 10.0, 0.0)),
-                **{"completed": 30.0, "ttft_ms": 2600.0, **changes},
+                **{"completed": 30.0, "ttft_ms": 2600.0, "prefix_hit_rate": 0.3, **changes},
             )
         return said(story.report)
 
     base = told(switched())
     for name, value in (
         ("offered_load", False),
+        ("uncached_tokens", False),
         ("cover_cold_start", False),
         ("forecast_quantile", None),
         ("length_distribution", False),

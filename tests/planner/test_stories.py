@@ -259,3 +259,23 @@ def test_a_pool_for_short_prompts_does_not_begin_with_long_ones_in_mind() -> Non
     short.step(2.0, isl_tokens=None)
     all_.step(2.0, isl_tokens=None)
     assert short.wanted < all_.wanted
+
+
+def test_prompt_tokens_found_in_prefix_caches_are_not_planned_for() -> None:
+    """Half of the tokens need no prefill: fewer replicas, until the caches are lost, which is planned for at once."""
+    cached, all_, off = Story(have=1), Story(have=1), Story(have=1, extensions={"uncached_tokens": False})
+    cached.run(900, 3.0, prefix_hit_rate=0.5)
+    all_.run(900, 3.0)
+    off.run(900, 3.0, prefix_hit_rate=0.5)
+    assert cached.wanted < 0.75 * all_.wanted
+    assert "50% of the prompt tokens are found in prefix caches" in cached.reasons
+    assert off.wanted == all_.wanted
+    cached.step(3.0, prefix_hit_rate=0.0)
+    assert cached.wanted == all_.wanted, "a replica that took its cache with it is missed in the interval that shows it"
+
+
+def test_what_decode_holds_does_not_shrink_with_the_prefix_cache() -> None:
+    hit, missed = Story(have=1, role="decode"), Story(have=1, role="decode")
+    hit.run(300, 1.0, prefix_hit_rate=0.9)
+    missed.run(300, 1.0)
+    assert hit.wanted == missed.wanted
