@@ -27,6 +27,7 @@ from pool_planner.connectors.port import Connector
 from pool_planner.connectors.virtual import VirtualConnector
 from pool_planner.forecast import FitJob
 from pool_planner.live import PlannerLoop
+from pool_planner.metrics.discovery import discovery_of
 from pool_planner.metrics.names import PoolSeries, by_namespace, by_pool
 from pool_planner.metrics.serve import MetricsServer
 from pool_planner.metrics.source import source_of
@@ -87,7 +88,7 @@ async def run(setup: PlannerSetup, connector: Connector, options: Standalone, cl
     fits = ProcessFits()
     loop = PlannerLoop(
         setup,
-        source=source_of(setup, _series(setup, options)),
+        source=source_of(setup, _series(setup, options), discovery=discovery_of(setup.config, dgd=options.dgd)),
         connector=connector,
         clock=clock,
         fits=fits,

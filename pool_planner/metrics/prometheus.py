@@ -19,6 +19,7 @@ from prometheus_api_client.prometheus_connect import PrometheusConnect
 from urllib3.util.retry import Retry
 
 from pool_planner.metrics import names, workers
+from pool_planner.metrics.discovery import DiscoveredScrape
 from pool_planner.metrics.exposition import Families, Series
 from pool_planner.metrics.names import PoolSeries
 from pool_planner.metrics.observe import Pair, Snapshot, observation
@@ -53,7 +54,7 @@ class PrometheusSource:
         *,
         first_interval_s: float,
         stale_s: float = 60.0,
-        scrape: RouterScrape | None = None,
+        scrape: RouterScrape | DiscoveredScrape | None = None,
     ) -> None:
         self._access = access
         self._series = tuple(series)

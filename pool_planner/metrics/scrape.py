@@ -24,15 +24,14 @@ MAX_SAMPLES = 1000
 class RouterScrape:
     """The pools that `series` describe, as the instances at `urls` (each a full /metrics URL) show them.
 
-    `timeout_s` is wall time for one instance; all are read at once. Not safe for concurrent use.
+    `timeout_s` is wall time for one instance; all are read at once. `urls` may be replaced at any time; while there are none,
+    every reading raises MetricsUnavailable. Not safe for concurrent use.
     """
 
     def __init__(
         self, urls: Sequence[str], series: Sequence[PoolSeries], *, timeout_s: float = 2.0, token: str | None = None
     ) -> None:
-        if not urls:
-            raise ValueError("urls: at least one /metrics URL is needed")
-        self._urls = tuple(urls)
+        self.urls = tuple(urls)
         self._series = tuple(series)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
@@ -103,10 +102,14 @@ class RouterScrape:
 
     async def _read(self) -> tuple[dict[str, Families], list[str]]:
         """(what each instance that answers exposes, what is wrong with the others)."""
+        urls = self.urls
+        if not urls:
+            raise MetricsUnavailable("no /metrics URL is known")
+        self._before = {url: self._before[url] for url in urls if url in self._before}
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=self._timeout, headers=self._headers)
-        results = await asyncio.gather(*(self._fetch(self._session, url) for url in self._urls))
-        answers = {url: result for url, result in zip(self._urls, results, strict=True) if not isinstance(result, str)}
+        results = await asyncio.gather(*(self._fetch(self._session, url) for url in urls))
+        answers = {url: result for url, result in zip(urls, results, strict=True) if not isinstance(result, str)}
         return answers, [result for result in results if isinstance(result, str)]
 
     async def _fetch(self, session: aiohttp.ClientSession, url: str) -> Families | str:

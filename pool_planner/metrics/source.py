@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from pool_planner.metrics.discovery import DiscoveredScrape, Discovery
 from pool_planner.metrics.names import PoolSeries
 from pool_planner.metrics.prometheus import PrometheusAccess, PrometheusSource
 from pool_planner.metrics.scrape import RouterScrape
@@ -26,15 +27,25 @@ class Source(Protocol):
 
 
 def source_of(
-    setup: PlannerSetup, series: Sequence[PoolSeries], *, router_urls: Sequence[str] = (), token: str | None = None
+    setup: PlannerSetup,
+    series: Sequence[PoolSeries],
+    *,
+    router_urls: Sequence[str] = (),
+    token: str | None = None,
+    discovery: Discovery | None = None,
 ) -> Source:
-    """The source that `setup.config` names. `router_urls`: discovered /metrics URLs, where the configuration gives none.
+    """The source that `setup.config` names. `router_urls`: known /metrics URLs, where the configuration gives none;
+    `discovery` finds them where neither does.
 
     Raises SetupError when there is neither a Prometheus nor a router to ask, or no router although load-based scaling is on.
     """
     config, extensions = setup.config, setup.config.extensions
     urls = config.router_metrics_urls or tuple(router_urls)
-    scrape = RouterScrape(urls, series, timeout_s=extensions.metrics_timeout_s, token=token) if urls else None
+    scrape: RouterScrape | DiscoveredScrape | None = None
+    if urls:
+        scrape = RouterScrape(urls, series, timeout_s=extensions.metrics_timeout_s, token=token)
+    elif discovery is not None:
+        scrape = DiscoveredScrape(discovery, series, timeout_s=extensions.metrics_timeout_s, token=token)
     if config.metric_pulling_prometheus_endpoint is None:
         if scrape is None:
             raise SetupError(
