@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from global_planner.arbiter.effective import group_rules
 from global_planner.arbiter.solve import arbitrate
 from global_planner.explain import Table
 from global_planner.memory import PlannerMemory, Policies
@@ -17,8 +18,8 @@ from global_planner.types import Allocation, GroupGrant, Round
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriorityPrice:
-    """One group with the priorities as they are, and with equal ones. `served_rps` is its load that is attained; `gpus` what
-    its pools are granted."""
+    """One group with the priorities as they are (those that selectors set included), and with equal ones. `served_rps` is its
+    load that is attained; `gpus` what its pools are granted."""
 
     group: str
     priority_class: int
@@ -35,13 +36,16 @@ def price_of_priority(done: Round, before: PlannerMemory, policies: Policies) ->
     fresh = replace(policies.arbiter, stability=False)
     _, actual = arbitrate(before.arbiter, done.inputs, fresh)
     equal_groups = tuple(replace(group, priority_class=0) for group in done.inputs.groups)
-    _, equal = arbitrate(before.arbiter, replace(done.inputs, groups=equal_groups), fresh)
+    unranked = replace(fresh, selectors=tuple(replace(line, priority_class=None) for line in fresh.selectors))
+    _, equal = arbitrate(before.arbiter, replace(done.inputs, groups=equal_groups), unranked)
+    pools = {group.name: [spec for spec in done.inputs.pools if spec.group == group.name] for group in done.inputs.groups}
+    ranks = {group.name: group_rules(group, pools[group.name], fresh.selectors).priority_class for group in done.inputs.groups}
     with_it, without = _by_group(actual), _by_group(equal)
     gpus, gpus_equal = _gpus(done, actual), _gpus(done, equal)
     prices = [
         PriorityPrice(
             group=group.name,
-            priority_class=group.priority_class,
+            priority_class=ranks[group.name],
             served_rps=with_it[group.name].load_rps * with_it[group.name].attainment,
             served_rps_equal=without[group.name].load_rps * without[group.name].attainment,
             attainment=with_it[group.name].attainment,

@@ -110,8 +110,7 @@ def _offers(
     present: list[int] = []
     rows = 0
     for g in members:
-        own = _options(plan, g, growth[g])
-        place = own.index(tuple(plan.counts[g]))
+        own, place = _options(plan, g, growth[g])
         present.append(rows + place)
         options.append(own)
         rows += len(own)
@@ -132,20 +131,21 @@ def _offers(
     return menu.only(keep), values[keep], rises[keep]
 
 
-def _options(plan: Plan, g: int, growth: Bundles) -> list[Counts]:
-    """Smaller counts, the smallest first, the present ones, then larger ones."""
+def _options(plan: Plan, g: int, growth: Bundles) -> tuple[list[Counts], int]:
+    """Smaller counts, the smallest first, the present ones, then larger ones; and the place of the present ones."""
     now = tuple(plan.counts[g])
     if now == tuple(plan.reserved[g]):
-        return [now, *growth.counts[1:]]
+        return [now, *growth.counts[1:]], 0
     group = plan.groups[g]
     less = bundles_of(group, plan.reserved[g], now, plan.draws[g], hi=True)
     plan.note_thinned(less)
-    options = [*(option for option in less.counts if option != now), now, *growth.counts[1:]]
+    smaller = less.counts[:-1] if less.counts[-1] == now else [option for option in less.counts if option != now]
+    options = [*smaller, now, *growth.counts[1:]]
     if len(growth.counts) > 1 and less.counts[-1] != now and group.attainment(less.counts[-1]) >= growth.attainment[0] - EPS:
         # Some of what it has is of no use to it, one stage being larger than its partner: it may change that for what is.
         every = bundles_of(group, plan.reserved[g], plan.caps[g], plan.draws[g]).counts
         options += [option for option in every if _crosses(option, now)]
-    return options
+    return options, len(smaller)
 
 
 def _crosses(option: Sequence[int], present: Sequence[int]) -> bool:

@@ -316,19 +316,24 @@ def _settle_bounds(pool: PoolView, held: str | None, at_s: float, policy: Arbite
         pool.floor = pool.reserved = pool.low = pool.cap = stays
         return
     assert current is not None
-    minimum = rules.minimum
-    maximum = math.inf if rules.maximum is None else max(rules.maximum, minimum)
-    if pool.wanted is None:  # nothing is known but what people set
-        pool.floor = pool.reserved = pool.low = pool.cap = int(min(max(current, minimum), maximum))
+    minimum, maximum, wanted = rules.minimum, rules.maximum, pool.wanted
+    if maximum is not None and maximum < minimum:
+        maximum = minimum
+    if wanted is None:  # nothing is known but what people set
+        stays = current if current > minimum else minimum
+        stays = stays if maximum is None or stays < maximum else maximum
+        pool.floor = pool.reserved = pool.low = pool.cap = stays
         return
-    pool.floor = minimum
-    pool.reserved = max(minimum, min(rules.guarantee, pool.wanted, int(min(maximum, 1 << 40))))
-    pool.cap = int(min(max(minimum, pool.wanted), maximum))
-    pool.low = pool.floor
+    most = wanted if maximum is None or wanted < maximum else maximum
+    pool.floor = pool.low = minimum
+    pool.cap = most if most > minimum else minimum
+    pool.reserved = minimum if rules.guarantee <= minimum else max(minimum, min(rules.guarantee, most))
     if policy.stability:
         kept = _kept(pool, current, at_s, policy.hold_s)
-        pool.low = int(min(max(minimum, kept), maximum))
-        pool.cap = max(pool.cap, pool.low)
+        low = kept if kept > minimum else minimum
+        pool.low = low if maximum is None or low < maximum else maximum
+        if pool.low > pool.cap:
+            pool.cap = pool.low
 
 
 def _kept(pool: PoolView, current: int, at_s: float, hold_s: float) -> int:
@@ -343,8 +348,33 @@ def _kept(pool: PoolView, current: int, at_s: float, hold_s: float) -> int:
 # ---- groups ----------------------------------------------------------------------------------------------------------
 
 
+def _plain_group(
+    spec: GroupSpec, rules: GroupRules, pools: list[PoolView], paths: tuple[tuple[tuple[int, ...], ...], ...]
+) -> GroupView | None:
+    """One prefill and one decode pool that both speak for themselves, as nearly all groups have; None: another shape."""
+    if len(paths[0]) != 2 or not (pools[0].now and pools[1].now):
+        return None
+    load = pools[0].load if pools[0].load > pools[1].load else pools[1].load
+    return GroupView(
+        spec=spec,
+        priority_class=rules.priority_class,
+        weight=rules.weight,
+        rules=rules.sentences(),
+        pools=pools,
+        paths=paths,
+        load=load,
+        path_loads=(load,),
+        shares=(1.0, 1.0),
+        ceilings=(1.0,),
+    )
+
+
 def _group_view(spec: GroupSpec, rules: GroupRules, pools: list[PoolView]) -> GroupView:
     paths = _paths(tuple([pool.spec.role for pool in pools]))
+    if len(pools) == 2 and len(paths) == 1 and not (pools[0].remembered or pools[1].remembered):
+        plain = _plain_group(spec, rules, pools, paths)
+        if plain is not None:
+            return plain
     shares = [0.0] * len(pools)
     loads = []
     for path in paths:

@@ -9,13 +9,14 @@ import pytest
 
 from global_planner import memory as memory_module
 from global_planner import priority_price
+from global_planner.arbiter.state import Selector
 from global_planner.compare import compare, comparison_table
 from global_planner.explain import explain_history, explain_pool, explain_round, pick_round
 from global_planner.journal import read
 from global_planner.memory import decided
 from global_planner.priority_price import price_of_priority, price_table
 from global_planner.round import RoundConfig
-from global_planner.types import Allocation, GroupGrant, PoolGrant, Round, RunnerUp
+from global_planner.types import Allocation, Budget, GroupGrant, PoolGrant, Round, RunnerUp
 from pool_planner.types import DemandCurve, Hold, Proposal
 from tests.journal.records import AtWork
 from tests.rollout.play import POLICIES, grant_in_order, groups
@@ -133,6 +134,26 @@ def test_the_price_of_a_priority_is_what_the_others_would_have(
         ("chat", -2.667),
     ]
     assert price_table(prices).text().splitlines()[-1].split() == ["all", "+0.00"]
+
+
+def test_a_priority_that_a_selector_sets_has_its_price_too(rounds: list[Round], tmp_path: Path) -> None:
+    found = list(decided(read(tmp_path)))[-1]
+    told = replace(
+        found.done.inputs,
+        budget=Budget(max_gpus={"h100": 9}),
+        reports=tuple(
+            Proposal(pool=spec.name, at_s=found.done.inputs.at_s, expires_at_s=1e9, load_rps=4.0, wanted=4)
+            for spec in found.done.inputs.pools
+        ),
+    )
+    policies = replace(
+        found.policies,
+        arbiter=replace(found.policies.arbiter, selectors=(Selector(name="gold", group="code", priority_class=3),)),
+    )
+    prices = {price.group: price for price in price_of_priority(replace(found.done, inputs=told), found.memory, policies)}
+    assert prices["code"].priority_class == 3 and prices["chat"].priority_class == 0
+    assert prices["code"].served_rps > prices["code"].served_rps_equal
+    assert any(prices[name].served_rps_equal > prices[name].served_rps for name in ("chat", "docs")), "who pays for it"
 
 
 def test_compare_tells_what_observing_showed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
