@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from global_planner.kubernetes_holding import holding_of
 from global_planner.types import Cancel, Grow, Holding, PoolSpec, Shrink
 from pool_planner.connectors.component_state import ComponentState, Target
 from pool_planner.connectors.kubernetes import Deployments, Order
+from pool_planner.connectors.writers import Writer
 from pool_planner.types import Conflict, WorldError
 
 AT_ONCE = 8
@@ -40,17 +42,24 @@ class KubernetesCluster:
         self._routed = routed
         self._deployments, self._now, self._model_s, self._may_write_s = deployments, now, model_s, may_write_s
         self._targets = {pool.name: target_of(pool) for pool in pools}
+        self._known: dict[str, tuple[ComponentState, Writer | None, Holding]] = {}
 
     async def observe(self) -> tuple[Holding, ...]:
         """The holdings of our pools; one that cannot be read is unknown, never empty. Raises ClusterUnavailable."""
         self._deployments.check()
         at_s = self._now()
-        holdings = []
-        for pool, target in self._targets.items():
-            state = self._deployments.state(target)
-            foreign = self._deployments.foreign(state)
-            holdings.append(holding_of(pool, state, foreign, at_s=at_s, model_s=self._model_s, routed=self._routed))
-        return tuple(holdings)
+        return tuple(replace(self._holding(pool, target), at_s=at_s) for pool, target in self._targets.items())
+
+    def _holding(self, pool: str, target: Target) -> Holding:
+        """As of its last change: most pools of a large fleet stay as they are from round to round."""
+        state = self._deployments.state(target)
+        foreign = self._deployments.foreign(state)
+        known = self._known.get(pool)
+        if known is not None and known[0] is state and known[1] == foreign:
+            return known[2]
+        holding = holding_of(pool, state, foreign, at_s=0.0, model_s=self._model_s, routed=self._routed)
+        self._known[pool] = (state, foreign, holding)
+        return holding
 
     def state(self, pool: str) -> ComponentState:
         return self._deployments.state(self._targets[pool])

@@ -225,14 +225,14 @@ class Deployments:
 
     def foreign(self, state: ComponentState) -> Writer | None:
         """Another controller that sets the replicas of this component, by name or by what it does; None: nobody else does."""
+        named = foreign(state.writer, self._operators)
+        if named is not None or state.target not in self._edits:
+            return named
         ordered = state.spec if state.adapter is None else state.adapter_spec
         now_s = self._unix_now()
         with self._lock:
-            edits = self._edits.get(state.target, Edits()).saw(ordered, state.version, now_s)
+            edits = self._edits[state.target].saw(ordered, state.version, now_s)
             self._edits[state.target] = edits
-        named = foreign(state.writer, self._operators)
-        if named is not None:
-            return named
         return Writer(manager="somebody who undoes our orders", at_unix_s=max(edits.undone_s)) if edits.fights(now_s) else None
 
     def _with_settled(self, state: ComponentState) -> ComponentState:

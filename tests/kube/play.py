@@ -15,7 +15,7 @@ from global_planner.kubernetes_cluster import KubernetesCluster
 from global_planner.kubernetes_orders import KubernetesOrders
 from global_planner.lease import LeaderLease, Standing
 from global_planner.memory import PlannerMemory, Policies, Snapshot
-from global_planner.ports import EndpointLoad, GroupAdmission, PoolEndpoints, RouterState
+from global_planner.ports import EndpointLoad, GroupAdmission, Journal, PoolEndpoints, RouterState
 from global_planner.rollout_state import RolloutPolicy
 from global_planner.round import Ports, RoundConfig, run_round
 from global_planner.types import Budget, GroupSpec, PoolSpec, Round
@@ -178,8 +178,8 @@ class Leader:
         self.orders.list_again(10.0)
         self.router = router or IdleRouter()
         self.wants = Wants(clock)
-        self.journal = Records()
         self.memory = PlannerMemory()
+        self.journal: Journal = Records()
         self.journal.append(Snapshot(at_s=clock.now_s, memory=self.memory, policies=self.config.policies))
         self.rounds: list[Round] = []
         self.standings: list[Standing] = []
