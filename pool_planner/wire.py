@@ -70,7 +70,7 @@ def encode(record: object) -> bytes:
 
 
 def _finite(value: object) -> bool:
-    """Whether every number in it is finite. A record of a large fleet has 100,000 values: their paths are made only to be told."""
+    """Whether every number in it is finite. Records of large fleets have 100,000 values: paths are made only to be told."""
     kind = type(value)
     if kind is dict:
         return all(map(_finite, value.values()))  # type: ignore[attr-defined]

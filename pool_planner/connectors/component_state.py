@@ -138,9 +138,10 @@ def component_state(
     pods: Mapping[str, Sequence[PodObject]] | None,
     *,
     engine_port: int | None = None,
+    may_name: bool = True,
 ) -> ComponentState:
     """`adapters`: those of the DGD (None: they cannot be listed). `pods`: of the DGD, by component (None: they may not be
-    listed)."""
+    listed). `may_name`: pods may be marked as the first to go."""
     where = f"DGD {target.dgd} in {target.namespace}"
     if found is None:
         return ComponentState(target=target, unknown=f"{where} does not exist")
@@ -178,11 +179,16 @@ def component_state(
         updating=updating,
         cold_start_s=_cold_start_s(replicas),
         least_replicas=component.least_replicas,
-        victims=victims_of(workload) if pods is not None else "unknown",
+        victims=_victims(workload, pods is not None, may_name),
         workload=workload,
         writer=adapter.writer if adapter is not None else (found.writers or {}).get(component.name),
         unknown=f"{where}: {'; '.join(problems)}" if problems else None,
     )
+
+
+def _victims(workload: str | None, pods_seen: bool, may_name: bool) -> Victims:
+    found = victims_of(workload) if pods_seen else "unknown"
+    return "unknown" if found == "named" and not may_name else found
 
 
 def _from_status(target: Target, component: Component) -> list[PodReplica]:

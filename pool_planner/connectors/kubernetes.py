@@ -59,7 +59,7 @@ class _Known:
     dgds: object
     adapters: object
     pods: object
-    hidden: tuple[bool, bool]
+    hidden: tuple[bool, bool, bool]
     state: ComponentState
 
 
@@ -93,6 +93,7 @@ class Deployments:
         self._edits: dict[Target, Edits] = {}
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="kubernetes-write")
         self.cannot_name: str | None = None
+        """Why pods cannot be named as the first to go, once that was refused."""
 
     # ---- opening and closing ------------------------------------------------------------------------------------------
 
@@ -150,6 +151,19 @@ class Deployments:
         """The served version that is read."""
         return self._dgd_version
 
+    def wait_until(self, true: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait for something of the state that is watched; False when it did not come about in time."""
+        ends = time.monotonic() + timeout_s
+        while not true():
+            if time.monotonic() >= ends:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def api_calls(self) -> Mapping[str, int]:
+        """Requests made so far, by verb."""
+        return dict(self._api.calls)
+
     def _all(self) -> list[Watched[DgdObject] | Watched[AdapterObject] | Watched[PodObject]]:
         return [*self._dgds.values(), *self._adapters.values(), *self._pods.values()]
 
@@ -206,7 +220,11 @@ class Deployments:
         dgds = self._dgds[target.namespace].members(target.dgd)
         adapters = self._adapters[target.namespace].members(target.dgd)
         pods = self._pods[target.namespace].members(target.dgd)
-        hidden = (self._adapters[target.namespace].forbidden is not None, self._pods[target.namespace].forbidden is not None)
+        hidden = (
+            self._adapters[target.namespace].forbidden is not None,
+            self._pods[target.namespace].forbidden is not None,
+            self.cannot_name is not None,
+        )
         known = self._memo.get(target)
         if (
             known is None
@@ -219,6 +237,7 @@ class Deployments:
                 None if hidden[0] else list(adapters.values()),
                 None if hidden[1] else _by_component(pods.values()),
                 engine_port=self._engine_port,
+                may_name=not hidden[2],
             )
             known = self._memo[target] = _Known(dgds=dgds, adapters=adapters, pods=pods, hidden=hidden, state=state)
         return self._with_settled(known.state)

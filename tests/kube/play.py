@@ -238,6 +238,8 @@ class Play:
         for group, roles in fleet.items():
             create(server, namespace, f"{group}-main", shape, roles, adapters=adapters)
         rules = [*PLANNER_RULES, *([PATCH_DGDS] if may_patch_dgds is not False and not adapters else [])]
+        if without == "patch pods":
+            rules = [{**rule, "verbs": ["get", "list", "watch"]} if "pods" in rule["resources"] else rule for rule in rules]
         server.role(namespace, "planner", [rule for rule in rules if rule["resources"] != [without]])
         for _ in range(2):
             self.operator.reconcile()

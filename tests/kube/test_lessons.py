@@ -258,6 +258,17 @@ def test_without_the_right_to_list_pods_replicas_come_from_status_and_gone_ones_
     assert "cannot promise that the drained one goes" in told(play)
 
 
+def test_without_the_right_to_name_a_victim_it_is_said_that_nothing_can_be_promised(start: Start) -> None:
+    play = start(without="patch pods")
+    play.want(**AT_REST | {"chat_decode": 3})
+    play.until_quiet()
+    assert "cannot promise" not in told(play)
+    play.want(chat_decode=1)
+    play.rounds(12)
+    assert play.alive()["chat-decode"] == 2, "it is scaled down all the same"
+    assert "chat-decode: its workload chooses itself which replica ends" in told(play)
+
+
 def test_a_missing_right_to_write_is_told_by_verb_and_resource(start: Start) -> None:
     play = start(adapters=False, may_patch_dgds=False)
     play.want(**AT_REST | {"chat_prefill": 2})
