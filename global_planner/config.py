@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from global_planner.config_types import Day, Moment, TimeOfDay, TimeZone, Weekday
+from pool_planner.connectors.writers import OPERATOR_MANAGERS
 from pool_planner.types import Role
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
@@ -89,7 +90,7 @@ class KubernetesConfig(Section):
     drained_by: Literal["router", "pods"] = "router"
     engine_port: Annotated[int, Field(ge=1, le=65535, strict=True)] | None = None
     unseen_termination_s: NonNegativeFloat = 120.0
-    operator_managers: tuple[str, ...] = ("manager", "dynamo-operator", "dynamo-operator-controller-manager")
+    operator_managers: tuple[str, ...] = OPERATOR_MANAGERS
 
 
 class NodeConfig(Section):

@@ -21,7 +21,6 @@ from pool_planner.compatibility import ConfigError, Reading, explain
 from pool_planner.config import PlannerConfig
 from pool_planner.config_source import load_config
 from pool_planner.connectors.global_planner import HttpArbiter, Send
-from pool_planner.connectors.virtual import VirtualConnector
 from pool_planner.connectors.virtual_book import DECISION_TIMEOUT_S
 from pool_planner.performance.profile import Profile, ProfileError, load_profile
 from pool_planner.profiler.command import curves_command, profile_command
@@ -72,6 +71,10 @@ def main() -> None:
     help="The deployment that is planned.",
 )  # fmt: skip
 @click.option(
+    "--k8s-namespace", envvar="POD_NAMESPACE", show_envvar=True, show_default="as the Dynamo namespace says",
+    help="kubernetes: the namespace of the DGD.",
+)  # fmt: skip
+@click.option(
     "--pool", "names", multiple=True, metavar="ROLE=NAME",
     help="What the arbiter (or the outside system) calls the pool of a role, instead of the component's name. Repeatable.",
 )  # fmt: skip
@@ -104,6 +107,7 @@ def run(
     profile: Path | None,
     gpus: int | None,
     dgd: str,
+    k8s_namespace: str | None,
     names: tuple[str, ...],
     series: str,
     arbiter: str | None,
@@ -140,6 +144,7 @@ def run(
         host, port = _address(listen, token_file)
         options = standalone.Standalone(
             dgd=dgd,
+            kubernetes_namespace=k8s_namespace,
             gpus_per_replica={} if gpus is None else dict.fromkeys(ROLES, gpus),
             names=_names(names),
             replicas=_counts(replicas),
@@ -165,13 +170,7 @@ def run(
 
 
 async def _plan(config: PlannerConfig, curves: Profile | None, options: standalone.Standalone, clock: SpeedClock) -> None:
-    if config.environment != "kubernetes" and not options.gpus_per_replica:
-        options = standalone.with_gpus(options, dict.fromkeys(ROLES, 1))
-    setup = standalone.setup_of(config, curves, options)
-    connector = standalone.connector_of(setup, options, clock)
-    if isinstance(connector, VirtualConnector):
-        await connector.start()
-        standalone.say("listening", what="decisions", port=connector.port)
+    setup, connector = await standalone.connected(config, curves, options, clock)
     await standalone.run(setup, connector, options, clock)
 
 

@@ -21,10 +21,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pool_planner.clock import SpeedClock
-from pool_planner.config import PlannerConfig
+from pool_planner.config import COMPONENTS, PlannerConfig
 from pool_planner.connectors.global_planner import ArbiterConnector, HttpArbiter, Send
+from pool_planner.connectors.kubernetes import Deployments
+from pool_planner.connectors.kubernetes_api import connect
+from pool_planner.connectors.own_dgd import OwnDgd, Place, observed_gpus
 from pool_planner.connectors.port import Connector
 from pool_planner.connectors.virtual import VirtualConnector
+from pool_planner.connectors.writers import OPERATOR_MANAGERS, OUR_MANAGERS
 from pool_planner.forecast import FitJob
 from pool_planner.live import PlannerLoop
 from pool_planner.metrics.discovery import discovery_of
@@ -32,15 +36,15 @@ from pool_planner.metrics.names import PoolSeries, by_namespace, by_pool
 from pool_planner.metrics.serve import MetricsServer
 from pool_planner.metrics.source import source_of
 from pool_planner.performance.profile import Profile
-from pool_planner.setup import PlannerSetup, SetupError, setup_from_config
-from pool_planner.types import Grant, Proposal, Report, Role
+from pool_planner.setup import ROLES, PlannerSetup, SetupError, setup_from_config
+from pool_planner.types import Grant, Proposal, Report, Role, WorldError
 
 UNWELL_TICKS = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standalone:
-    """How the process runs, beside what its PlannerConfig says.
+    """How the process runs, beside what its PlannerConfig says. `kubernetes_namespace` None: as the Dynamo namespace says.
 
     `names` by role: what the arbiter calls the pools (absent: the components' names). `replicas` by pool: what an outside
     system has at the beginning. `send`: the way to the arbiter (None: no arbiter is configured). `series`: whose series are
@@ -48,6 +52,7 @@ class Standalone:
     """
 
     dgd: str
+    kubernetes_namespace: str | None = None
     gpus_per_replica: Mapping[Role, int] = field(default_factory=dict)
     names: Mapping[Role, str] = field(default_factory=dict)
     replicas: Mapping[str, int] = field(default_factory=dict)
@@ -117,31 +122,65 @@ async def run(setup: PlannerSetup, connector: Connector, options: Standalone, cl
     say("stopped", dgd=options.dgd)
 
 
-def connector_of(setup: PlannerSetup, options: Standalone, clock: SpeedClock) -> Connector:
-    """Who carries decisions out, by `environment`; the virtual one still has to be started. Raises SetupError.
-
-    `kubernetes` is made by the caller: it has to ask the cluster for the GPUs of a replica before there is a setup.
-    """
-    if setup.config.environment == "global-planner":
+async def connected(
+    config: PlannerConfig, profile: Profile | None, options: Standalone, clock: SpeedClock
+) -> tuple[PlannerSetup, Connector]:
+    """What is planned, and who carries decisions out, by `environment`. Raises SetupError, OSError (a port that is taken) and
+    ClusterUnavailable."""
+    if config.environment == "kubernetes":
+        return await _own_dgd(config, profile, options)
+    setup = setup_of(config, profile, with_gpus(options, dict.fromkeys(("prefill", "decode", "agg"), 1)))
+    if config.environment == "global-planner":
         if options.send is None:
             raise SetupError(
                 "environment: 'global-planner' needs the arbiter's address: --arbiter URL (or GLOBAL_PLANNER_URL), or "
                 "--arbiter ray in a Ray cluster"
             )
         close = options.send.close if isinstance(options.send, HttpArbiter) else None
-        return ArbiterConnector(options.send, dgd=options.dgd, started_at_s=clock.now(), close=close)
-    if setup.config.environment == "virtual":
-        return VirtualConnector(
-            [pool.name for pool in setup.pools],
-            host=options.listen_host,
-            port=options.listen_port,
-            clock=clock.now,
-            note=lambda text: say("virtual", text=text),
-            replicas=options.replicas,
-            token=options.token,
-            timeout_s=options.decision_timeout_s,
-        )
-    raise SetupError(f"environment: {setup.config.environment!r} has another way to be connected")
+        return setup, ArbiterConnector(options.send, dgd=options.dgd, started_at_s=clock.now(), close=close)
+    connector = VirtualConnector(
+        [pool.name for pool in setup.pools],
+        host=options.listen_host,
+        port=options.listen_port,
+        clock=clock.now,
+        note=lambda text: say("virtual", text=text),
+        replicas=options.replicas,
+        token=options.token,
+        timeout_s=options.decision_timeout_s,
+    )
+    await connector.start()
+    say("listening", what="decisions", port=connector.port)
+    return setup, connector
+
+
+async def _own_dgd(config: PlannerConfig, profile: Profile | None, options: Standalone) -> tuple[PlannerSetup, Connector]:
+    """The planner's own DGD in the cluster that it runs in, or that a kubeconfig names."""
+    place = place_of(config, options)
+    deployments = Deployments(connect(), [place.namespace], manager=OUR_MANAGERS[1], operators=OPERATOR_MANAGERS)
+    try:
+        await asyncio.to_thread(deployments.start)
+        observed = observed_gpus(deployments, place, ROLES[config.mode])
+        # What the configuration says of GPUs wins; what was given at the command line is for what cannot be read.
+        setup = setup_of(config, profile, replace(options, gpus_per_replica={**options.gpus_per_replica, **observed}))
+    except (SetupError, WorldError):
+        deployments.close()
+        raise
+    roles = {pool.name: pool.role for pool in setup.pools}
+    return setup, OwnDgd(deployments, place, roles, note=lambda text: say("kubernetes", text=text))
+
+
+def place_of(config: PlannerConfig, options: Standalone) -> Place:
+    """Which DGD: the operator tells its pods the Dynamo namespace, which is `<namespace>-<dgd>`. Raises SetupError."""
+    namespace = options.kubernetes_namespace
+    if namespace is None:
+        namespace = config.namespace.removesuffix(f"-{options.dgd}")
+        if namespace == config.namespace:
+            raise SetupError(
+                f"environment: 'kubernetes' needs the DGD and its namespace: namespace {config.namespace!r} does not end with "
+                f"-{options.dgd}; set DYN_PARENT_DGD_K8S_NAME (--dgd) and POD_NAMESPACE (--k8s-namespace)"
+            )
+    components = {role: COMPONENTS[config.backend][role] for role in ROLES[config.mode]}
+    return Place(namespace=namespace, dgd=options.dgd, components=components)
 
 
 def _series(setup: PlannerSetup, options: Standalone) -> list[PoolSeries]:

@@ -14,6 +14,8 @@ from typing import Any
 from pool_planner.connectors.dgd_pods import unix
 
 OUR_MANAGERS = ("global-planner", "pool-planner")
+OPERATOR_MANAGERS = ("manager", "dynamo-operator", "dynamo-operator-controller-manager")
+"""Field managers that set replicas on behalf of the DGDs' own operator, as it is usually installed."""
 # Clients that a person holds in the hand.
 _PEOPLE = ("kubectl", "k9s", "lens", "headlamp", "mozilla", "node-fetch", "oc")
 

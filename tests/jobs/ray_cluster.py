@@ -61,6 +61,7 @@ class RayHead:
     def start(self) -> None:
         """Raises HeadFailed."""
         log = (self.folder / "head.log").open("ab")
+        logged = len((self.folder / "head.log").read_text(errors="replace"))
         self._process = subprocess.Popen(
             [
                 *(str(RAY), "start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={self.folder / 'ray'}"),
@@ -75,8 +76,10 @@ class RayHead:
         )
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and self._process.poll() is None:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.dashboard), timeout=1.0):
-                return
+            # The job server listens before the node has registered, which is what a busy machine is too slow for.
+            if "Ray runtime started" in (self.folder / "head.log").read_text(errors="replace")[logged:]:
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.dashboard), timeout=1.0):
+                    return
             time.sleep(0.2)
         said = (self.folder / "head.log").read_text()[-2000:]
         self.kill()
