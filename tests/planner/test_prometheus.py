@@ -59,13 +59,18 @@ class Server:
         }
         (folder / "prometheus.yml").write_text(json.dumps(config))
         assert BINARY is not None
-        arguments = [
+        self.command = [
+            *(sys.executable, "-c", WITH_PARENT, BINARY),
             f"--config.file={folder / 'prometheus.yml'}",
             f"--storage.tsdb.path={folder / 'data'}",
             f"--web.listen-address=127.0.0.1:{self.port}",
             "--log.level=error",
         ]
-        self.process = subprocess.Popen([sys.executable, "-c", WITH_PARENT, BINARY, *arguments])
+        self.restart()
+
+    def restart(self) -> None:
+        """Start it, with whatever it has stored."""
+        self.process = subprocess.Popen(self.command)
         until = time.time() + 20
         while time.time() < until:
             try:

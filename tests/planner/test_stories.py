@@ -6,6 +6,8 @@ import math
 
 import pytest
 
+from pool_planner.forecast.arima_fit import ArimaFit
+from pool_planner.state import fit_jobs, fitted
 from pool_planner.types import Hold, Proposal
 from tests.planner.story import Story, worker
 
@@ -279,3 +281,46 @@ def test_what_decode_holds_does_not_shrink_with_the_prefix_cache() -> None:
     hit.run(300, 1.0, prefix_hit_rate=0.9)
     missed.run(300, 1.0)
     assert hit.wanted == missed.wanted
+
+
+def test_a_replica_that_never_starts_blocks_no_later_decision() -> None:
+    """Two of four wait for GPUs that nobody has: less load lowers, more load raises, whatever waits."""
+    story = Story(have=2, follow=False, enable_load_scaling=True, load_adjustment_interval=10)
+    story.starting = 2
+    story.run(400, 4.0)
+    needed = story.wanted
+    story.run(900, 1.0)
+    assert story.wanted < needed, "scale-down is decided although two are pending"
+    story.run(300, 6.0)
+    assert story.wanted > needed
+    assert story.have == 2 and story.starting == 2, "nothing of this waited for the pending ones"
+
+
+def test_a_forecast_that_takes_for_ever_holds_up_nothing() -> None:
+    """ARIMA's fits are handed out; as long as none comes back the simpler forecast serves, and one that is late is taken."""
+    story = Story(have=1, load_predictor="arima")
+    handed_out = []
+    for minute in range(60):
+        story.step(2.0 + 0.02 * minute)
+        handed_out += fit_jobs(story.state)
+        assert isinstance(story.report, Proposal) and story.report.forecast is not None
+        assert story.report.forecast.age_s == 0.0
+    assert handed_out
+    name, series, job = handed_out[0]
+    late = ArimaFit(learned=job.learned, d=1, ar=(), ma=(), mean=0.0)
+    story.state = fitted(story.state, name, series, late, now=story.now)
+    story.step(3.2)
+    assert story.wanted >= 3
+
+
+def test_a_forecast_is_as_old_as_the_data_behind_it() -> None:
+    story = Story(have=1)
+    story.run(300, 2.0)
+    for _ in range(2):
+        story.now += story.tick_s
+        story.tell(None)
+    story.step(None, requests=None, workers=None)
+    assert "unknown" in story.held
+    story.step(2.0)
+    assert isinstance(story.report, Proposal) and story.report.forecast is not None
+    assert story.report.forecast.age_s == 0.0
