@@ -14,7 +14,7 @@ from router.config_pools import ModelConfig
 from router.endpoints import Endpoint, Pool
 from router.exchange import Relayed
 from router.message import Request
-from router.metrics import FrontendMetrics, OutcomeMetrics, PoolMetrics
+from router.metrics import FrontendMetrics, OutcomeMetrics, PoolMetrics, TenantMetrics
 from router.openai import Call, Lengths, cached_in, usage_in
 from router.policy import Ask, Stages
 from router.tokens import Tokenizer
@@ -77,18 +77,27 @@ class Progress:
         "model",
         "outcome",
         "request",
+        "tenant",
         "tokens",
         "ttft_s",
     )
 
     def __init__(
-        self, model: ModelState, request: Request, call: Call, ask: Ask, arrived_s: float, assigned: list[Pool]
+        self,
+        model: ModelState,
+        request: Request,
+        call: Call,
+        ask: Ask,
+        arrived_s: float,
+        assigned: list[Pool],
+        tenant: TenantMetrics | None = None,
     ) -> None:
         self.model = model
         self.request = request
         self.call = call
         self.ask = ask
         self.arrived_s = arrived_s
+        self.tenant = tenant
         self.kv_pending = False
         self.exchange: Relayed | None = None
         self.outcome: str | None = None
@@ -156,6 +165,8 @@ class Progress:
         pool.metrics.completed += 1
         self.ttft_s = now - self.arrived_s
         self.tokens = 1.0
+        if self.tenant is not None:
+            self.tenant.count(self.ask.isl_tokens, 1.0)
 
     def answered(self, pool: Pool, endpoint: Endpoint, exchange: Relayed, now: float) -> None:
         """The whole answer went out."""
@@ -168,6 +179,8 @@ class Progress:
         if exchange.status != 200:
             return
         isl, osl, itl_s = self._measure(pool, exchange)
+        if self.tenant is not None:
+            self.tenant.count(isl, osl or 0.0)
         for predictor, predicted, began_s in self._expected:
             # From when it was sent: what it waited before that is no engine's doing.
             ttft_ms = None if self.ttft_s is None else (self.arrived_s + self.ttft_s - began_s) * 1000.0
@@ -233,6 +246,7 @@ class AccessLog:
             "at_s": round(progress.arrived_s, 6),
             "request_id": progress.request.request_id.decode("latin-1"),
             "model": progress.model.name,
+            "key": progress.tenant.name if progress.tenant is not None else None,
             "priority": progress.call.priority or 0,
             "outcome": progress.outcome,
             "status": exchange.status if exchange is not None else None,

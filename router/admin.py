@@ -23,7 +23,7 @@ from router.door import Door
 from router.endpoints import Endpoints, Pool
 from router.http1 import ClientConnection
 from router.message import Request
-from router.metrics import BLOCK_TOKENS, CONTENT_TYPE, PoolGauges, Scrape, WorkerGauges, priority_label, render
+from router.metrics import BLOCK_TOKENS, CONTENT_TYPE, PoolGauges, Scrape, TenantMetrics, WorkerGauges, priority_label, render
 from router.openai import error_body
 from router.types import EndpointSpec
 
@@ -101,6 +101,7 @@ class Admin:
         ready: Callable[[], bool],
         troubles: Mapping[str, str | None],
         duplicates: Mapping[str, bool],
+        tenants: Mapping[str, TenantMetrics],
         now: Callable[[], float],
         speed: float,
     ) -> None:
@@ -114,6 +115,7 @@ class Admin:
         self._ready = ready
         self._troubles = troubles
         self._duplicates = duplicates
+        self._tenants = tenants
         self._document = orjson.dumps(openapi.admin(MESSAGES, token=token is not None))
         self._now = now
         self._speed = speed
@@ -311,6 +313,7 @@ class Admin:
             ),
             duplicates=[(pool.metrics, self._duplicates[pool.name]) for pool in pools if pool.name in self._duplicates],
             discovery=[(pool.metrics, self._troubles[pool.name] is None) for pool in pools if pool.name in self._troubles],
+            tenants=self._tenants.values(),
             queue_requests=len(tickets),
             queue_isl_tokens=sum(ticket.tokens for ticket in tickets),
             scalars={

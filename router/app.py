@@ -33,6 +33,7 @@ from router.openai import BadRequest, error_body
 from router.openapi import public
 from router.policy import picker
 from router.upstream import EngineLink, Upstream
+from router.web import PREFLIGHT, Origins, tls_of
 
 COMPLETION_PATHS = frozenset([b"/v1/chat/completions", b"/v1/completions"])
 WAKE_EVERY_S = 5.0
@@ -124,6 +125,7 @@ class RouterApp:
             ready=self.ready,
             troubles=self.discovery.troubles,
             duplicates=self.duplicates.found,
+            tenants=self._keys.tenants,
             now=now,
             speed=speed,
         )
@@ -131,6 +133,7 @@ class RouterApp:
         self._public = HttpServer(self.serve, config.limits, loop)
         self._private = HttpServer(self.admin.serve, config.limits, loop)
         self._stopping = False
+        self._origins = Origins(config.listen.cors_origins) if config.listen.cors_origins else None
         self._document = orjson.dumps(public(keys=self._keys.required))
 
     async def start(self, *, reuse_port: bool = False) -> tuple[int, int]:
@@ -140,7 +143,8 @@ class RouterApp:
         admin_port = await self._private.listen(admin.host, admin.port)
         self.discovery.start()
         self.duplicates.start()
-        port = await self._public.listen(listen.host, listen.port, reuse_port=reuse_port)
+        tls = tls_of(listen.tls) if listen.tls is not None else None
+        port = await self._public.listen(listen.host, listen.port, reuse_port=reuse_port, tls=tls)
         return port, admin_port
 
     async def stop(self) -> bool:
@@ -169,6 +173,12 @@ class RouterApp:
     async def serve(self, request: Request, client: ClientConnection) -> None:
         """Answer one request of a client."""
         path, method = request.path, request.method
+        if request.origin and self._origins is not None:
+            allowed = self._origins.answer(request)
+            client.extra = allowed
+            if method == b"OPTIONS":
+                client.respond(204, b"", extra=PREFLIGHT if allowed else b"")
+                return
         if path in COMPLETION_PATHS:
             if method == b"POST":
                 await self.dispatch.serve(request, client)

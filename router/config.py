@@ -34,13 +34,23 @@ class ConfigError(ValueError):
     """A configuration that cannot be used: every problem on a line of its own, each with its path."""
 
 
+class TlsConfig(Section):
+    """PEM files. They are read at the start."""
+
+    certificate: str
+    key: str
+
+
 class ListenConfig(Section):
     """Where clients connect. Port 0: any free port. On an address that others can reach, `pool-router` starts only with API
-    keys, or when `without_keys` says that a gateway in front checks who asks."""
+    keys, or when `without_keys` says that a gateway in front checks who asks. `cors_origins`: web pages of these origins may
+    ask ("*": of any)."""
 
     host: str = "127.0.0.1"
     port: Port = 8000
     without_keys: bool = False
+    tls: TlsConfig | None = None
+    cors_origins: tuple[str, ...] = ()
 
 
 class KeyConfig(Section):
@@ -113,7 +123,8 @@ class QueueConfig(Section):
 
 class HealthConfig(Section):
     """When an endpoint is taken out: `failures` failed calls in a row. It is probed (`GET /health`) after `backoff_s`,
-    doubling up to `backoff_max_s`, and comes back when the probe answers 200."""
+    doubling up to `backoff_max_s`, and comes back when the probe answers 200: half open, so that its first failure takes it out
+    again and its first success makes it as good as any."""
 
     failures: PositiveInt = 3
     backoff_s: PositiveFloat = 2.0

@@ -94,7 +94,8 @@ class Dispatch:
             blocks=prefix_blocks(call) if model.by_prefix else (),
         )
         paths = model.stages.paths(ask, self._load)
-        progress = Progress(model, request, call, ask, arrived, [self._pools[name] for name in paths[0].assigned])
+        tenant = self._keys.tenants[key.name] if key is not None else None
+        progress = Progress(model, request, call, ask, arrived, [self._pools[name] for name in paths[0].assigned], tenant)
         self._budget.request()
         self._running.add(progress)
         ticket = Ticket(

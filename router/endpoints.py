@@ -236,7 +236,8 @@ class Endpoints:
             except EngineFailed:
                 continue
             if exchange.status == 200:
-                endpoint.healthy, endpoint.failures = True, 0
+                # Half open: it may be asked again, and its first failure takes it out again, for longer.
+                endpoint.healthy, endpoint.failures = True, self._health.failures - 1
                 pool.refresh()
                 self._changed()
 

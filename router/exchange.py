@@ -217,8 +217,11 @@ class Relayed(Exchange):
         if self._unchunk or not self.framed:
             client.close_after()
         lines = [status_line(self.status)]
+        if client.extra:
+            # Who may read the answer is decided here, not by an engine that is not asked by web pages.
+            self.headers = [header for header in self.headers if not header[0].startswith(b"access-control-")]
         lines += [b"%b: %b\r\n" % header for header in self.headers if header[0] not in _NOT_RETURNED]
-        lines.append(b"x-request-id: %b\r\n" % self.request_id)
+        lines.append(b"x-request-id: %b\r\n%b" % (self.request_id, client.extra))
         if client.will_close:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")

@@ -53,7 +53,11 @@ def _absolute(config: RouterConfig, folder: Path) -> RouterConfig:
         model.model_copy(update={"pools": tuple(map(placed, model.pools)), "tokenizer": at(model.tokenizer)})
         for model in config.models
     )
-    return config.model_copy(update={"models": models})
+    tls = config.listen.tls
+    if tls is None:
+        return config.model_copy(update={"models": models})
+    placed_tls = tls.model_copy(update={"certificate": at(tls.certificate), "key": at(tls.key)})
+    return config.model_copy(update={"models": models, "listen": config.listen.model_copy(update={"tls": placed_tls})})
 
 
 def predictors_of(model: ModelConfig) -> Mapping[str, Predictor]:

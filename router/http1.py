@@ -8,6 +8,7 @@ the application's task. Slow clients are cut off by one sweep over all connectio
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, cast
@@ -34,7 +35,8 @@ Application = Callable[[Request, "ClientConnection"], Awaitable[None]]
 
 
 class ClientConnection(asyncio.Protocol):
-    """One client's socket. The application answers with `respond`, or with `write` and at the end `finish`."""
+    """One client's socket. The application answers with `respond`, or with `write` and at the end `finish`; `extra` holds
+    header lines that every answer of this request gets."""
 
     def __init__(self, server: HttpServer) -> None:
         self._server = server
@@ -59,6 +61,7 @@ class ClientConnection(asyncio.Protocol):
         self._flow: Flow | None = None
         self._blocked = False
         self.deadline = 0.0
+        self.extra = b""
 
     # -- the socket ----------------------------------------------------------------------------------------------------
 
@@ -147,6 +150,8 @@ class ClientConnection(asyncio.Protocol):
             request.authorization = value
         elif lower == b"x-request-id":
             request.request_id = value[:128]
+        elif lower == b"origin":
+            request.origin = value
         elif lower == b"expect":
             self._expects_continue = value.lower() == b"100-continue"
         elif lower == b"content-length" and value.isdigit():
@@ -199,6 +204,7 @@ class ClientConnection(asyncio.Protocol):
     def _begin(self, request: Request) -> None:
         self.deadline = float("inf")
         self._finished = False
+        self.extra = b""
         self._keep_alive = request.keep_alive and not self._server.closing
         self._task = self._server.loop.create_task(self._serve(request))
 
@@ -252,8 +258,8 @@ class ClientConnection(asyncio.Protocol):
         """A whole answer. `extra` holds further header lines, each with its CRLF; `head`: without the body."""
         close = b"" if self._keep_alive else b"connection: close\r\n"
         self.write(
-            b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b\r\n%b"
-            % (status_line(status), content_type, len(body), extra, close, b"" if head else body)
+            b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b%b%b\r\n%b"
+            % (status_line(status), content_type, len(body), self.extra, extra, close, b"" if head else body)
         )
         self._finished = True
 
@@ -322,10 +328,10 @@ class HttpServer:
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
-    async def listen(self, host: str, port: int, *, reuse_port: bool = False) -> int:
+    async def listen(self, host: str, port: int, *, reuse_port: bool = False, tls: ssl.SSLContext | None = None) -> int:
         """Start to listen; the port that was given. Raises OSError when the address cannot be had."""
         self._server = await self.loop.create_server(
-            lambda: ClientConnection(self), host, port, backlog=4096, reuse_port=reuse_port or None
+            lambda: ClientConnection(self), host, port, backlog=4096, reuse_port=reuse_port or None, ssl=tls
         )
         self._sweep()
         bound: int = self._server.sockets[0].getsockname()[1]

@@ -12,6 +12,7 @@ from hashlib import sha256
 
 from router.config import KeyConfig
 from router.message import HINT_HEADERS
+from router.metrics import TenantMetrics
 from router.openai import BadRequest, Call
 
 
@@ -20,6 +21,9 @@ class Keys:
 
     def __init__(self, keys: Sequence[KeyConfig]) -> None:
         self._keys = {bytes.fromhex(key.sha256): key for key in keys}
+
+        # By name: a key that is being replaced and its successor may be one tenant's.
+        self.tenants = {key.name: TenantMetrics(key.name) for key in keys}
 
     @property
     def required(self) -> bool:

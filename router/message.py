@@ -5,6 +5,7 @@ from __future__ import annotations
 REASONS = {
     100: "Continue",
     200: "OK",
+    204: "No Content",
     400: "Bad Request",
     401: "Unauthorized",
     404: "Not Found",
@@ -45,6 +46,7 @@ NOT_FORWARDED = frozenset(
         b"x-request-id",
         b"accept-encoding",
         b"authorization",
+        b"origin",
     ]
 )
 
@@ -55,9 +57,21 @@ def status_line(status: int) -> bytes:
 
 class Request:
     """One request as read from the socket. `forward` holds the header lines that go on to an engine, ready to be sent;
-    `hints` what headers say about targets and priority."""
+    `hints` what headers say about targets and priority; `origin` is the web page's that asks."""
 
-    __slots__ = ("authorization", "body", "forward", "hints", "keep_alive", "method", "path", "query", "request_id", "version")
+    __slots__ = (
+        "authorization",
+        "body",
+        "forward",
+        "hints",
+        "keep_alive",
+        "method",
+        "origin",
+        "path",
+        "query",
+        "request_id",
+        "version",
+    )
 
     def __init__(self) -> None:
         self.method = b""
@@ -69,4 +83,5 @@ class Request:
         self.authorization = b""
         self.hints: dict[str, bytes] = {}
         self.request_id = b""
+        self.origin = b""
         self.keep_alive = True

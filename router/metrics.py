@@ -156,6 +156,25 @@ class OutcomeMetrics:
                 yield f"{name}{{{labels}}} {count}"
 
 
+class TenantMetrics:
+    """What the holder of one API key has had: answers, and their prompt and answer tokens (as the engines told them, else
+    estimated). Keys come from the configuration, so there are only so many."""
+
+    __slots__ = ("answer_tokens", "labels", "name", "prompt_tokens", "requests")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.labels = _labels({"key": name})
+        self.requests = 0
+        self.prompt_tokens = 0.0
+        self.answer_tokens = 0.0
+
+    def count(self, prompt_tokens: float, answer_tokens: float) -> None:
+        self.requests += 1
+        self.prompt_tokens += prompt_tokens
+        self.answer_tokens += answer_tokens
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerGauges:
     """One endpoint at the time of the scrape; None: not known yet, and no series."""
@@ -192,6 +211,7 @@ class Scrape:
     workers: tuple[WorkerGauges, ...]
     discovery: Iterable[tuple[PoolMetrics, bool]]
     duplicates: Iterable[tuple[PoolMetrics, bool]]
+    tenants: Iterable[TenantMetrics]
     queue_requests: int
     queue_isl_tokens: float
     scalars: Mapping[str, tuple[str, str, float]]
@@ -299,6 +319,14 @@ def render(scrape: Scrape) -> bytes:
     name = _OWN + "duplicate_source"
     twice = [f"{name}{{{pool.labels}}} {int(found)}" for pool, found in scrape.duplicates]
     family(name, "gauge", "1 while the pool's own frontend shows the traffic that is shown here.", twice)
+    tenants = list(scrape.tenants)
+    for attribute, about in (
+        ("requests", "Answers by API key."),
+        ("prompt_tokens", "Prompt tokens of the answers, by API key."),
+        ("answer_tokens", "Tokens of the answers, by API key."),
+    ):
+        name = f"{_OWN}key_{attribute}_total"
+        family(name, "counter", about, [f"{name}{{{one.labels}}} {getattr(one, attribute):g}" for one in tenants])
     for name, (kind, about, value) in scrape.scalars.items():
         family(_OWN + name, kind, about, [f"{_OWN}{name} {value:g}"])
     return ("\n".join(out) + "\n").encode()

@@ -1,8 +1,8 @@
 """Pools that scale up and down all the time, and nothing is lost: the promise that the router exists for.
 
 A controller drains and removes replicas, and starts others, while clients keep asking. Every answer must be whole, correct
-(engines answer with what they were asked), and from a replica that was allowed to work. `CHURN_S` (default 3) makes it
-longer.
+(engines answer with what they were asked), and from a replica that was allowed to work. It lasts a minute, at least a thousand
+requests; five minutes in the nightly profile, and as long as `CHURN_S` says.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from pool_planner.types import Role
 from tests.router.conftest import MODEL, Running, StartEngine, StartRouter
 from tests.router.engines import DONE, SSE_HEAD, FakeEngine, Script, Seen, chat_chunk, chunk, plain
 
-CHURN_S = float(os.environ.get("CHURN_S", "3"))
+CHURN_S = float(os.environ.get("CHURN_S") or {"nightly": "300", "quick": "3"}.get(os.environ["HYPOTHESIS_PROFILE"], "60"))
 WORDS = 12
+THINK_S = 0.6
 
 
 def working(rng: random.Random) -> Script:
@@ -112,7 +113,7 @@ class Controller:
                     await self.grow(name)
                 else:
                     await self.shrink(name)
-            await asyncio.sleep(self._rng.uniform(0.0, 0.05))
+            await asyncio.sleep(self._rng.uniform(0.0, 0.5))
 
 
 @pytest.mark.parametrize("seed", [1])
@@ -134,6 +135,8 @@ async def test_nothing_is_lost_while_pools_scale(start_router: StartRouter, star
                 answer = await router.stream(text)
                 assert said(answer) == "".join(f"{text}/{word} " for word in range(WORDS))
                 count += 1
+                # Clients that think leave the cores to other tests: a minute of this is long.
+                await asyncio.sleep(rng.uniform(0.0, THINK_S))
             return count
 
         counts = await asyncio.gather(*(ask() for _ in range(12)))
@@ -142,8 +145,8 @@ async def test_nothing_is_lost_while_pools_scale(start_router: StartRouter, star
         assert outcomes.total("completed") == sum(counts) == outcomes.total("offered")
         # Not one was even tried twice: a drained replica had nothing in flight.
         assert [outcomes.total(one) for one in ("failed", "shed", "retried", "cancelled")] == [0, 0, 0, 0]
-        assert sum(counts) > 25 * CHURN_S
-        assert controller.scale_downs > CHURN_S
+        assert sum(counts) > 17 * CHURN_S
+        assert controller.scale_downs > CHURN_S / 3
 
 
 async def test_nothing_is_lost_while_replicas_are_killed_before_they_answer(

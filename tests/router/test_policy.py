@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import heapq
 import json
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -205,6 +206,42 @@ def test_the_same_answer_as_the_reference_formula(case: tuple[dict[str, Any], li
     for ask in asks:
         expected = tuple(f"p{i}" for i in dumb(raw, ask))
         assert stage.route(ask, lambda name: 0.0) == (expected if len(stage.names) > 1 else stage.names)
+
+
+def test_ten_thousand_random_configurations() -> None:
+    """The same twin, without Hypothesis: many configurations, a few requests each."""
+    rng = random.Random(20)
+    for _ in range(500 if os.environ["HYPOTHESIS_PROFILE"] == "quick" else 10_000):
+        pools = rng.randint(1, 4)
+        strategy: dict[str, Any] = {}
+        for name in ("isl", "ttft"):
+            low = round(rng.uniform(0, 1e4), 2)
+            strategy[f"{name}_min"], strategy[f"{name}_max"] = low, low + round(rng.uniform(0.5, 1e4), 2)
+            strategy[f"{name}_resolution"] = rng.randint(1, 6)
+        rows, columns = strategy["isl_resolution"], strategy["ttft_resolution"]
+        strategy["prefill_pool_mapping"] = [[rng.randrange(pools) for _ in range(columns)] for _ in range(rows)]
+        lows = [rng.randint(-5, 5) for _ in range(rng.randint(0, 2))]
+        strategy["priority_overrides"] = [
+            {"min_priority": low, "max_priority": low + rng.randint(0, 5), "target_pool": rng.randrange(pools)} for low in lows
+        ]
+        raw = disagg(
+            num_prefill_pools=pools,
+            prefill_pool_dynamo_namespaces=[f"p{i}" for i in range(pools)],
+            prefill_pool_priorities=[rng.randint(0, 3) for _ in range(pools)],
+            decode_pool_priorities=[0, 1],
+            enable_priority_retry=rng.random() < 0.5,
+            prefill_pool_selection_strategy=strategy,
+        )
+        stage = Stage(translate(raw).models[0], "prefill")
+        for _ in range(3):
+            edge = strategy["isl_min"] + rng.randint(-1, rows + 1) * (strategy["isl_max"] - strategy["isl_min"]) / rows
+            ask = Ask(
+                isl_tokens=rng.choice([edge, rng.uniform(0, 2e4)]),
+                ttft_ms=rng.choice([None, rng.uniform(0, 2e4)]),
+                priority=rng.choice([None, rng.randint(-6, 11)]),
+            )
+            expected = tuple(f"p{i}" for i in dumb(raw, ask))
+            assert stage.route(ask, lambda name: 0.0) == (expected if pools > 1 else stage.names)
 
 
 # ---- prompt length limits --------------------------------------------------------------------------------------------
