@@ -261,21 +261,19 @@ def _settings(options: dict[str, Any], given: Mapping[str, int]) -> Settings:
         options=measured if engines else None,
         cache=None if options["no_cache"] else options["cache"],
         planner_image=options["planner_image"],
+        prefill_granularity=options["prefill_granularity"],
+        decode_granularity=options["decode_granularity"],
     )
 
 
 def _overridden(raw: Any, options: dict[str, Any]) -> Any:
-    """The request with what the command line says on top: granularity, and GPUs of an engine."""
+    """The request with what the command line says on top: GPUs of an engine."""
     if not isinstance(raw, dict):
         return raw
     spec = raw.get("spec", raw)
     if not isinstance(spec, dict):
         return raw
-    sweep = dict(spec.get("sweep") or {}) if isinstance(spec.get("sweep"), dict | None) else spec["sweep"]
-    for phase in ("prefill", "decode"):
-        if options[f"{phase}_granularity"] is not None:
-            sweep[phase] = options[f"{phase}_granularity"]
-    changed = {**spec, **({"sweep": sweep} if sweep else {})}
+    changed = dict(spec)
     given = {f"{p}_engine_num_gpu": options[f"{p}_gpus"] for p in ("prefill", "decode") if options[f"{p}_gpus"] is not None}
     features = spec.get("features") or {}
     if given and isinstance(features, dict) and isinstance(features.get("planner", {}), dict):

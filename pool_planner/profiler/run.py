@@ -32,11 +32,14 @@ class ProfileFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How to profile. `engines` and `options` are for `thorough`. `cache`: folder of estimates; None: none is kept."""
+    """How to profile. `engines` and `options` are for `thorough`. `cache`: folder of estimates; None: none is kept.
+    Granularities are points of a curve, instead of the request's."""
 
     engines: Sequence[Deployed] = ()
     options: Options | None = None
     cache: Path | None = field(default_factory=default_folder)
+    prefill_granularity: int | None = None
+    decode_granularity: int | None = None
     planner_image: str = PLANNER_IMAGE
     clock: SpeedClock = field(default_factory=clock_from_environment)
 
@@ -61,6 +64,11 @@ def profile(
     progress: Progress = lambda what, done, total: None,
 ) -> Outcome:
     """Profile and write everything into `folder`. Raises ProfileFailed; profiler_status.yaml then says `failed`, and why."""
+    request = replace(
+        request,
+        prefill_granularity=settings.prefill_granularity or request.prefill_granularity,
+        decode_granularity=settings.decode_granularity or request.decode_granularity,
+    )
     try:
         write_status(folder, "running", f"profiling {request.model} ({request.sweeping})")
         request, profiled, warnings = _found(request, folder, settings, announce, progress)

@@ -12,9 +12,11 @@ PREFIX = "dynamo_component_router_"
 class FrontDoor:
     """`rps` per model second; served on a free port until `close`."""
 
-    def __init__(self, *, namespace: str, speed: float, rps: float, isl: float = 700.0, osl: float = 60.0) -> None:
+    def __init__(
+        self, *, namespace: str, speed: float, rps: float, isl: float = 700.0, osl: float = 60.0, model: str = "m"
+    ) -> None:
         self.rps, self._isl, self._osl = rps, isl, osl
-        self._namespace, self._speed = namespace, speed
+        self._namespace, self._model, self._speed = namespace, model, speed
         self._since = time.monotonic()
         self.down = False
         door = self
@@ -37,7 +39,7 @@ class FrontDoor:
 
     def text(self) -> str:
         count = (time.monotonic() - self._since) * self._speed * self.rps
-        labels = f'{{dynamo_namespace="{self._namespace}",model="m"}}'
+        labels = f'{{dynamo_namespace="{self._namespace}",model="{self._model}"}}'
         lines = [f"{PREFIX}requests_started_total{labels} {count}", f"{PREFIX}requests_total{labels} {count}"]
         means = {"input_sequence_tokens": self._isl, "output_sequence_tokens": self._osl}
         means |= {"time_to_first_token_seconds": 1.0, "inter_token_latency_seconds": 0.3, "request_duration_seconds": 20.0}

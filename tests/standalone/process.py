@@ -21,8 +21,9 @@ SPEED = 20.0
 class Planner:
     """A running planner. A context manager: it is gone after it."""
 
-    def __init__(self, config: dict[str, Any], *arguments: str, environment: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "pool_planner", "--config", json.dumps(config), *arguments]
+    def __init__(self, config: dict[str, Any] | Path, *arguments: str, environment: dict[str, str] | None = None) -> None:
+        given = str(config) if isinstance(config, Path) else json.dumps(config)
+        command = [sys.executable, "-m", "pool_planner", "--config", given, *arguments]
         clock = {"PLANNER_SPEED": repr(SPEED), "PLANNER_ORIGIN": repr(time.time())}
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "DYN_", "GLOBAL_PLANNER"))}
         self.process = subprocess.Popen(
