@@ -22,6 +22,12 @@ from router import config as router
 
 # A plan that was not renewed for this many rounds is no longer in force at the router (interfaces: admission).
 PLAN_VALID_ROUNDS = 3
+# Of a TTFT that is kept with `admission: sla`: a fifth for the turn at the router, and of what hand-off and decode leave a
+# quarter for the prompts before it at the engine. That counts nearly twice, because a newcomer waits for the end of the step
+# that runs, and is computed in one step with whoever waits beside it; the rest is for its own prefill, which may be long.
+PATIENCE = 0.2
+BEGIN_BY = 0.25
+MOST_TOKENS = 10_000_000
 MOST_REPLICAS = 64  # how far a demand curve goes where neither the pool nor the budget has a limit
 
 
@@ -155,12 +161,7 @@ def planner_setups_of(topology: Topology, profiles: Mapping[str, Profile]) -> Ma
 def _pool_setup(topology: Topology, group: GroupConfig, pool: PoolConfig, profile: Profile, rules: PoolRules) -> PoolSetup:
     budget = topology.budget.gpus[pool.gpu_type].max
     limits = [rules.maximum, None if budget is None else budget // pool.gpus_per_replica]
-    # After its prefill a request waits for the transfer of its KV blocks, then half a decode step on average for the running
-    # one to end, then one step for the token that the client sees first; decode runs at its SLA at most. Every engine on its
-    # way has a front.
-    offset_ms = {"prefill": 2 * group.engine.front_ms, "agg": group.engine.front_ms}.get(pool.role, 0.0)
-    if pool.role == "prefill":
-        offset_ms += group.engine.kv_transfer_ms + 1.5 * group.sla.itl_ms
+    offset_ms = _ttft_offset_ms(group, pool)
     return PoolSetup(
         name=pool.name,
         role=pool.role,
@@ -178,9 +179,35 @@ def _pool_setup(topology: Topology, group: GroupConfig, pool: PoolConfig, profil
     )
 
 
+def _ttft_offset_ms(group: GroupConfig, pool: PoolConfig) -> float:
+    """What a request is known to pay of its TTFT beside waiting for the pool's prefill work and that work itself.
+
+    After its prefill it waits for the transfer of its KV blocks, then half a decode step on average for the running one to end,
+    then one step for the token that the client sees first; decode runs at its SLA at most. Every engine on its way has a front.
+    """
+    if pool.role == "prefill":
+        return 2 * group.engine.front_ms + group.engine.kv_transfer_ms + 1.5 * group.sla.itl_ms
+    return group.engine.front_ms if pool.role == "agg" else 0.0
+
+
+def _room_tokens(group: GroupConfig, pool: PoolConfig, profile: Profile) -> int | None:
+    """The prompt tokens at an engine before a newcomer that make it wait for BEGIN_BY of what its TTFT leaves; None where that
+    is not a matter of prompts. At least one token, so that an idle engine takes any prompt."""
+    curve = profile.prefill
+    if pool.role != "prefill" or curve is None:
+        return None
+    most_ms = BEGIN_BY * (group.sla.ttft_ms - _ttft_offset_ms(group, pool))
+    low, high = 1, MOST_TOKENS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if curve.ttft_ms(middle) <= most_ms else (low, middle)
+    return low
+
+
 def router_config_of(
     topology: Topology,
     *,
+    profiles: Mapping[str, Profile] | None = None,
     admin_token_file: str | None = None,
     planner_url: str | None = None,
     planner_token_file: str | None = None,
@@ -192,6 +219,7 @@ def router_config_of(
     """
     total_s = topology.router.request_timeout_s
     timeouts = router.TimeoutConfig()
+    known = profiles if profiles is not None and topology.arbiter.admission == "sla" else {}
     return router.RouterConfig(
         listen=router.ListenConfig(host=topology.router.host, port=topology.router.port),
         admin=router.AdminConfig(port=topology.router.admin_port, token_file=admin_token_file),
@@ -200,6 +228,7 @@ def router_config_of(
                 model=group.model,
                 group=group.name,
                 priority_class=group.priority,
+                patience_s=PATIENCE * group.sla.ttft_ms / 1e3 if known else None,
                 selection=topology.router.selection,
                 default_ttft_ms=group.sla.ttft_ms,
                 default_itl_ms=group.sla.itl_ms,
@@ -210,6 +239,7 @@ def router_config_of(
                         dynamo_namespace=dynamo_namespace(topology, group, pool.dgd_name),
                         isl_max_tokens=pool.isl_max_tokens,
                         max_in_flight=pool.max_in_flight,
+                        max_outstanding_tokens=_room_tokens(group, pool, known[pool.name]) if known else None,
                         profile=pool.profile,
                         # Without prices all GPUs cost the same.
                         cost_per_hour=pool.gpus_per_replica * (topology.budget.gpus[pool.gpu_type].price_per_hour or 1.0),

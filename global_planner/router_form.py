@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from global_planner.compile import router_config_of
-from global_planner.topology_file import TopologyError, load_topology
+from global_planner.topology_file import TopologyError, load_profiles, load_topology
 from router.config import ConfigError, RouterConfig
 
 
@@ -19,6 +19,7 @@ def from_topology(raw: Mapping[str, Any], path: Path) -> RouterConfig | None:
     if "groups" not in raw:
         return None
     try:
-        return router_config_of(load_topology(path))
+        topology = load_topology(path)
+        return router_config_of(topology, profiles=load_profiles(topology))
     except TopologyError as error:
         raise ConfigError(str(error)) from error

@@ -21,7 +21,7 @@ from pathlib import Path
 from global_planner.compile import router_config_of
 from global_planner.config import CredentialConfig, Topology
 from global_planner.processes import ChildProcess, ProcessFailed, start
-from global_planner.topology_file import parse_topology
+from global_planner.topology_file import load_profiles, parse_topology
 
 STOP_GRACE_WALL_S = 5.0
 WATCH_WALL_S = 0.5
@@ -104,6 +104,7 @@ def start_site(topology: Topology, folder: Path) -> Site:
         undo.callback(cluster.stop, STOP_GRACE_WALL_S)
         config = router_config_of(
             topology,
+            profiles=load_profiles(topology),
             admin_token_file=str(folder / "admin-token"),
             planner_url=f"http://127.0.0.1:{topology.api.port}",
             planner_token_file=str(folder / "wake-token"),
@@ -120,7 +121,7 @@ def site_key(topology: Topology) -> str:
         (pool.name, pool.role, pool.gpu_type, pool.gpus_per_replica, pool.profile, group.engine.model_dump())
         for group, pool in topology.placed_pools()
     ]
-    config = router_config_of(topology, planner_url=f"http://127.0.0.1:{topology.api.port}")
+    config = router_config_of(topology, profiles=load_profiles(topology), planner_url=f"http://127.0.0.1:{topology.api.port}")
     return json.dumps([pools, topology.cluster.model_dump(), config.model_dump(mode="json")], sort_keys=True)
 
 

@@ -75,6 +75,11 @@ class Extensions(BaseModel):
         default=True,
         description="Raise inside a forecast interval when arrivals are already significantly above the forecast.",
     )
+    remember_starts: NonNegativeFloat = Field(
+        default=10.0,
+        description="Be ready for what met the attainment target over the last so many cold starts, even where a lull is "
+        "forecast: a burst comes sooner than a replica. 0: forget at once.",
+    )
     length_distribution: bool = Field(
         default=True, description="Plan on the distribution of ISL and OSL where histograms have it. Off: on their means."
     )
@@ -126,6 +131,7 @@ PLAIN: Mapping[str, object] = {
     "cover_cold_start": False,
     "forecast_quantile": None,
     "react_early": False,
+    "remember_starts": 0.0,
     "length_distribution": False,
     "queueing": False,
     "check_survivors": False,

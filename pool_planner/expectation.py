@@ -16,6 +16,7 @@ from pool_planner.types import Forecast, Grant, Observation
 PRIOR_REQUESTS = 5.0  # weight of the lengths that the configuration expects, in requests
 _DEVIATE = NormalDist()
 MOST_CACHED = 0.95  # whatever the caches say now: a new replica begins with an empty one
+BURST = 1.25  # times what was forecast: less is noise, which must move nothing
 DEFAULT_QUANTILE = 0.9  # what a forecast is asked for when planning reads its mean only
 
 
@@ -62,6 +63,10 @@ def expect(
         if already > load:
             reasons.append(f"{already:.2f} requests/s arrive already, {load:.2f} were forecast")
             load = already
+    remembered = _remembered_rps(state, pool, grant, config)
+    if remembered > BURST * load:
+        reasons.append(f"{remembered:.2f} requests/s came lately in bursts shorter than a start, {load:.2f} were forecast")
+        load = remembered
     if extensions.offered_load and observation.queued_requests:
         # What an arrival within its SLA may find waiting is no backlog; the rest is to be worked off within one horizon,
         # which is when what is ordered now will serve.
@@ -112,6 +117,18 @@ def _planned_rps(forecast: Forecast, state: PoolState, config: PlannerConfig) ->
     interval_s = float(config.throughput_adjustment_interval)
     chance = _DEVIATE.inv_cdf(quantile) * math.sqrt(state.arrivals.cv2 * forecast.requests_per_s / interval_s)
     return forecast.requests_per_s + math.sqrt(max(0.0, excess * excess - chance * chance))
+
+
+def _remembered_rps(state: PoolState, pool: PoolSetup, grant: Grant | None, config: PlannerConfig) -> float:
+    """What to be ready for because it came lately. Who releases capacity has it back after a cold start, so a burst that is
+    shorter finds nothing: what would have met the target over the last few cold starts is kept. A start that takes no longer
+    than deciding needs no memory."""
+    extensions = config.extensions
+    measured = grant.cold_start_s if grant is not None else None
+    cold_start_s = measured if measured is not None else pool.cold_start_s
+    if extensions.remember_starts <= 0.0 or cold_start_s <= config.tick_s:
+        return 0.0
+    return state.arrivals.remembered_rps(extensions.remember_starts * cold_start_s, extensions.attainment_target)
 
 
 def _observed(

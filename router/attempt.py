@@ -299,7 +299,7 @@ class Attempts:
     def _freed(self, pool: Pool, endpoint: Endpoint) -> None:
         if not endpoint.known and endpoint.idle:
             pool.refresh()
-        if pool.config.max_in_flight is not None and self._door.waiting:
+        if pool.config.is_bounded and self._door.waiting:
             self._door.pump()
 
     # -- failures --------------------------------------------------------------------------------------------------------

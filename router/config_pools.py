@@ -59,7 +59,8 @@ class PoolConfig(Section):
 
     Among the pools of one role, prompts up to `isl_max_tokens` come here (absent: any length); the smallest limit that fits
     wins. `order` ranks speed for priority retry (lower is faster). `max_in_flight` bounds the requests sent to one endpoint
-    at a time; more wait in the router, where priority counts. Prefill hands over only to decode pools of the same
+    at a time; more wait in the router, where priority counts. An endpoint that has `max_outstanding_tokens` under way is given
+    nothing more until it has less. Prefill hands over only to decode pools of the same
     `kv_format`. `bootstrap_port`: where an SGLang prefill engine's bootstrap server listens. `endpoints` are static,
     `discovery` finds them; both hold until the planner names others. `profile` (a directory of profile data, from the
     configuration's folder) and `cost_per_hour` (of one replica, in any unit) are what adaptive selection and `pool-router
@@ -74,6 +75,7 @@ class PoolConfig(Section):
     order: int | None = None
     pick: Pick = "least_tokens"
     max_in_flight: PositiveInt | None = None
+    max_outstanding_tokens: PositiveInt | None = None
     kv_format: str = ""
     bootstrap_port: Annotated[int, Field(gt=0, le=65535)] = 8998
     endpoints: tuple[HttpUrl, ...] = ()
@@ -81,6 +83,11 @@ class PoolConfig(Section):
     metrics_source: Literal["router", "frontend"] = "router"
     profile: str | None = None
     cost_per_hour: PositiveFloat = 1.0
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether a ready endpoint may be full, so that what ends there may let somebody in."""
+        return self.max_in_flight is not None or self.max_outstanding_tokens is not None
 
     @property
     def namespace_label(self) -> str:
@@ -156,13 +163,14 @@ class ModelConfig(Section):
 
     `selection`: by `rules` (grids, else prompt length limits), or `adaptive`: the cheapest pool whose predicted latency meets
     the request's target. `priority_class`: when the waiting room is full, lower classes are shed first. `own_admitted_rps`
-    and `own_burst` limit the model while no plan is in force (absent: unlimited). Targets of requests that carry none:
-    `default_ttft_ms`, `default_itl_ms` (absent: the middle of the grid's range). `spill`: when the chosen pool has no usable
-    endpoint, another pool of the stage whose `isl_max_tokens` also fits serves the request; `priority_retry`: on failure,
-    strictly faster pools (`order`) are tried, slowest first. `handoff`: how the engines pass KV blocks from prefill to
-    decode. `decode_only_fallback`: when no prefill endpoint can be reached, decode does the prefill itself (default: where
-    such an engine can). `tokenizer`: the model's `tokenizer.json`, to count prompts with (absent: lengths are estimated, and
-    the estimate learns from answers).
+    and `own_burst` limit the model while no plan is in force (absent: unlimited). `patience_s`: how long a request waits for
+    its turn where endpoints are ready (absent: the queue's deadline, as it waits for a replica that starts). Targets of
+    requests that carry none: `default_ttft_ms`, `default_itl_ms` (absent: the middle of the grid's range).
+    `spill`: when the chosen pool has no usable endpoint, another pool of the stage whose `isl_max_tokens` also fits serves the
+    request; `priority_retry`: on failure, strictly faster pools (`order`) are tried, slowest first. `handoff`: how the
+    engines pass KV blocks from prefill to decode. `decode_only_fallback`: when no prefill endpoint can be reached, decode
+    does the prefill itself (default: where such an engine can). `tokenizer`: the model's `tokenizer.json`, to count prompts
+    with (absent: lengths are estimated, and the estimate learns from answers).
     """
 
     model: str = Field(min_length=1, max_length=256)
@@ -178,6 +186,7 @@ class ModelConfig(Section):
     tokenizer: str | None = None
     own_admitted_rps: PositiveFloat | None = None
     own_burst: PositiveFloat | None = None
+    patience_s: PositiveFloat | None = None
     default_ttft_ms: PositiveFloat | None = None
     default_itl_ms: PositiveFloat | None = None
 

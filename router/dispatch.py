@@ -102,7 +102,7 @@ class Dispatch:
             model=model.name,
             priority=call.priority or 0,
             tokens=ask.isl_tokens,
-            deadline_s=arrived + self._config.queue.deadline_s,
+            deadline_s=arrived + self._patience_s(model, paths),
             paths=paths,
         )
         try:
@@ -157,6 +157,15 @@ class Dispatch:
             progress.retried()
 
     # -- choosing --------------------------------------------------------------------------------------------------------
+
+    def _patience_s(self, model: ModelState, paths: tuple[Path, ...]) -> float:
+        """How long a request may wait: for its turn a part of what its SLA leaves, for a replica to start the whole time."""
+        pools, most = self._pools, self._config.queue.deadline_s
+        if model.config.patience_s is None:
+            return most
+        stages = [[stage for stage in (path.prefill, path.serve) if stage] for path in paths]
+        served = any(all(any(pools[name].ready for name in stage) for stage in path) for path in stages)
+        return min(most, model.config.patience_s) if served else most
 
     def _load(self, name: str) -> float:
         return self._pools[name].load()

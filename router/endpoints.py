@@ -96,7 +96,8 @@ class Pool:
         self.ready = [one for one in self.endpoints.values() if one.state == "ready" and one.healthy and one.known]
 
     def usable(self, without: Collection[str] = ()) -> Sequence[Endpoint]:
-        return usable(self.ready, max_in_flight=self.config.max_in_flight, without=without)
+        config = self.config
+        return usable(self.ready, max_in_flight=config.max_in_flight, without=without, max_tokens=config.max_outstanding_tokens)
 
     def pick(self, ask: Ask, without: Collection[str] = ()) -> Endpoint | None:
         """One usable endpoint, or None."""

@@ -174,12 +174,20 @@ class Candidate(Protocol):
 C = TypeVar("C", bound=Candidate)
 
 
-def usable(ready: Sequence[C], *, max_in_flight: int | None, without: Collection[str]) -> Sequence[C]:
-    """The filter: ready endpoints that are below their limit and not excluded (those that failed this request)."""
-    if max_in_flight is None and not without:
+def usable(
+    ready: Sequence[C], *, max_in_flight: int | None, without: Collection[str], max_tokens: int | None = None
+) -> Sequence[C]:
+    """The filter: ready endpoints that are below their limits (requests, outstanding tokens) and not excluded (those that
+    failed this request)."""
+    if max_in_flight is None and max_tokens is None and not without:
         return ready
-    limit = float("inf") if max_in_flight is None else max_in_flight
-    return [endpoint for endpoint in ready if endpoint.in_flight < limit and endpoint.id not in without]
+    most = float("inf") if max_in_flight is None else max_in_flight
+    tokens = float("inf") if max_tokens is None else max_tokens
+    return [
+        endpoint
+        for endpoint in ready
+        if endpoint.in_flight < most and endpoint.outstanding_tokens < tokens and endpoint.id not in without
+    ]
 
 
 class Picker(Protocol):

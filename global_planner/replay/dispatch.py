@@ -78,14 +78,19 @@ class Route:
         self.prefill = stations[first.prefill[0]] if first.prefill else None
         self.serve = stations[first.serve[0]]
         # Then a ready endpoint is a usable one, and what the wanted pools take needs no look at the others.
-        self.plain = all(station.config.max_in_flight is None for station in self.assigned) and (
+        self.plain = all(station.config.max_in_flight is None for station in (*self.assigned, self.serve)) and (
             self.prefill is None or self.prefill.config.kv_format == self.serve.config.kv_format
         )
 
     @property
     def open(self) -> bool:
         """Whether the wanted pools can take a request now; False also where that needs a closer look."""
-        return self.plain and bool(self.serve.ready) and (self.prefill is None or bool(self.prefill.ready))
+        return self.plain and self.serve.can_take and (self.prefill is None or self.prefill.can_take)
+
+    @property
+    def served(self) -> bool:
+        """Whether the wanted pools have ready endpoints, full or not."""
+        return bool(self.serve.ready) and (self.prefill is None or bool(self.prefill.ready))
 
 
 class Lane:
@@ -98,6 +103,7 @@ class Lane:
         self.by_prefix = any(pool.pick == "prefix_affinity" for pool in config.pools)
         self.needs_ask = bool(config.grids) or self.by_prefix
         self.osl_tokens = FIRST_OSL
+        self.patience_s = inf if config.patience_s is None else config.patience_s
         self._stations = stations
         # Without a grid, and with limits that all differ, a way depends on nothing but which limits a prompt is within.
         limits = {
@@ -191,7 +197,7 @@ class Dispatch:
             model=lane.model,
             priority=flight.priority,
             tokens=flight.isl,
-            deadline_s=now + self._deadline_s,
+            deadline_s=now + (min(self._deadline_s, lane.patience_s) if route.served else self._deadline_s),
             paths=route.paths,
         )
         if self._enter(flight, ticket, now):
@@ -345,7 +351,7 @@ class Dispatch:
                 self._done_with_prefill(flight)
             elif kind == "finished":
                 self._answered(flight, endpoint, now)
-        if station.config.max_in_flight is not None and self._waiting:
+        if self._waiting and station.config.is_bounded:
             self.pump(now)
 
     def _prefilled(self, flight: Flight, endpoint: Endpoint, now: float) -> None:

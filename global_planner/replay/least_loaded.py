@@ -57,6 +57,13 @@ class LeastLoaded(Generic[C]):
         else:
             insort(known, place)
 
+    def lightest_tokens(self) -> float:
+        """Outstanding tokens of the endpoint that has the least. There must be one."""
+        heap = self._heap
+        while heap[0] not in self._buckets:
+            heappop(heap)
+        return heap[0][0]
+
     def pick(self) -> C:
         """What `LeastTokens.pick` picks of all endpoints. There must be one."""
         heap, buckets = self._heap, self._buckets

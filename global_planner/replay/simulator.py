@@ -166,7 +166,8 @@ class Simulation:
             each=each,
         )
         picking, starting = np.random.SeedSequence(scenario.seed).spawn(2)
-        router = router_config_of(topology)
+        # Without admission nobody is turned away: neither by the plan's rates nor by what engines can begin in time.
+        router = router_config_of(topology, profiles=scenario.profiles if contender.admission else None)
         if scenario.pick is not None:
             router = router.model_copy(
                 update={

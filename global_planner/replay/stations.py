@@ -64,6 +64,7 @@ class Station:
     __slots__ = (
         "_index",
         "_max_in_flight",
+        "_max_tokens",
         "_picker",
         "answers",
         "config",
@@ -92,6 +93,7 @@ class Station:
         self.answers: list[tuple[int, int, float, float, float]] = []
         self._picker = picker
         self._max_in_flight = config.max_in_flight
+        self._max_tokens = config.max_outstanding_tokens
         self._index: LeastLoaded[Endpoint] | None = LeastLoaded(picker) if type(picker) is LeastTokens else None
 
     def refresh(self) -> None:
@@ -104,12 +106,19 @@ class Station:
             self._index.rebuild(self.ready)
 
     def usable(self, without: Collection[str] = ()) -> Sequence[Endpoint]:
-        return usable(self.ready, max_in_flight=self._max_in_flight, without=without)
+        return usable(self.ready, max_in_flight=self._max_in_flight, without=without, max_tokens=self._max_tokens)
+
+    @property
+    def can_take(self) -> bool:
+        """Whether some endpoint is usable."""
+        if self._index is None or self._max_in_flight is not None:
+            return bool(self.usable())
+        return bool(self.ready) and (self._max_tokens is None or self._index.lightest_tokens() < self._max_tokens)
 
     def pick(self, ask: Ask | None, without: Collection[str]) -> Endpoint | None:
         """One usable endpoint, or None; as `router.endpoints.Pool.pick`. `ask` may be absent where the pool picks by load."""
         if self._index is not None and not without and self._max_in_flight is None:
-            return self._index.pick() if self.ready else None
+            return self._index.pick() if self.can_take else None
         candidates = self.usable(without)
         if not candidates:
             return None

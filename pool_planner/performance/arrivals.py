@@ -9,6 +9,8 @@ DECAY = 0.97  # half of the estimate comes from the last 23 intervals
 PRIOR_REQUESTS = 30.0  # weight of the assumption that arrivals are Poisson, in requests
 CV2_LIMITS = (0.7, 4.0)  # beyond, the rate itself varies, and that is the forecast's quantile to cover
 RECENT = 30
+REMEMBERED = 400  # intervals
+SMOOTH = 50.0  # requests whose number chance varies by a seventh
 SURGE_INTERVALS = 6
 SURGE_SIGMAS = 2.5
 ENOUGH = 10  # requests that make a rate: their number is known to within a third
@@ -16,7 +18,8 @@ ENOUGH = 10  # requests that make a rate: their number is known to within a thir
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrivals:
-    """Counts of the newest intervals, (seconds, requests) newest last, and sums for the index of dispersion.
+    """Counts of the newest intervals, (seconds, requests) newest last, and sums for the index of dispersion. `past` goes back
+    further, over gaps.
 
     The dispersion is taken from differences of neighbouring intervals, so that a trend does not count as irregularity.
     """
@@ -24,6 +27,7 @@ class Arrivals:
     recent: tuple[tuple[float, float], ...] = ()
     squares: float = 0.0
     counts: float = 0.0
+    past: tuple[tuple[float, float], ...] = ()
 
     def after(self, interval_s: float, requests: float) -> Arrivals:
         squares, counts = self.squares, self.counts
@@ -34,7 +38,8 @@ class Arrivals:
                 squares = DECAY * squares + (requests - scaled) ** 2 / 2.0
                 counts = DECAY * counts + (requests + scaled) / 2.0
         recent = (*self.recent, (interval_s, requests))[-RECENT:]
-        return replace(self, recent=recent, squares=squares, counts=counts)
+        past = (*self.past, (interval_s, requests))[-REMEMBERED:]
+        return replace(self, recent=recent, squares=squares, counts=counts, past=past)
 
     def gap(self) -> Arrivals:
         """After an interval that nothing is known of: neighbours before and after it do not compare."""
@@ -54,6 +59,32 @@ class Arrivals:
             seconds, requests = seconds + interval_s, requests + count
             best = max(best, (requests - SURGE_SIGMAS * math.sqrt(self.cv2 * requests)) / seconds)
         return best
+
+    def remembered_rps(self, window_s: float, share: float) -> float:
+        """The lowest rate limit (requests/s) that would have let in so large a share of the requests of the last `window_s`,
+        for what comes in bursts comes again: sum(min(rate, limit)) >= share x sum(rate). Of a steady load that is less than its
+        mean. Counts are taken over times in which SMOOTH requests come in the mean, so that chance makes no bursts."""
+        counted: list[tuple[float, float]] = []
+        seconds = requests = 0.0
+        for interval_s, count in reversed(self.past):
+            if seconds >= window_s:
+                break
+            seconds, requests = seconds + interval_s, requests + count
+            counted.append((interval_s, count))
+        if requests <= 0.0:
+            return 0.0
+        together = max(1, round(SMOOTH * len(counted) / requests))
+        bins = [counted[begin : begin + together] for begin in range(0, len(counted), together)]
+        spans = [(sum(each_s for each_s, _ in each), sum(count for _, count in each)) for each in bins]
+        spans.sort(key=lambda span: span[1] / span[0])
+        # From the calmest time on: those before are let in whole; at the limit, the time that is left gets `limit` each second.
+        whole, left_s = 0.0, seconds
+        for span_s, count in spans:
+            rate = count / span_s
+            if whole + rate * left_s >= share * requests:
+                return (share * requests - whole) / left_s
+            whole, left_s = whole + count, left_s - span_s
+        return spans[-1][1] / spans[-1][0]
 
     def sparse_rps(self, interval_s: float) -> float:
         """The rate (requests/s) of the newest ENOUGH requests, where they took longer than `interval_s` to come; else 0.

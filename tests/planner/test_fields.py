@@ -199,7 +199,7 @@ def test_every_switch_changes_what_it_says() -> None:
         throughput_adjustment_interval=180,
         enable_load_scaling=True,
         load_adjustment_interval=10,
-        extensions={"react_early": False},
+        extensions={"react_early": False, "remember_starts": 0.0},
     )
     for story in (early, late):
         story.run(720, 1.0)

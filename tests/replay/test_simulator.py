@@ -72,6 +72,7 @@ def test_gpu_hours_are_those_of_what_stands_when_nothing_moves() -> None:
 
 def test_a_replica_that_dies_is_replaced_and_its_unanswered_requests_are_tried_elsewhere() -> None:
     here, workload = topology(minimum=2), steady(rps=1.0, minutes=8, isl=2500)
+    here = here.model_copy(update={"planner": {**here.planner, "extensions": {"remember_starts": 0.0}}})  # short of replicas
     calm = simulate(scenario(here, workload), GOODPUT)
     faults = (Fault(at_s=200.0, pool="m0-prefill", kind="kill"), Fault(at_s=300.0, pool="m0-decode", kind="kill"))
     rough = simulate(scenario(here, workload, faults=faults), GOODPUT)
@@ -131,3 +132,17 @@ def test_prefixes_that_were_computed_before_cost_nothing_again() -> None:
         times[cached] = ended
     assert times[True][0] == pytest.approx(times[False][0])
     assert times[True][5] < 0.5 * times[False][5]
+
+
+def test_admission_by_sla_serves_many_well_where_rates_serve_all_too_late() -> None:
+    """Three times what one prefill replica can do, and no room to grow: with rates alone, what was let in before the first plan
+    delays everything after it; bounded by what an engine begins in time, a good part is served within its SLA."""
+    workload = steady(rps=3.0, minutes=4, osl=4)
+    met = {}
+    for admission in ("rate", "sla"):
+        here = topology(budget=2)
+        here = here.model_copy(update={"arbiter": here.arbiter.model_copy(update={"admission": admission})})
+        total = simulate(scenario(here, workload), GOODPUT).total()
+        assert total.requests == len(workload) == total.completed + total.shed + total.failed
+        met[admission] = total.attainment or 0.0
+    assert met["sla"] > 0.2 > 2 * met["rate"], met

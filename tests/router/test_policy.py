@@ -288,6 +288,8 @@ def test_filter() -> None:
     a, b, c = Fake("a", in_flight=1), Fake("b", in_flight=2), Fake("c")
     assert usable([a, b, c], max_in_flight=2, without=()) == [a, c]
     assert usable([a, b, c], max_in_flight=None, without={"a"}) == [b, c]
+    full, room = Fake("full", outstanding_tokens=4000.0), Fake("room", outstanding_tokens=3999.0)
+    assert usable([full, room], max_in_flight=None, max_tokens=4000, without=()) == [room]
 
 
 def test_least_tokens() -> None:

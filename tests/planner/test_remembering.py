@@ -1,0 +1,74 @@
+"""Bursts come again: what met the target over the last cold starts is kept through a lull that is shorter than that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pool_planner.performance.arrivals import Arrivals
+from tests.planner.story import Story
+
+
+def bursts(cold_start_s: float = 90.0, **extensions: Any) -> Story:
+    """Two bursts of 90 s, 120 s apart, then two minutes of almost nothing; planned on the mean of the forecast."""
+    story = Story(
+        have=2,
+        throughput_adjustment_interval=10,
+        extensions={"forecast_quantile": None, **extensions},
+        pool={"cold_start_s": cold_start_s},
+    )
+    for _ in range(2):
+        story.run(90.0, 8.0)
+        story.run(120.0, 0.2)
+    return story
+
+
+def test_a_lull_between_bursts_keeps_what_the_bursts_need() -> None:
+    story = bursts()
+    kept = story.wanted
+    assert "lately in bursts shorter than a start" in story.reasons
+    story.run(60.0, 8.0)
+    assert story.wanted <= kept + 1, "the next burst finds nearly all that it needs"
+
+
+def test_who_forgets_at_once_begins_every_burst_anew() -> None:
+    assert bursts(remember_starts=0.0).wanted < bursts().wanted / 2
+
+
+def test_after_ten_cold_starts_a_burst_is_forgotten() -> None:
+    story = bursts()
+    story.run(1000.0, 0.2)
+    assert story.wanted == 1
+
+
+def test_where_starting_takes_no_time_nothing_is_remembered() -> None:
+    assert bursts(cold_start_s=0.0).wanted == bursts(cold_start_s=0.0, remember_starts=0.0).wanted
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "limit"),
+    [
+        ([100.0] * 10, 1.0, 10.0),
+        ([100.0] * 10, 0.8, 8.0),
+        ([0.0] * 5 + [100.0] * 5, 0.8, 8.0),
+        ([0.0] * 9 + [1000.0], 0.97, 97.0),
+        ([50.0] * 5 + [150.0] * 5, 0.75, 10.0),
+        ([], 0.97, 0.0),
+        ([0.0] * 5, 0.97, 0.0),
+    ],
+)
+def test_the_rate_limit_that_lets_in_a_share(counts: list[float], share: float, limit: float) -> None:
+    """Counts in intervals of 10 s: the limit is where sum(min(rate, limit)) is that share of all."""
+    arrivals = Arrivals()
+    for count in counts:
+        arrivals = arrivals.after(10.0, count)
+    assert arrivals.remembered_rps(1000.0, share) == pytest.approx(limit)
+
+
+def test_chance_makes_no_bursts() -> None:
+    """Ten requests in the mean, give or take three: over times of 50 requests that is a seventh."""
+    arrivals = Arrivals()
+    for count in (13.0, 7.0, 10.0, 14.0, 6.0) * 6:
+        arrivals = arrivals.after(10.0, count)
+    assert arrivals.remembered_rps(1000.0, 1.0) == pytest.approx(1.0)
