@@ -257,6 +257,7 @@ def _config_maps(
     if options.front == "router":
         config_of = router_config_of(
             topology,
+            profiles=profiles,
             admin_token_file=f"{_TOKENS}/router-admin",
             planner_url=f"http://{ARBITER}.{namespace}.svc:{API_PORT}",
             planner_token_file=f"{_TOKENS}/router-wake",

@@ -72,7 +72,6 @@ def test_gpu_hours_are_those_of_what_stands_when_nothing_moves() -> None:
 
 def test_a_replica_that_dies_is_replaced_and_its_unanswered_requests_are_tried_elsewhere() -> None:
     here, workload = topology(minimum=2), steady(rps=1.0, minutes=8, isl=2500)
-    here = here.model_copy(update={"planner": {**here.planner, "extensions": {"remember_starts": 0.0}}})  # short of replicas
     calm = simulate(scenario(here, workload), GOODPUT)
     faults = (Fault(at_s=200.0, pool="m0-prefill", kind="kill"), Fault(at_s=300.0, pool="m0-decode", kind="kill"))
     rough = simulate(scenario(here, workload, faults=faults), GOODPUT)
