@@ -96,6 +96,11 @@ deployment's topology is taken too: the router then serves its groups.
 )
 @click.option("--access-log", help="One JSON line a request to this file (-: standard output), instead of access_log.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes on the one public port.")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    help="With --workers: one port more, for the metrics of all processes added up.",
+)
 @click.option("--one-of", type=click.IntRange(2, 256), hidden=True, help="This process is one of so many workers.")
 @click.option("--die-with-parent", "with_parent", is_flag=True, help="End when the process that started this one ends.")
 @click.option("--check", is_flag=True, help="Read the configuration, say what is wrong with it, and stop.")
@@ -111,6 +116,7 @@ def main(
     port_file: Path | None,
     access_log: str | None,
     workers: int,
+    metrics_port: int | None,
     one_of: int | None,
     with_parent: bool,
     check: bool,
@@ -125,6 +131,8 @@ def main(
         return
     if config_path is None:
         raise click.UsageError("name a configuration with --config; --help shows the smallest one", ctx=context)
+    if metrics_port is not None and workers == 1:
+        raise click.UsageError("--metrics-port is for --workers; one process shows its metrics on the admin port", ctx=context)
     if with_parent:
         die_with_parent()
     try:
@@ -154,7 +162,7 @@ def main(
                 "--access-log": access_log,
             }
             options = [word for name, value in passed.items() if value is not None for word in (name, str(value))]
-            finished = uvloop.run(run_workers(config, config_path, options, workers, port_file))
+            finished = uvloop.run(run_workers(config, config_path, options, workers, port_file, metrics_port))
         elif one_of is not None:
             finished = uvloop.run(run(share(config, one_of), port_file, reuse_port=True))
         else:

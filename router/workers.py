@@ -2,7 +2,8 @@
 
 The kernel spreads connections over the processes (SO_REUSEPORT). Each has an admin listener of its own, and each is told by
 the planner and scraped by itself: a drain is acknowledged by every process, rates are split by the planner, and series add up
-as they do over any instances. What the configuration limits for the whole router is split evenly here.
+as they do over any instances; one more port can show them added up (`router.merged`). What the configuration limits for the
+whole router is split evenly here; each process balances what it has sent itself.
 """
 
 from __future__ import annotations
@@ -16,22 +17,38 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from router.config import RouterConfig
+from router.config import ConfigError, RouterConfig
+from router.merged import MergedMetrics
 
 START_S = 30.0
 RESTART_S = 1.0
 
 
 def share(config: RouterConfig, workers: int) -> RouterConfig:
-    """The part of the configuration's limits that one of several processes may use."""
+    """The part of the configuration's limits that one of several processes may use. Raises ConfigError where a limit is too
+    small to be shared."""
+    for model in config.models:
+        for pool in model.pools:
+            if pool.max_in_flight is not None and pool.max_in_flight < workers:
+                raise ConfigError(
+                    f"pool {pool.name!r}: max_in_flight {pool.max_in_flight} cannot be shared by {workers} processes; raise "
+                    f"it, or run at most {pool.max_in_flight}"
+                )
     models = tuple(
         model.model_copy(
             update={
                 "own_admitted_rps": None if model.own_admitted_rps is None else model.own_admitted_rps / workers,
                 "own_burst": None if model.own_burst is None else model.own_burst / workers,
+                "pools": tuple(
+                    pool.model_copy(
+                        update={"max_in_flight": None if pool.max_in_flight is None else pool.max_in_flight // workers}
+                    )
+                    for pool in model.pools
+                ),
             }
         )
         for model in config.models
@@ -40,6 +57,7 @@ def share(config: RouterConfig, workers: int) -> RouterConfig:
         update={
             "models": models,
             "queue": config.queue.model_copy(update={"limit": -(-config.queue.limit // workers)}),
+            "limits": config.limits.model_copy(update={"max_connections": -(-config.limits.max_connections // workers)}),
             "retry": config.retry.model_copy(update={"burst": config.retry.burst / workers}),
         }
     )
@@ -107,9 +125,16 @@ class Workers:
 
 
 async def run_workers(
-    config: RouterConfig, config_path: Path, options: Sequence[str], count: int, port_file: Path | None
+    config: RouterConfig,
+    config_path: Path,
+    options: Sequence[str],
+    count: int,
+    port_file: Path | None,
+    metrics_port: int | None = None,
 ) -> bool:
-    """Serve with `count` processes until SIGTERM or SIGINT; whether every running request ended."""
+    """Serve with `count` processes until SIGTERM or SIGINT; whether every running request ended. On `metrics_port` this
+    process shows the metrics of all of them as one. Raises ConfigError and OSError."""
+    share(config, count)
     loop = asyncio.get_running_loop()
     # Bound but never listening: it only makes sure that all processes get the same port, and nobody else does.
     family = socket.AF_INET6 if ":" in config.listen.host else socket.AF_INET
@@ -126,17 +151,27 @@ async def run_workers(
             raise
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, workers.stop)
-        tell(port_file, port, admin_ports)
-        click.echo(f"clients: port {port}  planner, metrics: ports {', '.join(map(str, admin_ports))}", err=True)
-        await workers.watch(port, admin_ports)
+        merged = MergedMetrics(config.admin.host, admin_ports, config.limits, loop)
+        try:
+            shown = None if metrics_port is None else await merged.listen(metrics_port)
+            tell(port_file, port, admin_ports, shown)
+            also = "" if shown is None else f"  metrics of all: port {shown}"
+            click.echo(f"clients: port {port}  planner, metrics: ports {', '.join(map(str, admin_ports))}{also}", err=True)
+            await workers.watch(port, admin_ports)
+        finally:
+            workers.stop()
+            await merged.close()
         return not workers.failed
 
 
-def tell(port_file: Path | None, port: int, admin_ports: Sequence[int]) -> None:
+def tell(port_file: Path | None, port: int, admin_ports: Sequence[int], metrics_port: int | None = None) -> None:
     """Write where the router listens, whole or not at all."""
     if port_file is None:
         return
-    described = {"port": port, "admin_port": admin_ports[0], "admin_ports": list(admin_ports), "pid": os.getpid()}
+    described: dict[str, Any] = {"port": port, "admin_port": admin_ports[0], "admin_ports": list(admin_ports)}
+    described["pid"] = os.getpid()
+    if metrics_port is not None:
+        described["metrics_port"] = metrics_port
     whole = port_file.with_suffix(port_file.suffix + ".tmp")
     whole.write_text(json.dumps(described), encoding="utf-8")
     whole.replace(port_file)

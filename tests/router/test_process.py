@@ -16,6 +16,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from global_planner.ports import Endpoint, PoolEndpoints
 from global_planner.router_client import RouterClient
@@ -86,7 +87,7 @@ async def test_workers_share_a_port_and_all_acknowledge_a_drain(start: Start, st
     again, and SIGTERM ends all."""
     one, two = await start_engine("one", tokens=1), await start_engine("two", tokens=1)
     text = json.dumps({"models": [{"model": MODEL, "own_admitted_rps": 100, "pools": [{"name": "a", "role": "agg"}]}]})
-    process, ports = await start(text, "--workers", "2")
+    process, ports = await start(text, "--workers", "2", "--metrics-port", "0")
     admin_urls = [f"http://127.0.0.1:{port}" for port in ports["admin_ports"]]  # type: ignore[attr-defined]
     endpoints = tuple(Endpoint(id=engine.name, url=engine.url, state="ready") for engine in (one, two))
     url = f"http://127.0.0.1:{ports['port']}/v1/chat/completions"
@@ -112,6 +113,15 @@ async def test_workers_share_a_port_and_all_acknowledge_a_drain(start: Start, st
                 pids.append(state["pid"])
         assert sum(served) == 40
         assert min(served) > 0
+        merged = f"http://127.0.0.1:{ports['metrics_port']}/metrics"
+        async with session.get(merged) as answer:
+            text = await answer.text()
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        [total] = [one for one in families["dynamo_component_router_requests"].samples if one.name.endswith("_total")]
+        assert total.value == 40
+        counts = [one for one in families["dynamo_frontend_request_duration_seconds"].samples if one.name.endswith("_count")]
+        assert [one.value for one in counts] == [40]
+        assert families["global_planner_router_clock_speed"].samples[0].value == 1
 
         await client.drain("a", ["one"], 60.0)
         state = await client.state()
