@@ -1,14 +1,48 @@
 """Profiles of Hypothesis: `make test` uses `ci` (500 examples, the same ones every time); HYPOTHESIS_PROFILE=nightly tries
-20,000 new ones, HYPOTHESIS_PROFILE=quick 50."""
+20,000 new ones, HYPOTHESIS_PROFILE=quick 50. And the mark `alone`, given by place: what starts processes or watches the wall
+clock would measure its neighbours if it ran beside them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
+
+HERE = Path(__file__).parent
+ALONE = (
+    "api",
+    "cluster/test_cluster_process.py",
+    "deploy",
+    "e2e",
+    "engine/test_engine_process.py",
+    "engine/test_twin.py",
+    "jobs",
+    "kube",
+    "planner/test_live_prometheus.py",
+    "planner/test_prometheus.py",
+    "profiler",
+    "router",
+    "standalone",
+    "test_clock.py",
+    "test_command_line.py",
+    "test_processes.py",
+    "test_ray_ward.py",
+    "test_stopping.py",
+    "workload/test_load.py",
+)
 
 settings.register_profile("ci", max_examples=500, deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("nightly", max_examples=20_000, deadline=None, print_blob=True)
 settings.register_profile("quick", max_examples=50, deadline=None, derandomize=True, print_blob=True)
 os.environ.setdefault("HYPOTHESIS_PROFILE", "ci")
 settings.load_profile(os.environ["HYPOTHESIS_PROFILE"])
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        place = item.path.relative_to(HERE).as_posix()
+        if any(place == one or place.startswith(one + "/") for one in ALONE):
+            item.add_marker(pytest.mark.alone)
