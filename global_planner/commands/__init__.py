@@ -6,11 +6,27 @@ them work while the arbiter is down.
 
 from global_planner.commands.compose import compose
 from global_planner.commands.custody import adopt, release
+from global_planner.commands.init import init
 from global_planner.commands.look import compare, explain, status
 from global_planner.commands.operate import approve, freeze, override, refuse, unfreeze
 from global_planner.commands.replay import replay
 from global_planner.commands.schedule import schedule
 
-COMMANDS = (status, explain, compare, replay, approve, refuse, freeze, unfreeze, override, adopt, release, schedule, compose)
+COMMANDS = (
+    status,
+    explain,
+    compare,
+    replay,
+    approve,
+    refuse,
+    freeze,
+    unfreeze,
+    override,
+    adopt,
+    release,
+    schedule,
+    compose,
+    init,
+)
 
 __all__ = ["COMMANDS"]
