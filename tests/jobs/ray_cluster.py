@@ -120,7 +120,9 @@ class RayHead:
             if done.returncode == 0:
                 return text
             if attempt == 3 or not any(each in text for each in ("Server disconnected", "No available agent", "timed out")):
-                raise AssertionError(text)
+                log = (self.folder / "head.log").read_text(errors="replace")[-1500:]
+                ended = self._process is None or self._process.poll() is not None
+                raise AssertionError(f"{text}\nthe head {'has ended' if ended else 'runs'}; its log says:\n{log}")
             time.sleep(3.0)
         raise AssertionError("unreachable")
 
