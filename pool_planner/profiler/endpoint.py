@@ -109,8 +109,8 @@ class Endpoint:
             try:
                 return await self._complete(prompt_tokens, max_tokens)
             except (aiohttp.ClientError, TimeoutError, _Busy) as error:
-                if attempt == TRIES:
-                    text = f"{self.url}: no answer after {TRIES} attempts ({type(error).__name__}: {error})"
+                if attempt == TRIES or self.sent >= self.budget:
+                    text = f"{self.url}: no answer after {attempt} attempts ({type(error).__name__}: {error})"
                     raise EndpointError(text) from error
                 await asyncio.sleep(PAUSE_WALL_S * attempt)
         raise AssertionError("unreachable")

@@ -24,7 +24,7 @@ from pool_planner.profiler.shapes import (
 from pool_planner.profiler.sweep import decode_columns, decode_points, longest_context, prefill_columns, prefill_lengths
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
-SPLITS = tuple(k / 20 for k in range(1, 20))
+SPLITS = tuple(k / 10 for k in range(1, 10))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

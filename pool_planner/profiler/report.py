@@ -33,7 +33,8 @@ p, li { max-width: 75ch } .quiet { color: var(--quiet) } .warn { color: var(--wa
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 1rem }
 .figure { border: 1px solid var(--line); border-radius: 6px; padding: .5rem; min-height: 360px }
 .figure h3 { font-size: .95rem; margin: .25rem .5rem } .plot { height: 340px }
-.scroll { overflow-x: auto } table { border-collapse: collapse } th, td { padding: .25rem .75rem; text-align: right;
+.scroll { overflow-x: auto } table { border-collapse: collapse; margin-bottom: 1rem }
+caption { text-align: left; font-weight: 600; padding: .25rem .75rem } th, td { padding: .25rem .75rem; text-align: right;
 border-bottom: 1px solid var(--line) } th:first-child, td:first-child, td:last-child { text-align: left }
 tr.chosen td { font-weight: 600; color: var(--good) }
 """
@@ -41,7 +42,7 @@ _SCRIPT = """
 for (const figure of JSON.parse(document.getElementById("figures").textContent)) {
   const layout = Object.assign({
     margin: {l: 60, r: 12, t: 8, b: 46}, font: {family: "system-ui, sans-serif", size: 12}, hovermode: "closest",
-    legend: {orientation: "h", y: -0.2}, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)"}, figure.layout);
+    legend: {orientation: "h", y: -0.28}, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)"}, figure.layout);
   Plotly.newPlot(figure.id, figure.data, layout, {displayModeBar: false, responsive: true});
 }
 """
@@ -107,8 +108,9 @@ def _head(request: ProfileRequest, profiled: Profiled | None) -> str:
     if profiled is not None:
         for phase, choice in profiled.choices.items():
             best = choice.candidate
+            gpus = f"{best.shape.gpus} GPU{'s' if best.shape.gpus > 1 else ''} a replica"
             lines.append(
-                f"{phase}: {best.shape}, {best.shape.gpus} GPUs a replica, {best.latency_ms:.1f} ms, "
+                f"{phase}: {best.shape}, {gpus}, {best.latency_ms:.1f} ms, "
                 f"{best.thpt_per_gpu:.0f} tokens/s/GPU" + (f" at {best.batch} sequences" if phase == "decode" else "") + "."
             )
         sent = profiled.extras.get("requests_sent")
@@ -232,6 +234,7 @@ def _candidates(phase: Phase, ranking: Sequence[Candidate], profiled: Profiled) 
             "y": [round(candidate.thpt_per_gpu, 2) for candidate in usable],
             "text": [str(candidate.shape) for candidate in usable],
             "textposition": "top center",
+            "cliponaxis": False,
             "marker": {"size": 10, "color": COLORS[0], "symbol": ["star", *["circle"] * (len(usable) - 1)]},
             "showlegend": False,
         },

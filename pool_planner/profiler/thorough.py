@@ -7,7 +7,7 @@ candidates are deployed for a phase, each is measured at the request's own lengt
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pool_planner.clock import SpeedClock
@@ -123,9 +123,15 @@ class _Run:
                 measured = await self._all(engine, engine.ranking, "candidates")
                 profiles[engine.deployed.phase, engine.shape] = self._curves(engine, measured)
         winners = self._engines
+        ranked: Mapping[Phase, Choice] = {}
         if profiles:
-            _, choices = self._choose(profiles, target)
-            winners = [e for e in self._engines if choices[e.deployed.phase].candidate.shape == e.shape]
+            _, ranked = self._choose(profiles, target)
+            winners = [
+                engine
+                for engine in self._engines
+                if engine.deployed.phase not in ranked or ranked[engine.deployed.phase].candidate.shape == engine.shape
+            ]
+            profiles = {}
         columns: dict[Phase, Mapping[str, object]] = {}
         queue: dict[str, object] = {}
         for engine in winners:
@@ -140,7 +146,12 @@ class _Run:
                 for point, ms in measured.items()
                 if isinstance(point, PrefillPoint) and point.depth > 1
             }
+        # What was swept is what is deployed: a choice that wavers between candidates of equal worth must not part the two.
         target, choices = self._choose(profiles, target)
+        for phase, ranking in ranked.items():
+            others = tuple(c for c in ranking.ranking if c.shape != choices[phase].candidate.shape)
+            choices[phase] = replace(choices[phase], ranking=(choices[phase].candidate, *others))
+        self._warnings += self._beyond(choices)
         found = {name: entry for name, entry in self._record.points.items() if entry.get("outliers")}
         loose = [name for name, entry in self._record.points.items() if entry.get("tight") is False]
         if loose:
@@ -202,6 +213,16 @@ class _Run:
             )
             for phase, choice in choices.items()
         }
+
+    def _beyond(self, choices: Mapping[Phase, Choice]) -> list[str]:
+        """Where a choice rests on more sequences than were ever sent at once."""
+        judged = choices["decode"].candidate.batch if "decode" in choices else 0
+        if judged <= self._limits.concurrency:
+            return []
+        return [
+            f"decode is judged at {judged} sequences, and at most {self._limits.concurrency} were sent at once: extrapolated "
+            "(see --max-concurrency)"
+        ]
 
     def _columns(self, engine: _Engine, measured: Mapping[Point, float]) -> Mapping[str, object]:
         gpus = engine.deployed.gpus

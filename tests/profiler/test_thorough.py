@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from global_planner.mocker.demo_profile import ONE_GPU, DemoEngine, decode_raw, prefill_raw
+import pytest
+
+from global_planner.mocker.demo_profile import ONE_GPU, TWO_GPUS, DemoEngine, decode_raw, prefill_raw
 from global_planner.replay.engine_spec import EngineSpec
 from pool_planner.performance.profile import load_profile, profile_from_raw
 from pool_planner.profiler.measure_plan import Limits
 from pool_planner.profiler.request import ProfileRequest, read_request
-from pool_planner.profiler.run import Settings, profile
+from pool_planner.profiler.run import ProfileFailed, Settings, profile
 from pool_planner.profiler.thorough import Deployed, Options
 from tests.engine.processes import Engine, engine
 from tests.profiler.requests import changed
@@ -83,3 +85,41 @@ def announced(said: list[str]) -> tuple[int, int]:
     found = re.match(r"at most (\d+) requests in all, at most (\d+) at once", said[0])
     assert found is not None
     return int(found[1]), int(found[2])
+
+
+def test_of_several_candidates_only_the_best_is_swept(tmp_path: Path) -> None:
+    """One GPU never gets below 225 ms, two do: only they meet 200 ms."""
+    two = profile_from_raw({"prefill": prefill_raw(TWO_GPUS), "decode": decode_raw(TWO_GPUS)}, source="two")
+    request = asked(features__planner={"mode": "decode"}, workload={"isl": 200, "osl": 20}, sla={"ttft": 3000, "itl": 200})
+    limits = Limits(least=1, most=1, concurrency=2, window=8)
+    with (
+        engine(tmp_path, SPEC, name="one", speed=30.0) as one,
+        engine(tmp_path, replace(SPEC, profile=two), name="two", speed=30.0) as other,
+    ):
+        candidates = Deployed(phase="decode", gpus=1, url=one.url), Deployed(phase="decode", gpus=2, url=other.url)
+        how = settings(one, *candidates, limits=limits, max_context=400)
+        outcome = profile(request, tmp_path / "out", how)
+        with pytest.raises(ProfileFailed, match=r"that may take \d+ requests, --max-requests allows 3"):
+            profile(request, tmp_path / "other", settings(one, *candidates, limits=limits, max_context=400, max_requests=3))
+    assert outcome.profiled is not None
+    ranking = outcome.profiled.choices["decode"].ranking
+    assert [candidate.shape.gpus for candidate in ranking] == [2, 1]
+    measured = (tmp_path / "out" / "measurements.jsonl").read_text()
+    assert measured.count("decode gpus=2:") > measured.count("decode gpus=1:")
+    assert any("decode is judged at" in warning and "extrapolated" in warning for warning in outcome.warnings)
+
+
+def test_an_engine_that_dies_stops_the_measurement_and_what_was_measured_stays(tmp_path: Path) -> None:
+    request = asked(features__planner={"mode": "prefill"}, workload={"isl": 100, "osl": 20})
+    limits = Limits(least=1, most=1, concurrency=1)
+
+    def dies(what: str, done: int, total: int) -> None:
+        if done == 2:
+            running.popen.kill()
+
+    with engine(tmp_path, SPEC, speed=50.0) as running, pytest.raises(ProfileFailed, match=r"no answer after \d attempts"):
+        profile(request, tmp_path / "out", settings(running, limits=limits), progress=dies)
+    assert len((tmp_path / "out" / "measurements.jsonl").read_text().splitlines()) == 3, "the head and two points"
+    with engine(tmp_path, SPEC, speed=50.0) as running:
+        outcome = profile(request, tmp_path / "out", settings(running, limits=limits))
+    assert outcome.profiled is not None and outcome.profiled.extras["requests_sent"] == 2, "one point: warm-up and measurement"
