@@ -11,12 +11,14 @@ from global_planner.commands.look import compare, explain, status
 from global_planner.commands.operate import approve, freeze, override, refuse, unfreeze
 from global_planner.commands.replay import replay
 from global_planner.commands.schedule import schedule
+from global_planner.commands.whatif import whatif
 
 COMMANDS = (
     status,
     explain,
     compare,
     replay,
+    whatif,
     approve,
     refuse,
     freeze,
