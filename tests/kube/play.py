@@ -164,11 +164,11 @@ class Leader:
             policies=Policies(rollout=RolloutPolicy(drain_deadline_s=60.0, backoff_base_s=30.0, backoff_max_s=60.0)),
         )
         self.deployments = Deployments(
-            api, [namespace], operators=("manager",), write_deadline_s=4.0, write_spacing_s=0.0, unix_now=clock.now
+            api, [namespace], operators=("manager",), write_deadline_s=3.0, write_spacing_s=0.0, unix_now=clock.now
         )
         self.deployments.start(20.0)
         self.lease = LeaderLease(
-            api, namespace=namespace, name="planner", identity=identity, lease_s=lease_s, write_deadline_s=4.0
+            api, namespace=namespace, name="planner", identity=identity, lease_s=lease_s, write_deadline_s=3.0
         )
         self.cluster = KubernetesCluster(
             self.deployments, self.pools, now=clock.now, model_s=lambda unix_s: unix_s, may_write_s=self.lease.left_s
@@ -271,23 +271,18 @@ class Play:
     def try_round(self) -> Round | None:
         """A round and the time until the next; None when it is not ours to decide. The caches may lag behind afterwards."""
         done = asyncio.run(self.leader.step())
-        self.watch()
-        for _ in range(int(ROUND_S // 5)):
-            self.operator.reconcile()
-            self.watch()
-            self.clock.now_s += 5.0
-        self.operator.reconcile()
-        self.watch()
+        self._pass(ROUND_S)
         return done
 
     def pass_time(self, duration_s: float = ROUND_S) -> None:
+        self._pass(duration_s)
+        self.settle()
+
+    def _pass(self, duration_s: float) -> None:
         for _ in range(int(duration_s // 5)):
+            self.clock.now_s += 5.0
             self.operator.reconcile()
             self.watch()
-            self.clock.now_s += 5.0
-        self.operator.reconcile()
-        self.watch()
-        self.settle()
 
     def rounds(self, number: int) -> list[Round]:
         return [self.round() for _ in range(number)]
@@ -359,10 +354,10 @@ class Play:
         adapters = {item["metadata"]["name"]: item["spec"]["replicas"] for item in self._adapters()}
         for item in self._dgds():
             group = item["metadata"]["name"].removesuffix("-main")
+            spec = item["spec"]
+            parts = spec.get("services") or {part["name"]: part for part in spec["components"]}
             for role in self.fleet[group]:
                 name = component_name(role, self.shape)
-                spec = item["spec"]
-                parts = spec.get("services") or {part["name"]: part for part in spec["components"]}
                 own = parts.get(name, {"replicas": 0})["replicas"]
                 found[f"{group}-{role}"] = adapters.get(f"{group}-main-{name.lower()}", own)
         return found
@@ -379,7 +374,9 @@ class Play:
 
     def gpus(self) -> int:
         """GPUs that are taken or may come to be: by order or by pod, ending ones included, whichever is more."""
-        ordered, alive = self.ordered(), self.alive()
+        return self._gpus(self.ordered(), self.alive())
+
+    def _gpus(self, ordered: Mapping[str, int], alive: Mapping[str, int]) -> int:
         return sum(
             max(ordered.get(f"{group}-{role}", 0), alive[f"{group}-{role}"]) * gpus
             for group, roles in self.fleet.items()
@@ -387,10 +384,11 @@ class Play:
         )
 
     def watch(self) -> None:
-        used = self.gpus()
+        ordered = self.ordered()
+        used = self._gpus(ordered, self.alive())
         if used > self.budget + self.over_by_people:
             self.violations.append(f"t={self.clock.now_s:.0f}: {used} GPUs of {self.budget} (+{self.over_by_people} by people)")
-        for name, number in self.ordered().items():
+        for name, number in ordered.items():
             group, role = name.split("-")
             if number < self.fleet[group][role][0]:
                 self.violations.append(f"t={self.clock.now_s:.0f}: {name} ordered down to {number}")

@@ -99,12 +99,15 @@ class ApiServer:
         self._wait_ready()
 
     def stop_apiserver(self) -> None:
-        """End it; etcd keeps what it had."""
-        self._end("apiserver")
+        """End it as a crash does, without a word to whoever watches; etcd keeps what it had."""
+        process = self._processes.pop("apiserver", None)
+        if process is not None:
+            process.kill()
+            process.wait()
 
     def stop(self) -> None:
-        for name in ("apiserver", "etcd"):
-            self._end(name)
+        self.stop_apiserver()
+        self._end("etcd")
 
     def api(self, user: str = "admin", port: int | None = None) -> KubernetesApi:
         """The API as a user sees it; through another `port` where a proxy listens."""

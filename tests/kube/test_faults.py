@@ -3,6 +3,7 @@ fault has ended the fleet is where it would have been without it."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def gone(proxy: Proxy) -> None:
 
 FAULTS: dict[str, Row] = {
     "answers late": Row(fault(match=anything, late_s=0.3, times=30)),
-    "a write answers later than its deadline": Row(fault(match=writes, late_s=4.5, times=4), told="Timeout"),
+    "a write answers later than its deadline": Row(fault(match=writes, late_s=3.4, times=4), told="Timeout"),
     "409 on writes": Row(fault(match=writes, status=409, times=4), told="observed again"),
     "429 on writes": Row(fault(match=writes, status=429, times=3)),
     "429 with Retry-After": Row(fault(match=writes, status=429, times=1, retry_after_s=1)),
@@ -67,8 +68,18 @@ FAULTS: dict[str, Row] = {
 }
 
 
+NIGHTLY = (
+    "a write answers later than its deadline",
+    "429 with Retry-After",
+    "500 on writes, once each",
+    "writes cut before they arrive",
+)
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_survived(through: Callable[[], tuple[Proxy, Play]], name: str) -> None:
+    if name in NIGHTLY and os.environ.get("HYPOTHESIS_PROFILE") != "nightly":
+        pytest.skip("a variant of another row: nightly")
     proxy, play = through()
     row = FAULTS[name]
     play.want(**{pool.replace("-", "_"): number for pool, number in WANTED.items()})

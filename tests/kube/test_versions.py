@@ -32,7 +32,7 @@ def serve(server: ApiServer, version: str, served: bool) -> None:
             found = []
         listed = any(item["name"] == "dynamographdeployments" for item in found)
         try:
-            server.admin.get(f"/apis/nvidia.com/{version}/dynamographdeployments", deadline_s=1.0)
+            server.admin.get(f"/apis/nvidia.com/{version}/dynamographdeployments", deadline_s=20.0)
             answers = True
         except NotFound:
             answers = False
