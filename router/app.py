@@ -32,6 +32,7 @@ from router.message import Request
 from router.openai import BadRequest, error_body
 from router.openapi import public
 from router.policy import picker
+from router.tracing import Tracing
 from router.upstream import EngineLink, Upstream
 from router.web import PREFLIGHT, Origins, tls_of
 
@@ -102,6 +103,7 @@ class RouterApp:
         )
         self._keys = Keys(config.keys)
         self._log = AccessLog(config.access_log) if config.access_log else None
+        self._tracing = Tracing(config.tracing) if config.tracing is not None else None
         self.dispatch = Dispatch(
             config,
             models=self.models,
@@ -113,6 +115,7 @@ class RouterApp:
             speed=speed,
             keys=self._keys,
             access_log=self._log,
+            tracing=self._tracing,
         )
         self.admin = Admin(
             config=config.admin,
@@ -160,6 +163,8 @@ class RouterApp:
         self.endpoints.close()
         if self._log is not None:
             self._log.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         return finished
 
     def ready(self) -> bool:

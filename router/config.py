@@ -131,6 +131,13 @@ class HealthConfig(Section):
     backoff_max_s: PositiveFloat = 60.0
 
 
+class TracingConfig(Section):
+    """Spans for OpenTelemetry (extra `otel`). `endpoint`: of a collector, as "http://collector:4318/v1/traces"."""
+
+    endpoint: HttpUrl
+    service_name: str = "pool-router"
+
+
 class RouterConfig(Section):
     """The whole configuration of one router process.
 
@@ -150,6 +157,7 @@ class RouterConfig(Section):
     planner_url: HttpUrl | None = None
     planner_token_file: str | None = None
     access_log: str | None = None
+    tracing: TracingConfig | None = None
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> RouterConfig:

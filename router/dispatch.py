@@ -23,6 +23,7 @@ from router.identity import Keys, complete
 from router.message import Request
 from router.openai import BadRequest, error_body, parse, prefix_blocks
 from router.policy import Ask, Path
+from router.tracing import Tracing
 from router.upstream import Upstream
 
 
@@ -42,6 +43,7 @@ class Dispatch:
         speed: float,
         keys: Keys,
         access_log: AccessLog | None,
+        tracing: Tracing | None,
     ) -> None:
         self._config = config
         self._models = models
@@ -53,6 +55,7 @@ class Dispatch:
         self._now = now
         self._speed = speed
         self._access_log = access_log
+        self._tracing = tracing
         self._keys = keys
         self._budget = RetryBudget(ratio=config.retry.ratio, burst=config.retry.burst)
         self._prefix = os.urandom(6).hex()
@@ -96,6 +99,7 @@ class Dispatch:
         paths = model.stages.paths(ask, self._load)
         tenant = self._keys.tenants[key.name] if key is not None else None
         progress = Progress(model, request, call, ask, arrived, [self._pools[name] for name in paths[0].assigned], tenant)
+        span = self._tracing.begin(request) if self._tracing is not None else None
         self._budget.request()
         self._running.add(progress)
         ticket = Ticket(
@@ -121,6 +125,8 @@ class Dispatch:
             self._running.discard(progress)
             if self._access_log is not None:
                 self._access_log.write(progress, self._now())
+            if self._tracing is not None:
+                self._tracing.end(span, progress)
 
     async def _enter(self, ticket: Ticket) -> Refusal | None:
         verdict = self._door.try_enter(ticket)

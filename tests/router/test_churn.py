@@ -21,7 +21,10 @@ from pool_planner.types import Role
 from tests.router.conftest import MODEL, Running, StartEngine, StartRouter
 from tests.router.engines import DONE, SSE_HEAD, FakeEngine, Script, Seen, chat_chunk, chunk, plain
 
-CHURN_S = float(os.environ.get("CHURN_S") or {"nightly": "300", "quick": "3"}.get(os.environ["HYPOTHESIS_PROFILE"], "60"))
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+CHURN_S = float(os.environ.get("CHURN_S") or {"nightly": "300", "quick": "3"}.get(PROFILE, "60"))
+    os.environ.get("CHURN_S") or {"nightly": "300", "quick": "3"}.get(os.environ.get("HYPOTHESIS_PROFILE", "ci"), "60")
+)
 WORDS = 12
 THINK_S = 0.6
 
