@@ -23,8 +23,6 @@ from tests.router.engines import DONE, SSE_HEAD, FakeEngine, Script, Seen, chat_
 
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 CHURN_S = float(os.environ.get("CHURN_S") or {"nightly": "300", "quick": "3"}.get(PROFILE, "60"))
-    os.environ.get("CHURN_S") or {"nightly": "300", "quick": "3"}.get(os.environ.get("HYPOTHESIS_PROFILE", "ci"), "60")
-)
 WORDS = 12
 THINK_S = 0.6
 
