@@ -1,28 +1,35 @@
 """[I/O] `python -m tests.bench.forecast --data FOLDER --json FILE [--predictors a,b] [--peer]`: how good the forecasts are.
 
 Rolling origin, out of sample: bins are learned one by one, after each the bins 1 and 3 ahead are forecast, and from the second
-third of a series on the forecasts are judged. Background fits are run where they are offered, at once, and are not part of the
-timed update: a live planner runs them elsewhere. Times are of the thread's processor, so that neighbours do not count. Rows
-and totals hold the keys of `forecast_scores.scores`; capacity is planned on the 80 % quantile in `asym_cost`. `--peer` adds
-other forecasting libraries (forecast_peers.py).
+third of a series on the forecasts are judged (`early`: from the second fifth on, what a young planner is worth). Predictors
+are made with the options that a planner makes them with. Background fits are run where they are offered, at once, and are not
+part of the timed update: a live planner runs them elsewhere. Times are of the thread's processor, so that neighbours do not
+count. Rows and totals hold the keys of `forecast_scores.scores`; capacity is planned on the 80 % quantile in `asym_cost`.
+`--peer` adds other forecasting libraries (forecast_peers.py).
+
+Two looks at whether `auto` owes its figures to having been tuned: `--development` shows the series that its rules were chosen
+on (forecast_development.py: others, not judged); `--leave-trace-out` chooses its rules anew for each trace, by the others.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from tempfile import gettempdir
 from time import thread_time
 from typing import Any
 
 import numpy as np
 
 from pool_planner.forecast import PREDICTORS, Predictor, PredictorOptions, make_predictor
+from pool_planner.forecast.auto import Contest, RecentBest
+from pool_planner.forecast.series import SeriesPredictor
+from tests.bench.forecast_development import development_series
 from tests.bench.forecast_peers import peer_tables
-from tests.bench.forecast_scores import HORIZONS, Issued, holm_rejections, scores, totals, worse_than_naive
+from tests.bench.forecast_scores import EARLY, HORIZONS, Issued, holm_rejections, scores, totals, worse_than_naive
 from tests.bench.forecast_series import TraceSeries, read_series
 
 TARGETS: dict[str, dict[str, tuple[float, float]]] = {  # (least, most) of each total
@@ -71,9 +78,11 @@ def table(all_series: Iterable[TraceSeries], make: Callable[[TraceSeries], Predi
     p_values: dict[str, float] = {}
     update_ms: list[float] = []
     fit_ms: list[float] = []
+    early: list[dict[str, float]] = []
     for series in all_series:
         issued, updates, fits = forecast_series(series, make(series))
         row = scores(series.values, issued)
+        early.append(scores(series.values, issued, EARLY))
         row["update_ms_p50"], row["update_ms_p99"] = (float(np.percentile(updates, q)) for q in (50, 99))
         rows[series.name] = row
         for steps in HORIZONS:
@@ -86,12 +95,52 @@ def table(all_series: Iterable[TraceSeries], make: Callable[[TraceSeries], Predi
     total["update_ms_p50"], total["update_ms_p99"] = (float(np.percentile(update_ms, q)) for q in (50, 99))
     total["fits"] = float(len(fit_ms))
     total["fit_ms_mean"] = float(np.mean(fit_ms)) if fit_ms else 0.0
-    return {"series": rows, "total": total, "worse_than_naive": worse}
+    return {"series": rows, "total": total, "early": totals(early), "worse_than_naive": worse}
 
 
 def ours(name: str, all_series: list[TraceSeries]) -> dict[str, Any]:
     """The table of one of our predictors."""
-    return table(all_series, lambda series: make_predictor(name, PredictorOptions(step_s=series.step_s, horizons=HORIZONS)))
+    return table(all_series, lambda series: make_predictor(name, PredictorOptions(step_s=series.step_s)))
+
+
+# What `--leave-trace-out` chooses from: neighbours of the rules that are the default, one change each.
+CHOICES = (
+    Contest(),
+    *(Contest(best=count) for count in (3, 6, 16)),
+    *(Contest(discount=share) for share in (0.96, 0.99)),
+    *(Contest(cap=errors) for errors in (2.0, 3.0, 8.0)),
+    *(Contest(long_probation=errors) for errors in (15.0, 25.0)),
+    *(Contest(longer=share) for share in (0.0, 1.0)),
+)
+
+
+def leave_trace_out(all_series: list[TraceSeries]) -> dict[str, Any]:
+    """`auto` with the rules that are best on the other traces, judged on each trace in turn."""
+    by_choice: list[list[tuple[dict[str, float], dict[str, float]]]] = []
+    for number, rules in enumerate(CHOICES, start=1):
+        rows = []
+        for series in all_series:
+            options = PredictorOptions(step_s=series.step_s)
+            model = RecentBest(step_s=series.step_s, horizons=options.horizons, rules=rules)
+            issued, _, _ = forecast_series(series, SeriesPredictor("auto", model, step_s=series.step_s))
+            rows.append((scores(series.values, issued), scores(series.values, issued, EARLY)))
+        by_choice.append(rows)
+        print(f"leave-trace-out: {number} of {len(CHOICES)} rules", file=sys.stderr, flush=True)
+    traces = [series.name.partition("/")[0] for series in all_series]
+    chosen: dict[str, int] = {}
+    for trace in dict.fromkeys(traces):
+
+        def elsewhere(choice: int, trace: str = trace) -> float:
+            others = [row for (row, _), of in zip(by_choice[choice], traces, strict=True) if of != trace]
+            return sum(math.log(row["rmae_h1"]) + math.log(row["rmae_h3"]) for row in others)
+
+        chosen[trace] = min(range(len(CHOICES)), key=elsewhere)
+    rows = [by_choice[chosen[trace]][index] for index, trace in enumerate(traces)]
+    return {
+        "chosen": {trace: str(CHOICES[index]) for trace, index in chosen.items()},
+        "total": totals([late for late, _ in rows]),
+        "early": totals([early for _, early in rows]),
+    }
 
 
 def check(results: dict[str, Any]) -> list[str]:
@@ -134,6 +183,14 @@ def show(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def show_early(results: dict[str, Any]) -> str:
+    """Judged from the second fifth of each series on."""
+    keys = ("rmae_h1", "rmae_h3", "asym_cost", "coverage_q90")
+    lines = [f"{'early':32s}" + "".join(f"{key:>15s}" for key in keys)]
+    lines += [f"{name:32s}" + "".join(f"{of['early'][key]:15.3f}" for key in keys) for name, of in results.items()]
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the traces")
@@ -145,8 +202,13 @@ def main(argv: list[str] | None = None) -> int:
         "--peer", action="store_true", help="also the forecasters of other projects, each in its own environment (an hour)"
     )
     parser.add_argument(
-        "--environments", type=Path, default=Path(gettempdir()) / "forecast-bench", help="where --peer installs them"
+        "--environments",
+        type=Path,
+        default=Path(__file__).parents[2] / ".cache/forecast-peers",
+        help="where --peer installs them and keeps what they forecast",
     )
+    parser.add_argument("--development", action="store_true", help="the series that the rules of auto were chosen on instead")
+    parser.add_argument("--leave-trace-out", action="store_true", help="also auto with rules chosen by the other traces")
     arguments = parser.parse_args(argv)
     if not arguments.data.is_dir():
         print(
@@ -154,26 +216,35 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 0
     try:
-        all_series = read_series(arguments.data)
+        all_series = development_series(arguments.data) if arguments.development else read_series(arguments.data)
     except FileNotFoundError as missing:
         print(f"skipped: {missing.filename} is missing from {arguments.data}")
         return 0
     results = {name: ours(name, all_series) for name in arguments.predictors.split(",")}
     if arguments.peer:
         results |= peer_tables(all_series, arguments.environments)
+    left_out = leave_trace_out(all_series) if arguments.leave_trace_out else None
     missed = check(results)
     print(show(results))
+    print(show_early(results))
+    if left_out is not None:
+        late, early = left_out["total"], left_out["early"]
+        print(
+            f"auto, rules chosen by the other traces: rmae_h1 {late['rmae_h1']:.3f}, rmae_h3 {late['rmae_h3']:.3f}, asym_cost "
+            f"{late['asym_cost']:.3f}; early {early['rmae_h1']:.3f}, {early['rmae_h3']:.3f}, {early['asym_cost']:.3f}"
+        )
     print("\n".join(missed) or "every target is met")
     if arguments.json:
         report = {
             "protocol": {
                 "horizons": HORIZONS,
-                "judged_from": "the second third of each series",
+                "judged_from": "the second third of each series; `early` from the second fifth",
                 "series": len(all_series),
                 "planned_on": "the 80 % quantile",
                 "arima_fits": "where they are offered: at 10 values, then when history has grown by a quarter or 100 bins",
             },
             "predictors": results,
+            "leave_trace_out": left_out,
             "missed": missed,
         }
         arguments.json.write_text(json.dumps(report, indent=1))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pool_planner.forecast.conformal import ErrorWindow, Margin
-from tests.bench.forecast_scores import HORIZONS, Issued, holm_rejections, scores, totals, worse_than_naive
+from tests.bench.forecast_scores import EARLY, HORIZONS, Issued, holm_rejections, scores, totals, worse_than_naive
 from tests.bench.forecast_series import TraceSeries
 
 FAMILIES = {
@@ -136,17 +136,18 @@ def peer_tables(all_series: list[TraceSeries], environments: Path) -> dict[str, 
         for peer in peers:
             forecasts = issued_by(python, f"{family}/{peer}", all_series)
             for conformal in (False, True):
-                rows, p_values = {}, {}
+                rows, p_values, early = {}, {}, []
                 for series in all_series:
                     issued = {
                         steps: _judge(series, steps, forecasts[series.name][str(steps)], conformal=conformal)
                         for steps in HORIZONS
                     }
                     rows[series.name] = scores(series.values, issued)
+                    early.append(scores(series.values, issued, EARLY))
                     for steps in HORIZONS:
                         p_values[f"{series.name} h{steps}"] = worse_than_naive(series.values, issued[steps].mean, steps)
                 worse = holm_rejections(p_values)
                 total = totals(list(rows.values())) | {"series_worse_than_naive": float(len(worse))}
                 name = f"{family}/{peer}{'+conformal' if conformal else ''}"
-                tables[name] = {"series": rows, "total": total, "worse_than_naive": worse}
+                tables[name] = {"series": rows, "total": total, "early": totals(early), "worse_than_naive": worse}
     return tables
