@@ -1,0 +1,65 @@
+"""The judge judges: targets are read from figures as they should be, and a scenario runs the same twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from global_planner.replay.simulator import simulate
+from global_planner.replay.summary import summarise
+from tests.bench.outcome import contender, judge
+from tests.bench.outcome_scenarios import CASES, case
+from tests.bench.outcome_traces import TRACES
+
+
+def figures(attainment: float, gpu_hours: float, **more: Any) -> dict[str, Any]:
+    told = {"attainment": attainment, "gpu_hours": gpu_hours, "requests": 1000, "budget_violations": 0}
+    return {**told, "violations": round(1000 * (1 - attainment)), **more}
+
+
+def reached(told: dict[str, dict[str, Any]], **judged: float) -> dict[str, bool]:
+    rows = judge(replace(CASES[0], judged=judged), told, quick=False)
+    return {row["target"]: row["reached"] for row in rows}
+
+
+def test_bounds_are_bounds() -> None:
+    assert reached({"goodput": figures(0.92, 3.85)}, attainment=0.92, gpu_hours=3.85) == {"attainment": True, "gpu_hours": True}
+    assert reached({"goodput": figures(0.91, 3.86)}, attainment=0.92, gpu_hours=3.85) == {
+        "attainment": False,
+        "gpu_hours": False,
+    }
+
+
+def test_the_others_are_compared_with_ours() -> None:
+    told = {"goodput": figures(0.99, 7.5), "hpa": figures(0.977, 8.0), "static_peak": figures(1.0, 10.0)}
+    assert reached(told, contention=2.3, saved=0.25) == {
+        "GPU-hours saved against static_peak": True,
+        "violations of hpa over ours": True,
+    }
+    assert not any(reached({**told, "goodput": figures(0.985, 7.6)}, contention=2.3, saved=0.25).values())
+
+
+def test_a_violation_costs_four_times_the_time_that_a_request_takes() -> None:
+    """The oracle: 10 GPU-hours for 1,000 requests, so a violation costs 0.04. 25 of them are one GPU-hour: 11 of 10 allowed."""
+    oracle = figures(1.0, 10.0)
+    name = "violations plus cost over the oracle's"
+    assert reached({"goodput": figures(0.975, 10.0), "oracle": oracle}) == {name: True}
+    assert reached({"goodput": figures(0.970, 10.0), "oracle": oracle}) == {name: False}
+
+
+def test_a_budget_that_was_exceeded_is_a_miss() -> None:
+    assert reached({"goodput": figures(1.0, 1.0, budget_violations=1)}) == {"goodput: budget violations": False}
+
+
+@pytest.mark.skipif(not TRACES.is_dir(), reason=f"no {TRACES}: the public traces are not in the repository")
+def test_every_scenario_can_be_made_and_one_runs_the_same_twice() -> None:
+    for each in CASES:
+        scenario = replace(each, quick_s=60.0).scenario(quick=True)
+        models = {model.name for model in each.models}
+        assert {group.model for group in scenario.topology.groups} == models
+        assert scenario.window_s == 60.0 and set(scenario.workload.models) <= models
+    short = replace(case("headroom"), quick_s=1200.0).scenario(quick=True)
+    once, twice = (summarise(simulate(short, contender("frugal")), short.profiles, short.workload) for _ in range(2))
+    assert once == twice and once["budget_violations"] == 0
