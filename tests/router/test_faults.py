@@ -335,3 +335,52 @@ async def test_a_slow_client_slows_its_engine_and_nobody_else(start_router: Star
         assert piece
         got = got[-5:] + piece
     writer.close()
+
+
+async def test_an_engine_that_half_closes(start_router: StartRouter, start_engine: StartEngine) -> None:
+    """It ends its side in the middle of an answer and keeps reading: before the first byte another serves, after it the answer
+    is cut. An answer that was whole is whole."""
+
+    def closing(*pieces: bytes) -> Script:
+        async def script(engine: FakeEngine, seen: object, writer: asyncio.StreamWriter) -> None:
+            for piece in pieces:
+                writer.write(piece)
+            await writer.drain()
+            writer.write_eof()
+            await asyncio.sleep(0.3)
+
+        return script
+
+    router, engines = await disaggregated(start_router, start_engine)
+    once = first(closing(SSE_HEAD))
+    engines[2].script = engines[3].script = once
+    assert (await router.stream()).endswith(DONE)
+    engines[2].script = engines[3].script = closing(SSE_HEAD, chunk(chat_chunk("a")))
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await router.stream()
+    engines[2].script = engines[3].script = closing(SSE_HEAD, chunk(DONE), b"0\r\n\r\n")
+    assert await router.stream() == DONE
+
+
+async def test_a_client_that_half_closes_is_gone(start_router: StartRouter, start_engine: StartEngine) -> None:
+    """Nobody can tell it from one that has left, and an engine must not work for nobody."""
+    engine = await start_engine(script=hang)
+    router = await start_router([{"name": "a", "role": "agg", "endpoints": [engine.url]}])
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+    writer.write(POST)
+    await until(lambda: engine.running == 1)
+    writer.write_eof()
+    await until(lambda: engine.running == 0)
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert router.app.models[MODEL].outcomes.total("cancelled") == 1
+
+
+async def test_garbage_in_events_is_the_clients_to_judge(start_router: StartRouter, start_engine: StartEngine) -> None:
+    """What an engine sends as events goes on byte for byte, and teaches the router nothing."""
+    garbage = b'data: {"usage": {"prompt_tokens": "many", "completion_tokens": -3\xff\n\n:\n\ndata\r\ndata: [DON'
+    engine = await start_engine(script=sending(SSE_HEAD, chunk(garbage[:40]), chunk(garbage[40:]), b"0\r\n\r\n"))
+    router = await start_router([{"name": "a", "role": "agg", "endpoints": [engine.url]}])
+    before = router.app.models[MODEL].lengths._tokens
+    assert await router.stream() == garbage
+    assert router.app.models[MODEL].lengths._tokens == before
+    assert (await router.state())["pools"][0]["endpoints"][0]["healthy"] is True
