@@ -35,7 +35,6 @@ MODULES = (
     "global_planner.replay.dispatch",
     "global_planner.replay.simulator",
     "pool_planner.performance.interpolation",
-    "router.admission",
 )
 PACKAGES = ("global_planner", "pool_planner", "router")
 BUILD_LIMIT_S = 600.0

@@ -40,6 +40,7 @@ from global_planner.compile import (
     virtual_pools,
 )
 from global_planner.config import Topology
+from global_planner.demo.series import bin_s
 from global_planner.planner_grants import grants_of
 from global_planner.ports import Journal
 from global_planner.replay.arrivals import Workload
@@ -57,7 +58,6 @@ from pool_planner.performance.profile import Profile
 from router.config_pools import Pick
 
 REST_S = 3600.0  # how long requests that are under way at the end are waited for; what is not done then has failed
-BINS = 240
 
 CLUSTER, FAULT, SAMPLE, TICK, ROUND = range(5)  # the order of what happens at one moment, after engines, arrivals, admission
 
@@ -76,7 +76,7 @@ class Scenario:
     that are ready at 0, by pool (absent: its minimum). `cold_start` None: the topology's. `engines`: instead of those that
     topology and profiles give, by pool. `pick`: the router's picker in every pool (None: as the topology has it).
     `prefix_cache`: prompts find beginnings that their engine has computed before. `bin_s`: of what is told over time (None:
-    some 240 bins)."""
+    some 80 bins, 15 s at least)."""
 
     topology: Topology
     profiles: Mapping[str, Profile]
@@ -158,7 +158,7 @@ class Simulation:
         self._progress = progress
         workload = scenario.workload
         self.window_s = workload.span_s if scenario.window_s is None else scenario.window_s
-        width_s = scenario.bin_s or max(1.0, self.window_s / BINS)
+        width_s = scenario.bin_s or bin_s(self.window_s)
         self._scores = Scores(
             [(group.sla.ttft_ms / 1e3, group.sla.itl_ms / 1e3) for group in topology.groups],
             width_s=width_s,

@@ -13,6 +13,7 @@ from global_planner.replay.arrivals import Workload
 from global_planner.replay.needs import PoolLoad, capacity_of, pool_loads, setups_by_pool
 from global_planner.replay.scores import OverTime, Score, quantile_s
 from global_planner.replay.simulator import Outcome
+from global_planner.replay.timeline import Timeline
 from pool_planner.performance.profile import Profile
 from pool_planner.setup import PoolSetup
 
@@ -130,14 +131,23 @@ def curve_check(outcome: Outcome, group: GroupConfig, over_time: OverTime) -> Nu
     said: dict[str, float | None] = {}
     known = np.zeros(at_s.size, dtype=bool)
     for name, column in (("with_admission", "closed"), ("without_admission", "open")):
-        stages = [np.asarray(timeline.pools[pool.name][column]) for pool in group.pools]
-        attained = np.minimum.reduce(stages)
+        roles = {pool.role: [other.name for other in group.pools if other.role == pool.role] for pool in group.pools}
+        attained = np.minimum.reduce([_said_of_stage(timeline, pools, column) for pools in roles.values()])
         known = np.isfinite(attained)
         weight = over_time.requests[bins][known]
         said[name] = float((attained[known] * weight).sum() / weight.sum()) if weight.sum() else None
     inside = np.unique(bins[known])
     requests = int(over_time.requests[inside].sum())
     return {**said, "attained": float(over_time.met[inside].sum() / requests) if requests else None}
+
+
+def _said_of_stage(timeline: Timeline, pools: Sequence[str], column: str) -> np.ndarray:
+    """The load-weighted mean of a stage's pools, by round; NaN where none said anything. An idle pool starves nobody."""
+    loads = np.array([np.nan_to_num(np.asarray(timeline.pools[pool]["load_rps"])) for pool in pools])
+    shares = np.array([np.asarray(timeline.pools[pool][column]) for pool in pools])
+    whole = loads.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(whole > 0.0, np.nansum(loads * shares, axis=0) / whole, np.nan))
 
 
 # ---- capacity of one stage that the other cannot use

@@ -12,7 +12,10 @@ from pool_planner.types import PlannerStatus, Proposal
 
 # Of each pool at each round. `wanted`, `open` (attainment without admission) and `closed` (with) are NaN where nothing says it;
 # `closed`, `open` are what the pool's proposal says of the replicas that are ready.
-POOL_COLUMNS = ("spec", "ready", "starting", "draining", "ending", "wanted", "granted", "charged_gpus", "closed", "open")
+# `closed`, `open` say it of `load_rps`, the load that the proposal is about.
+POOL_COLUMNS = (
+    "spec", "ready", "starting", "draining", "ending", "wanted", "granted", "charged_gpus", "load_rps", "closed", "open",
+)  # fmt: skip
 GROUP_COLUMNS = ("load_rps", "attainment", "admitted_rps")
 EXPECTED_COLUMNS = ("at_s", "requests_per_s", "about_s", "mean_rps", "high_rps")
 
@@ -45,6 +48,7 @@ class Timeline:
                 "wanted": None if grant is None else grant.wanted,
                 "granted": None if grant is None else grant.granted,
                 "charged_gpus": charge_or_last_known(holding, specs[holding.pool]),
+                "load_rps": None if curve is None or not isinstance(report, Proposal) else report.load_rps,
                 "closed": None if curve is None else _at(curve.attainment, ready),
                 "open": None if curve is None or curve.attainment_open is None else _at(curve.attainment_open, ready),
             }
