@@ -8,6 +8,7 @@ OUT/profiles/NAME/ for each distinct profile, OUT/topology.yaml with the pools' 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +21,12 @@ from pydantic import ValidationError
 from global_planner.commands.compose import compose
 from global_planner.config import GroupConfig, PoolConfig, Topology
 from pool_planner.profiler.command import Shown, tell
+from pool_planner.profiler.manifests import planner_config
 from pool_planner.profiler.request import ProfileRequest, RequestError, read_request
-from pool_planner.profiler.run import ProfileFailed, Settings, profile
+from pool_planner.profiler.run import Outcome, ProfileFailed, Settings, profile
 from pool_planner.profiler.shapes import Phase
 from pool_planner.profiler.thorough import Deployed
+from pool_planner.types import Role
 
 ISL_UNTIL_KNOWN, OSL_UNTIL_KNOWN = 3000, 150  # the planner's own, where the topology does not say
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
@@ -36,6 +39,7 @@ class PoolJob:
 
     name: str
     pools: tuple[str, ...]
+    role: Role
     request: ProfileRequest
 
 
@@ -63,7 +67,7 @@ def profile_hierarchy(topology_path: Path, out: Path, settings: Settings) -> int
                 outcome = profile(
                     job.request,
                     out / "profiles" / job.name,
-                    replace(settings, engines=_engines(settings.engines, job.request)),
+                    replace(settings, engines=_engines(settings.engines, job.request), deployment=False),
                     announce=shown.say,
                     progress=shown.progress,
                 )
@@ -71,6 +75,7 @@ def profile_hierarchy(topology_path: Path, out: Path, settings: Settings) -> int
             click.echo(f"{', '.join(job.pools)}: {error}", err=True)
             return 1
         tell(outcome)
+        _write_config(outcome, job)
         if outcome.profiled is not None:
             folders |= dict.fromkeys(job.pools, f"profiles/{job.name}")
     out.mkdir(parents=True, exist_ok=True)
@@ -80,9 +85,23 @@ def profile_hierarchy(topology_path: Path, out: Path, settings: Settings) -> int
     return _compose(written, out / "manifests")
 
 
+def _write_config(outcome: Outcome, job: PoolJob) -> None:
+    """planner_config.json as the planner of one of these pools has it: its own role, and the arbiter to report to."""
+    config = planner_config(
+        outcome.request,
+        outcome.profiled,
+        backend=outcome.backend,
+        profile_dir=None if outcome.profiled is None else str(outcome.folder.resolve()),
+    )
+    config |= {"mode": job.role, "environment": "global-planner"}
+    if job.role == "decode":
+        config.pop("prefill_engine_num_gpu", None)
+    (outcome.folder / "planner_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def jobs_of(topology: Topology) -> list[PoolJob]:
     """The distinct profiles that the pools need. Raises RequestError, its problems by group and pool."""
-    requests: dict[str, tuple[ProfileRequest, list[str]]] = {}
+    requests: dict[str, tuple[ProfileRequest, Role, list[str]]] = {}
     problems: list[str] = []
     for group in topology.groups:
         for pool in group.pools:
@@ -91,11 +110,13 @@ def jobs_of(topology: Topology) -> list[PoolJob]:
             except RequestError as error:
                 problems += [f"groups.{group.name}.pools.{pool.name}: {problem}" for problem in error.problems]
                 continue
-            same = repr(replace(request, name="", warnings=()))
-            requests.setdefault(same, (replace(request, name=pool.name), []))[1].append(pool.name)
+            same = repr((replace(request, name="", warnings=()), pool.role))
+            requests.setdefault(same, (replace(request, name=pool.name), pool.role, []))[2].append(pool.name)
     if problems:
         raise RequestError(problems)
-    return [PoolJob(name=pools[0], pools=tuple(pools), request=request) for request, pools in requests.values()]
+    return [
+        PoolJob(name=pools[0], pools=tuple(pools), role=role, request=request) for request, role, pools in requests.values()
+    ]
 
 
 def with_profiles(raw: Mapping[str, Any], folders: Mapping[str, str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ what a queue adds is the load's doing, not the engine's.
 
 The factor of ITL is a power law of the profiled ITL: what a profile misses is often a cost a step (large where steps are
 short) or a cost a sequence (large where they are long). Level and slope are a Kalman filter over log(observed / profiled);
-a slope is believed only once observations at different loads show one. On 1,015 measured points of 53 deployments this halves
+a slope is believed only once observations at different loads show one. On 981 measured points of 43 deployments this halves
 the error of simulated curves after ten observations, where a factor alone leaves 62 % of it (tests/bench/curves.py).
 """
 

@@ -125,7 +125,8 @@ def _needed(profile: Profile, question: Question, role: Role, gpus: int) -> str:
     fewer = f", {needed - 1} would carry {capacity.rps[needed - 1]:.2f}" if needed > 1 else ""
     plural = "s" if needed != 1 else ""
     carried = f"which carry {capacity.rps[needed]:.2f} requests/s"
-    return f"{role}: {needed} replica{plural} ({needed * gpus} GPUs), {carried}{fewer}{notes}"
+    total = needed * gpus
+    return f"{role}: {needed} replica{plural} ({total} GPU{'s' if total != 1 else ''}), {carried}{fewer}{notes}"
 
 
 def _carries(profile: Profile, question: Question, role: Role, gpus: int) -> str:

@@ -106,6 +106,7 @@ def profile_command(dgdr: Path | None, topology: Path | None, out: Path, **optio
         click.echo(f"interrupted; what was measured is kept in {out}: the same command goes on", err=True)
         sys.exit(130)
     tell(outcome)
+    _tell_load(outcome)
     click.echo(f"written to {out} in {time.monotonic() - began:.1f} s; see {out / 'report.html'}")
 
 
@@ -227,6 +228,28 @@ def tell(outcome: Outcome) -> None:
                 "met" if candidate.meets_sla else "missed",
             )
         Console(highlight=False).print(table)
+
+
+def _tell_load(outcome: Outcome) -> None:
+    """How many replicas the request's own load needs, where it names one (a concurrency counts as so many in flight)."""
+    request, profiled = outcome.request, outcome.profiled
+    if profiled is None or (request.request_rate_rps is None and request.concurrency is None):
+        return
+    target = profiled.target
+    rate = request.request_rate_rps
+    if rate is None and request.concurrency is not None:
+        rate = request.concurrency / (target.ttft_ms + target.itl_ms * target.osl) * 1e3  # Little's law, at the SLA
+    question = Question(
+        isl=target.isl,
+        osl=target.osl,
+        ttft_ms=target.ttft_ms,
+        itl_ms=target.itl_ms,
+        prefill_gpus=profiled.gpus("prefill") or 1,
+        decode_gpus=profiled.gpus("decode") or 1,
+        rps=rate,
+    )
+    for line in answer(load_profile(outcome.folder), question):
+        click.echo(line)
 
 
 def _settings(options: dict[str, Any], given: Mapping[str, int]) -> Settings:

@@ -54,10 +54,11 @@ def write_results(
     profiled: Profiled | None,
     *,
     backend: str,
-    planner_image: str,
+    planner_image: str | None,
     warnings: Sequence[str],
 ) -> None:
-    """Everything but the status. Curves of an earlier profile are removed first. Raises OSError, ProfileError."""
+    """Everything but the status. Curves of an earlier profile are removed first; `planner_image` None: no
+    deployment is written. Raises OSError, ProfileError."""
     for old in (PREFILL_NPZ, DECODE_NPZ, Path(PREFILL_JSON), Path(DECODE_JSON)):
         (folder / old).unlink(missing_ok=True)
     profile = None
@@ -83,8 +84,10 @@ def write_results(
         request, profiled, backend=backend, profile_dir=str(folder.resolve()) if profile is not None else None
     )
     _write(folder / "planner_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    final = documents(request, profiled, backend=backend, planner_image=planner_image)
-    _write(folder / "final_config.yaml", yaml.safe_dump_all(final, sort_keys=False, width=120))
+    (folder / "final_config.yaml").unlink(missing_ok=True)
+    if planner_image is not None:
+        final = documents(request, profiled, backend=backend, planner_image=planner_image)
+        _write(folder / "final_config.yaml", yaml.safe_dump_all(final, sort_keys=False, width=120))
     _write(folder / "report.html", render(request, profiled, profile, warnings))
 
 

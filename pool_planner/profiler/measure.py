@@ -7,7 +7,6 @@ computed earlier are done by then, so what is timed is decoding alone, at the ba
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -51,8 +50,7 @@ def steady(answers: list[Answer]) -> Steady | None:
 
 
 class Bench:
-    """Measures points of one engine and records them. `prefix` tells this engine's points from others' in the record.
-    `advanced(requests)`: called when a point is finished, with the requests that were reserved for it."""
+    """Measures points of one engine and records them. `prefix` tells this engine's points from others' in the record."""
 
     def __init__(
         self,
@@ -62,14 +60,12 @@ class Bench:
         *,
         prefix: str,
         kv_tokens: int,
-        advanced: Callable[[Point], None] = lambda point: None,
     ) -> None:
         self._endpoint = endpoint
         self._record = record
         self._limits = limits
         self._prefix = prefix
         self._kv_tokens = kv_tokens
-        self._advanced = advanced
 
     async def median_ms(self, point: Point) -> float:
         """TTFT or ITL of a point, from the record where it was measured before. Raises EndpointError, EstimateError."""
@@ -81,7 +77,6 @@ class Bench:
             except TooLong as error:
                 found = {"problem": str(error)}
             self._record.add(name, found)
-        self._advanced(point)
         if "problem" in found:
             raise EstimateError(str(found["problem"]))
         return float(found["median"])

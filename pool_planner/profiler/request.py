@@ -67,7 +67,6 @@ class ProfileRequest:
     request_rate_rps: float | None = None
     concurrency: int | None = None
     mocker: bool = False
-    auto_apply: bool = True
     prefill_granularity: int = PREFILL_GRANULARITY
     decode_granularity: int = DECODE_GRANULARITY
     given_gpus: Mapping[str, int] = field(default_factory=dict)
@@ -114,6 +113,8 @@ class _Reader:
         for key, instead in _IGNORED.items():
             if spec.get(key):
                 self.warnings.append(f"{self._path}{key}: ignored; {instead}")
+        if spec.get("autoApply") is True:
+            self.warnings.append(f"{self._path}autoApply: nothing is applied here; use kubectl apply -f final_config.yaml")
         workload, sla, hardware = (
             self._section(key, known) for key, known in (("workload", _WORKLOAD), ("sla", _SLA), ("hardware", _HARDWARE))
         )
@@ -165,7 +166,6 @@ class _Reader:
             request_rate_rps=rate,
             concurrency=concurrency,
             mocker=mocker,
-            auto_apply=spec.get("autoApply", True) is not False,
             prefill_granularity=granularity[0],
             decode_granularity=granularity[1],
             given_gpus={

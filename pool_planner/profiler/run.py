@@ -33,11 +33,13 @@ class ProfileFailed(RuntimeError):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How to profile. `engines` and `options` are for `thorough`. `cache`: folder of estimates; None: none is kept.
-    Granularities are points of a curve, instead of the request's."""
+    Granularities are points of a curve, instead of the request's.
+    `deployment`: write final_config.yaml; not where the manifests of a whole hierarchy are made."""
 
     engines: Sequence[Deployed] = ()
     options: Options | None = None
     cache: Path | None = field(default_factory=default_folder)
+    deployment: bool = True
     prefill_granularity: int | None = None
     decode_granularity: int | None = None
     planner_image: str = PLANNER_IMAGE
@@ -73,7 +75,8 @@ def profile(
         write_status(folder, "running", f"profiling {request.model} ({request.sweeping})")
         request, profiled, warnings = _found(request, folder, settings, announce, progress)
         backend = _backend(request, profiled)
-        write_results(folder, request, profiled, backend=backend, planner_image=settings.planner_image, warnings=warnings)
+        image = settings.planner_image if settings.deployment else None
+        write_results(folder, request, profiled, backend=backend, planner_image=image, warnings=warnings)
         write_status(folder, "success", _summary(profiled), warnings=warnings)
     except FAILURES as error:
         text = str(error) or type(error).__name__

@@ -11,6 +11,7 @@ import yaml
 from global_planner.config import Topology
 from global_planner.profile_pools import jobs_of, profile_hierarchy, with_profiles
 from global_planner.topology_file import load_topology
+from pool_planner.config_source import load_config
 from pool_planner.profiler.measure_plan import Limits
 from pool_planner.profiler.request import RequestError
 from pool_planner.profiler.run import Settings
@@ -70,6 +71,10 @@ def test_a_topology_is_measured_and_its_manifests_are_complete(tmp_path: Path) -
         "chat-prefill-short",
         "chat-decode",
     }
+    for name, mode in (("chat-prefill-short", "prefill"), ("chat-decode", "decode")):
+        reading = load_config(str(tmp_path / "out" / "profiles" / name / "planner_config.json"), environ={})
+        assert (reading.config.mode, reading.config.environment, reading.config.itl) == (mode, "global-planner", 500)
+        assert not (tmp_path / "out" / "profiles" / name / "final_config.yaml").exists(), "the manifests are the whole's"
     names = {path.name for path in (tmp_path / "out" / "manifests").iterdir()}
     assert {"control.yaml", "config.yaml", "pool-chat-main.yaml", "pool-chat-long.yaml", "kustomization.yaml"} <= names
 

@@ -103,6 +103,9 @@ def test_the_older_version_means_the_same() -> None:
 
 
 def test_an_end_to_end_sla_and_what_is_ignored() -> None:
-    request = read_request(changed(sla={"e2eLatency": 9000}, modelCache={"pvc": "x"}))
+    request = read_request(changed(sla={"e2eLatency": 9000}, modelCache={"pvc": "x"}, autoApply=True))
     assert (request.e2e_ms, request.ttft_ms, request.itl_ms) == (9000, None, None)
-    assert request.warnings == ("spec.modelCache: ignored; write it into final_config.yaml",)
+    assert request.warnings == (
+        "spec.modelCache: ignored; write it into final_config.yaml",
+        "spec.autoApply: nothing is applied here; use kubectl apply -f final_config.yaml",
+    )
