@@ -316,6 +316,7 @@ def test_the_projects_own_router_is_understood() -> None:
             waiting={},
             discovery=[],
             duplicates=[],
+            tenants=[],
             workers=(worker,),
             queue_requests=3,
             queue_isl_tokens=900.0,
