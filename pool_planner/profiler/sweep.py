@@ -24,12 +24,13 @@ class DecodePoint:
 
 
 def longest_context(isl: int, osl: int, kv_tokens: int, model_limit: int | None = None) -> int:
-    """The longest context to sweep: four times the request's own, 8k at least, within the model and half of the KV cache.
+    """The longest context to sweep: four times the request's own, 8k at least, within the model and a third of the KV cache
+    (two sequences must fit with what they generate).
 
     >>> longest_context(3000, 150, 945_029)
     12600
     """
-    return max(2 * MIN_TOKENS, min(max(8192, 4 * (isl + osl)), kv_tokens // 2, model_limit or kv_tokens))
+    return max(2 * MIN_TOKENS, min(max(8192, 4 * (isl + osl)), kv_tokens // 3, model_limit or kv_tokens))
 
 
 def prefill_lengths(longest: int, points: int) -> tuple[int, ...]:

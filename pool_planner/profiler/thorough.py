@@ -76,6 +76,8 @@ async def measure(
     """Profile `request` on engines that run. Raises ThoroughError, EndpointError, EstimateError, RecordError, OSError."""
     engines = [engine for engine in engines if engine.phase in request.phases]
     _check(request, engines)
+    if options.limits.concurrency < 2 and "decode" in request.phases:
+        raise ThoroughError("--max-concurrency 1: how ITL rises with load cannot be measured with one request at a time")
     opened: list[_Engine] = []
     try:
         for deployed in engines:
@@ -194,7 +196,9 @@ class _Run:
     def _choose(
         self, profiles: Mapping[tuple[Phase, EngineShape], Profile], target: Target
     ) -> tuple[Target, dict[Phase, Choice]]:
-        held = {engine.shape: engine.kv_tokens for engine in self._engines}
+        held: dict[EngineShape, int] = {}
+        for engine in self._engines:
+            held[engine.shape] = min(engine.kv_tokens, held.get(engine.shape, engine.kv_tokens))
         shapes = sorted(dict.fromkeys(shape for _, shape in profiles), key=lambda shape: shape.gpus)
         phases: list[Phase] = [phase for phase in ("prefill", "decode") if any(p == phase for p, _ in profiles)]
         found, choices = choose_shapes(

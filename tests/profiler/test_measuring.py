@@ -47,7 +47,7 @@ def test_the_requests_of_a_plan_are_bounded() -> None:
 
 def test_the_points_of_a_sweep() -> None:
     assert prefill_lengths(longest_context(3000, 150, 900_000), 16)[-1] == 12_600
-    assert longest_context(3000, 150, 10_000) == 5000, "half of the KV cache"
+    assert longest_context(3000, 150, 10_000) == 3333, "a third of the KV cache"
     assert longest_context(3000, 150, 900_000, model_limit=4096) == 4096
     points = decode_points(8192, 100_000, 6)
     assert len({point.context for point in points}) == 6

@@ -101,6 +101,9 @@ def test_of_several_candidates_only_the_best_is_swept(tmp_path: Path) -> None:
         outcome = profile(request, tmp_path / "out", how)
         with pytest.raises(ProfileFailed, match=r"that may take \d+ requests, --max-requests allows 3"):
             profile(request, tmp_path / "other", settings(one, *candidates, limits=limits, max_context=400, max_requests=3))
+        one_at_a_time = settings(one, candidates[0], limits=replace(limits, concurrency=1))
+        with pytest.raises(ProfileFailed, match="--max-concurrency 1: how ITL rises with load cannot be measured"):
+            profile(request, tmp_path / "other", one_at_a_time)
     assert outcome.profiled is not None
     ranking = outcome.profiled.choices["decode"].ranking
     assert [candidate.shape.gpus for candidate in ranking] == [2, 1]
