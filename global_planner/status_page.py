@@ -14,6 +14,7 @@ from global_planner.explain import Part, Table, group_table, heading
 from global_planner.operator_orders import Waiting, waiting
 from global_planner.ports import Controls
 from global_planner.types import Freeze, Holding, Override, Round, Schedule
+from pool_planner.types import Hold
 
 OVERDUE_ROUNDS = 3.0
 """Round intervals without a round after which the arbiter is taken for down or stuck."""
@@ -43,7 +44,7 @@ def status_parts(
         parts += _operators(done, controls, now_s, calendar)
     if done is None:
         return tuple(parts)
-    parts += [heading(done), group_table(done), pool_status(done)]
+    parts += [heading(done), group_table(done), pool_status(done), planner_status(done)]
     if done.conditions:
         parts.append("To know\n" + "\n".join(f"  {condition}" for condition in done.conditions))
     return tuple(parts)
@@ -78,6 +79,32 @@ def pool_status(done: Round) -> Table:
         )
     columns = ("pool", "role", "mode", "ready", "starting", "ending", "wanted", "granted", "why")
     return Table(title="Pools", columns=columns, rows=tuple(rows))
+
+
+def planner_status(done: Round) -> Table:
+    """What each pool's planner reported to the round: what it wants and why, or why it cannot know."""
+    rows = []
+    for report in sorted(done.inputs.reports, key=lambda each: each.pool):
+        if isinstance(report, Hold):
+            rows.append((report.pool, "hold", "", "", "", "", report.reason))
+            continue
+        ahead = report.forecast
+        forecast = (
+            "" if ahead is None else f"{ahead.requests_per_s:.2f} ({ahead.quantile:.0%}: {ahead.requests_per_s_high:.2f})"
+        )
+        rows.append(
+            (
+                report.pool,
+                str(report.wanted),
+                f"{report.load_rps:.2f}",
+                forecast,
+                "" if ahead is None else span(ahead.horizon_s),
+                "" if ahead is None else ahead.predictor,
+                report.reasons[0] if report.reasons else "",
+            )
+        )
+    columns = ("pool", "wants", "planned rps", "forecast rps", "ahead", "by", "why")
+    return Table(title="Planners", columns=columns, rows=tuple(rows))
 
 
 def _count(holding: Holding | None, *states: str) -> str:

@@ -28,6 +28,7 @@ from pool_planner.metrics.names import by_pool
 from pool_planner.metrics.serve import MetricsServer
 from pool_planner.metrics.source import source_of
 from pool_planner.setup import PlannerSetup
+from pool_planner.standalone import say_decisions
 from pool_planner.types import ClusterUnavailable
 
 EXIT_LOOP_ENDED = 70
@@ -121,6 +122,7 @@ class PoolPlannerActor:
             clock=clock,
             fits=RayFits(),
             note=self._note,
+            decided=say_decisions,
         )
         self._loop = loop
         own = await self._serve_own_metrics(loop)

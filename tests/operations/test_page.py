@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from global_planner.commands.page import fits, records, show, wrapped
 from global_planner.explain import Table
+from global_planner.status_page import planner_status
+from global_planner.types import Round
+from pool_planner.types import Forecast, Hold
+from tests.arbiter.builders import proposal
 
 TABLE = Table(
     title="Pools",
@@ -57,3 +64,22 @@ def test_what_is_too_wide_is_told_row_by_row() -> None:
 def test_broken_lines_are_indented_beyond_their_first() -> None:
     assert wrapped("  one two three four", 20) == "  one two three four"
     assert wrapped("  one two three fours", 20) == "  one two three\n    fours"
+
+
+def test_status_shows_what_the_planners_say() -> None:
+    ahead = Forecast(
+        at_s=0.0,
+        horizon_s=90.0,
+        requests_per_s=3.0,
+        requests_per_s_high=4.5,
+        quantile=0.8,
+        isl_tokens=900.0,
+        osl_tokens=60.0,
+        predictor="auto",
+    )
+    known = replace(proposal("chat", 4.0, 1.0), forecast=ahead, reasons=("5 replicas carry 5.1 requests/s", "more"))
+    blind = Hold(pool="code", at_s=0.0, reason="the last observation is 90 s old", expires_at_s=60.0)
+    done = cast(Round, SimpleNamespace(inputs=SimpleNamespace(reports=(blind, known))))
+    chat, code = planner_status(done).rows
+    assert chat == ("chat", str(known.wanted), "4.00", "3.00 (80%: 4.50)", "90 s", "auto", "5 replicas carry 5.1 requests/s")
+    assert code == ("code", "hold", "", "", "", "", "the last observation is 90 s old")
