@@ -16,6 +16,7 @@ from pool_planner.types import Forecast, Grant, Observation
 PRIOR_REQUESTS = 5.0  # weight of the lengths that the configuration expects, in requests
 _DEVIATE = NormalDist()
 MOST_CACHED = 0.95  # whatever the caches say now: a new replica begins with an empty one
+FULL = 0.9  # of the places in engines: above it, whoever comes waits
 BURST = 1.25  # times what was forecast: less is noise, which must move nothing
 DEFAULT_QUANTILE = 0.9  # what a forecast is asked for when planning reads its mean only
 
@@ -74,6 +75,10 @@ def expect(
         if backlog > 1.0:
             reasons.append(f"{backlog:.0f} requests wait")
             load += backlog / reach_s
+    inside = _waiting_inside(observation, grant, pool) if extensions.offered_load else 0.0
+    if inside > 1.0:
+        reasons.append(f"{inside:.0f} requests wait in engines that are full")
+        load += inside / reach_s
     if extensions.length_distribution:
         far = replace(
             far,
@@ -117,6 +122,23 @@ def _planned_rps(forecast: Forecast, state: PoolState, config: PlannerConfig) ->
     interval_s = float(config.throughput_adjustment_interval)
     chance = _DEVIATE.inv_cdf(quantile) * math.sqrt(state.arrivals.cv2 * forecast.requests_per_s / interval_s)
     return forecast.requests_per_s + math.sqrt(max(0.0, excess * excess - chance * chance))
+
+
+def _waiting_inside(observation: Observation, grant: Grant | None, pool: PoolSetup) -> float:
+    """How many requests wait inside decoding engines for a place in their batch: neither the router's queue nor ITL shows it.
+
+    By Little's law: those under way (rate x duration) beyond the places, where those that decode (rate x answer x ITL) take all
+    of these; a duration that is long for another reason, as a slow prefill, leaves places free.
+    """
+    known = (observation.completed, observation.duration_s, observation.osl_tokens, observation.itl_ms)
+    ready = grant.replicas_ready if grant is not None else None
+    if pool.role == "prefill" or not ready or any(value is None for value in known):
+        return 0.0
+    completed, duration_s, osl, itl_ms = (float(value) for value in known if value is not None)
+    rate, places = completed / observation.interval_s, float(ready * pool.max_num_seqs)
+    if rate * osl * itl_ms / 1e3 < FULL * places:
+        return 0.0
+    return max(0.0, rate * duration_s - places)
 
 
 def _remembered_rps(state: PoolState, pool: PoolSetup, grant: Grant | None, config: PlannerConfig) -> float:

@@ -72,3 +72,16 @@ def test_chance_makes_no_bursts() -> None:
     for count in (13.0, 7.0, 10.0, 14.0, 6.0) * 6:
         arrivals = arrivals.after(10.0, count)
     assert arrivals.remembered_rps(1000.0, 1.0) == pytest.approx(1.0)
+
+
+def test_who_waits_inside_full_engines_is_seen() -> None:
+    """64 places, and 8 requests/s whose answers take 100 tokens of 80 ms: all places are taken. ITL is far within its SLA and
+    the router has no queue, but a duration of 30 s means 240 under way, so 176 wait inside. With a slow prefill instead
+    (answers of 20 tokens) the places are free, and nothing is wrong here."""
+    seen = {}
+    for osl in (100.0, 20.0):
+        story = Story(have=1, role="decode", follow=False, pool={"max_num_seqs": 64})
+        story.run(300.0, 8.0, osl=osl, itl_ms=80.0, duration_s=30.0)
+        seen[osl] = story.reasons
+    assert "176 requests wait in engines that are full" in seen[100.0]
+    assert "wait in engines" not in seen[20.0]
