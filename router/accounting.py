@@ -77,6 +77,7 @@ class Progress:
         "model",
         "outcome",
         "request",
+        "status",
         "tenant",
         "tokens",
         "ttft_s",
@@ -98,6 +99,7 @@ class Progress:
         self.ask = ask
         self.arrived_s = arrived_s
         self.tenant = tenant
+        self.status: int | None = None
         self.kv_pending = False
         self.exchange: Relayed | None = None
         self.outcome: str | None = None
@@ -165,6 +167,7 @@ class Progress:
         pool.metrics.completed += 1
         self.ttft_s = now - self.arrived_s
         self.tokens = 1.0
+        self.status = 200
         if self.tenant is not None:
             self.tenant.count(self.ask.isl_tokens, 1.0)
 
@@ -249,7 +252,7 @@ class AccessLog:
             "key": progress.tenant.name if progress.tenant is not None else None,
             "priority": progress.call.priority or 0,
             "outcome": progress.outcome,
-            "status": exchange.status if exchange is not None else None,
+            "status": exchange.status if exchange is not None else progress.status,
             "isl_tokens": progress.ask.isl_tokens,
             "osl_tokens": progress.tokens,
             "ttft_ms": None if progress.ttft_s is None else round(progress.ttft_s * 1000.0, 3),

@@ -107,6 +107,7 @@ class Attempts:
             return await self._one_after_the_other(progress, path, *chosen, tried, client)
         except _Refused as refused:
             pass_on(client, progress.request, refused.answer)
+            progress.status = refused.answer.status
             progress.end("completed", self._now())
             return None
 

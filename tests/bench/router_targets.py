@@ -135,7 +135,14 @@ def start(name: str, command: str, ports: list[int], core: int, log: Path) -> Ta
     port = free_port()
     urls = [f"http://127.0.0.1:{port}" for port in ports]
     words = shlex.split(command.format(port=port, metrics=free_port(), engine1=urls[0], engine2=urls[1]))
-    environment = {**os.environ, "LITELLM_TELEMETRY": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "LITELLM_TELEMETRY": "False",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "HF_HUB_OFFLINE": "1",
+        # It refuses to start without a key otherwise; it listens on loopback only, and nobody is measured with keys.
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+    }
     process = subprocess.Popen(
         words,
         preexec_fn=on_core(core),
