@@ -1,0 +1,40 @@
+"""Compiled or not, a replay gives the same bytes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from global_planner.replay import compiled
+from tests.replay.golden_replay import summary
+
+PLAY = """
+from global_planner.replay import compiled
+compiled.use()
+from tests.replay.golden_replay import summary
+import sys
+whole = summary()
+assert compiled.in_use()
+sys.stdout.buffer.write(whole)
+"""
+
+
+@pytest.mark.skipif(
+    os.environ.get("HYPOTHESIS_PROFILE") != "nightly" and not compiled.available(),
+    reason="compiling takes a minute: only HYPOTHESIS_PROFILE=nightly does it, or python -m tests.bench.replay --compiled",
+)
+def test_the_compiled_hot_path_gives_the_same_bytes() -> None:
+    try:
+        compiled.build()
+    except compiled.CannotCompile as error:
+        pytest.skip(str(error))
+    assert subprocess.run([sys.executable, "-c", PLAY], check=True, stdout=subprocess.PIPE).stdout == summary()
+
+
+def test_it_is_refused_when_it_would_come_too_late() -> None:
+    """The modules that this process has imported stay what they are."""
+    with pytest.raises((RuntimeError, compiled.CannotCompile), match=r"imported before|not built"):
+        compiled.use()
