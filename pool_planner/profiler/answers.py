@@ -70,7 +70,8 @@ def _prefill(curve: PrefillCurve, question: Question) -> list[str]:
     ]
     longest = _longest(curve, question.ttft_ms)
     if longest is not None:
-        lines.append(f"  The longest prompt within {question.ttft_ms:g} ms has {longest} tokens.")
+        at_least = "at least " if longest >= int(curve.isl_tokens[-1]) else ""
+        lines.append(f"  The longest prompt within {question.ttft_ms:g} ms has {at_least}{longest} tokens.")
     if not curve.covers(question.isl):
         lines.append(
             f"  Extrapolated: the profile has prompts of {curve.isl_tokens[0]:.0f} to {curve.isl_tokens[-1]:.0f} tokens."
