@@ -28,7 +28,7 @@ from pool_planner.forecast import PREDICTORS, Predictor, PredictorOptions, make_
 from pool_planner.forecast.auto import Contest, RecentBest
 from pool_planner.forecast.series import SeriesPredictor
 from tests.bench.forecast_development import development_series
-from tests.bench.forecast_peers import peer_tables
+from tests.bench.forecast_peers import PEERS, peer_tables
 from tests.bench.forecast_scores import EARLY, HORIZONS, Issued, holm_rejections, scores, totals, worse_than_naive
 from tests.bench.forecast_series import TraceSeries, read_series
 
@@ -202,6 +202,9 @@ def main(argv: list[str] | None = None) -> int:
         "--peer", action="store_true", help="also the forecasters of other projects, each in its own environment (an hour)"
     )
     parser.add_argument(
+        "--peers", default=",".join(PEERS), help="with --peer: which ones, comma-separated, of %(default)s (the default)"
+    )
+    parser.add_argument(
         "--environments",
         type=Path,
         default=Path(__file__).parents[2] / ".cache/forecast-peers",
@@ -222,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     results = {name: ours(name, all_series) for name in arguments.predictors.split(",")}
     if arguments.peer:
-        results |= peer_tables(all_series, arguments.environments)
+        results |= peer_tables(all_series, arguments.environments, arguments.peers.split(","))
     left_out = leave_trace_out(all_series) if arguments.leave_trace_out else None
     missed = check(results)
     print(show(results))

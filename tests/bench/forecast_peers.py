@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ FAMILIES = {
     ),
     "statsforecast": (("statsforecast==2.1.1",), ("AutoTheta", "AutoETS", "AutoARIMA")),
 }
+PEERS = tuple(f"{family}/{peer}" for family, (_, peers) in FAMILIES.items() for peer in peers)
 ERRORS_KEPT = 150
 REFIT_EVERY = ((120, 1), (500, 10))  # (bins at most, bins from fit to fit) of statsforecast's models; longer series: 20
 REFIT_LONGEST = 20
@@ -128,10 +130,16 @@ def _judge(series: TraceSeries, steps: int, means: list[float], *, conformal: bo
     return issued
 
 
-def peer_tables(all_series: list[TraceSeries], environments: Path) -> dict[str, Any]:
-    """Tables like those of our predictors, named family/peer and family/peer+conformal."""
+def peer_tables(all_series: list[TraceSeries], environments: Path, wanted: Sequence[str] = PEERS) -> dict[str, Any]:
+    """Tables like those of our predictors, named family/peer and family/peer+conformal, of the `wanted` family/peer."""
+    strangers = sorted(set(wanted) - set(PEERS))
+    if strangers:
+        raise SystemExit(f"--peers {strangers[0]}: unknown (known: {', '.join(PEERS)})")
     tables: dict[str, Any] = {}
-    for family, (_, peers) in FAMILIES.items():
+    for family, (_, all_peers) in FAMILIES.items():
+        peers = [peer for peer in all_peers if f"{family}/{peer}" in wanted]
+        if not peers:
+            continue
         python = environment(family, environments)
         for peer in peers:
             forecasts = issued_by(python, f"{family}/{peer}", all_series)
