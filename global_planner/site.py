@@ -148,11 +148,6 @@ class SiteActor:
         assert self._site is not None
         return self._site.cluster_url, self._site.admin_url, again
 
-    def stop(self) -> None:
-        site, self._site = self._site, None
-        if site is not None:
-            site.stop()
-
     def _read(self) -> Topology:
         path = self._folder / TOPOLOGY_FILE
         return parse_topology(path.read_text(), source=str(path), folder=self._folder)

@@ -55,10 +55,6 @@ class VirtualConnector:
     def port(self) -> int:
         return self._port
 
-    @property
-    def book(self) -> Book:
-        return self._book
-
     async def start(self) -> None:
         """Raises OSError when the port is taken."""
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guard])
