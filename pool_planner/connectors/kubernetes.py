@@ -27,29 +27,17 @@ from pool_planner.connectors.component_state import (
     slim_pod,
 )
 from pool_planner.connectors.dgd import ADAPTER_PLURAL, DGD_PLURAL, GROUP, READABLE_VERSIONS
-from pool_planner.connectors.dgd_pods import COMPONENT_LABEL, DELETION_COST, DGD_LABEL, PodReplica
+from pool_planner.connectors.dgd_pods import COMPONENT_LABEL, DGD_LABEL, PodReplica
 from pool_planner.connectors.kubernetes_api import Forbidden, KubernetesApi, NotFound
 from pool_planner.connectors.kubernetes_watch import Watched
+from pool_planner.connectors.orders import Order, check_order, deletion_costs
 from pool_planner.connectors.writers import OUR_MANAGERS, Edits, Writer, foreign
 from pool_planner.types import ClusterUnavailable, Conflict, WorldError
 
 SYNC_TIMEOUT_S = 30.0
 SETTLED_S = 75.0
 """A request that was cut off has taken effect within the API server's own limit (60 s) and a margin, or never will."""
-FIRST_TO_GO = -1000
 WRITERS = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """`replicas` for a component if it is still at `version`; `victims` are replica ids. An order of the number that is in
-    force settles earlier ones: it only moves the version on."""
-
-    target: Target
-    before: int
-    replicas: int
-    version: str | None
-    victims: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,7 +280,8 @@ class Deployments:
         direct: list[tuple[int, Order, ComponentState]] = []
         for index, order in enumerate(orders):
             try:
-                state = self._checked(order)
+                state = self.state(order.target)
+                check_order(order, state)
                 self._name_victims(order, state, ends)
                 if state.adapter is None:
                     direct.append((index, order, state))
@@ -315,44 +304,15 @@ class Deployments:
         with self._lock:
             self._edits[order.target] = self._edits.get(order.target, Edits()).wrote(order.replicas, order.version)
 
-    def _checked(self, order: Order) -> ComponentState:
-        """The state that an order is for. Raises Conflict when it is not for what is there now."""
-        state = self.state(order.target)
-        if state.unknown is not None or state.component is None:
-            raise Conflict(f"{order.target.dgd}/{order.target.component} cannot be read any more: {state.unknown}")
-        if order.version != state.version:
-            raise Conflict(f"{order.target.dgd}/{state.component} is at version {state.version}, not {order.version}")
-        if order.replicas < state.least_replicas:
-            least = state.least_replicas
-            raise Conflict(f"{order.target.dgd}/{state.component}: a {state.workload} has {least} replicas at least")
-        alive = {item.id: item for item in state.replicas if item.state != "terminating"}
-        gone = sorted(set(order.victims) - set(alive))
-        if gone:
-            raise Conflict(f"{order.target.dgd}/{state.component}: {', '.join(gone)} is not there any more")
-        if state.victims == "last" and order.victims:
-            going = max(0, len(alive) - order.replicas)
-            others = sorted(id_ for id_ in order.victims if (rank := alive[id_].rank) is None or rank >= going)
-            if others:
-                raise Conflict(
-                    f"{order.target.dgd}/{state.component}: a {state.workload} removes its last replicas, and "
-                    f"{', '.join(others)} is not among the last {going}"
-                )
-        return state
-
     def _name_victims(self, order: Order, state: ComponentState, ends: float) -> None:
         """Mark the victims' pods as the first to go, and nobody else's. Where we may not, the controller chooses."""
-        if not order.victims or state.victims != "named":
-            return
         namespace = order.target.namespace
         pods = self._pods[namespace].members(order.target.dgd)
+        raw = {name: pod.raw for (_, name), pod in pods.items()}
         try:
-            for item in state.replicas:
-                wanted = FIRST_TO_GO if item.id in order.victims else None
-                for pod in item.pods:
-                    has = _cost(pods.get((namespace, pod)))
-                    if has != wanted and (wanted is not None or has == FIRST_TO_GO):
-                        self._send(dgd_write.deletion_cost(namespace, pod, wanted), ends)
-            self.cannot_name = None
+            for pod, cost in deletion_costs(order, state, raw):
+                self._send(dgd_write.deletion_cost(namespace, pod, cost), ends)
+                self.cannot_name = None
         except Forbidden as error:
             self.cannot_name = str(error)
         except NotFound as error:
@@ -409,14 +369,6 @@ def _by_component(pods: Iterable[PodObject]) -> Mapping[str, list[PodObject]]:
         labels = pod.raw["metadata"].get("labels") or {}
         found.setdefault(labels.get(COMPONENT_LABEL, ""), []).append(pod)
     return found
-
-
-def _cost(pod: PodObject | None) -> int | None:
-    text = "" if pod is None else (pod.raw["metadata"].get("annotations") or {}).get(DELETION_COST, "")
-    try:
-        return int(text)
-    except ValueError:
-        return None
 
 
 __all__ = ["ComponentState", "Deployments", "Order", "PodReplica", "Target"]

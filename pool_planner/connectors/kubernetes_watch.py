@@ -114,6 +114,13 @@ class Watched(Generic[_Item]):
     # ---- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._follow()
+        finally:
+            if not self._stopping:  # an error of ours: its trace is printed, and the collection is stale from now on
+                self._lost("the thread that watches it has ended")
+
+    def _follow(self) -> None:
         failures = 0
         while not self._stopping:
             wait_s = 0.0
