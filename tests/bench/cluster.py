@@ -27,8 +27,8 @@ import numpy as np
 
 from global_planner.journal import Journal
 from pool_planner.connectors.kubernetes_api import KubernetesApi, connect
+from tests.kube.leader import Clock, Leader, pools_of
 from tests.kube.manifests import ADAPTERS, DGDS, adapter, dgd
-from tests.kube.play import Clock, Leader, pools_of
 from tests.kube.server import ApiServer, binaries, call
 
 NAMESPACE = "fleet"

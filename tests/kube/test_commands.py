@@ -13,7 +13,7 @@ from global_planner.kubernetes_world import open_world, orders_of
 from global_planner.system_clock import REAL_TIME
 from global_planner.topology_file import load_topology
 from pool_planner.types import ClusterUnavailable
-from tests.kube.play import PLANNER_RULES
+from tests.kube.leader import PLANNER_RULES
 from tests.kube.server import ApiServer
 from tests.topology.refusals import EXAMPLE, RAW, changed, put
 

@@ -13,7 +13,8 @@ from global_planner.lease import LeaderLease
 from global_planner.ports import Reservation
 from pool_planner.types import Conflict
 from tests.kube.conftest import Start
-from tests.kube.play import Leader, Play, pools_of
+from tests.kube.leader import Leader, pools_of
+from tests.kube.play import Play
 from tests.kube.proxy import Proxy
 from tests.kube.server import ApiServer
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.kube.leader import PLANNER_RULES
 from tests.kube.manifests import ADAPTERS, DGDS, create
 from tests.kube.operator import Operator
-from tests.kube.play import PLANNER_RULES
 from tests.kube.server import ApiServer, call
 from tests.standalone.front_door import FrontDoor
 from tests.standalone.process import Planner, config
