@@ -92,6 +92,14 @@ class Scenario:
     bin_s: float | None = None
     unix_at_zero_s: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is not modelled: better no answer than one about another router."""
+        if self.topology.router.selection != "rules":
+            raise ValueError(
+                f"router.selection: {self.topology.router.selection} cannot be replayed; replay selects pools by: rules. "
+                "Set router.selection: rules in a copy of the topology to see what that would have done"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:

@@ -12,7 +12,7 @@ from pool_planner.forecast.constant import Naive
 from pool_planner.forecast.fallback import FittedFallback, NaiveFallback
 from pool_planner.forecast.kalman import AdaptiveTrend
 from pool_planner.forecast.prophet import FEWEST, ProphetWindow, require_prophet
-from pool_planner.forecast.series import SeriesPredictor
+from pool_planner.forecast.series import SeriesPredictor, check_horizons
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,9 @@ class PredictorOptions:
     step_s: float | None = None
     horizons: tuple[int, ...] = (1, 3, 6, 12)
     error_window: int = 150
+
+    def __post_init__(self) -> None:
+        check_horizons(self.horizons)
 
 
 def _constant(options: PredictorOptions) -> PointModel:

@@ -35,6 +35,12 @@ class _Horizon:
     volume: float = 0.0
 
 
+def check_horizons(horizons: Sequence[int]) -> None:
+    """Raises ValueError unless there is one, and each is a number of bins ahead."""
+    if not horizons or min(horizons) < 1:
+        raise ValueError(f"horizons: {tuple(horizons)!r} must name at least one number of bins, each 1 or more")
+
+
 class SeriesPredictor:
     """A `Predictor` around `model`.
 
@@ -53,8 +59,7 @@ class SeriesPredictor:
         horizons: Sequence[int] = (1, 3, 6, 12),
         window: int = 150,
     ) -> None:
-        if not horizons or min(horizons) < 1:
-            raise ValueError(f"horizons: {tuple(horizons)!r} must name at least one number of bins, each 1 or more")
+        check_horizons(horizons)
         if step_s is not None and not step_s > 0.0:
             raise ValueError(f"step_s: {step_s!r} must be above 0, or None for consecutive bins")
         self._name = name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from hypothesis import given
@@ -34,6 +35,7 @@ def test_every_choice_is_that_of_the_plain_list(count: int, happenings: list[tup
     ask, plain, index = Ask(isl_tokens=1.0), LeastTokens(), LeastLoaded[One](LeastTokens())
     ones = [One(f"e{number}") for number in range(count)]
     sent: list[tuple[One, float]] = []
+    fresh = itertools.count()  # an id is never given twice
     index.rebuild(ones)
     for what, value in happenings:
         if what == "send":
@@ -49,7 +51,7 @@ def test_every_choice_is_that_of_the_plain_list(count: int, happenings: list[tup
             one.outstanding_tokens -= tokens
             index.moved(one)
         elif what == "change":
-            ones = [*ones[1:], *(One(f"n{len(sent)}-{number}") for number in range(int(value)))][: max(1, int(value))]
+            ones = [*ones[1:], *(One(f"n{next(fresh)}") for _ in range(int(value)))][: max(1, int(value))]
             index.rebuild(ones)
 
 
