@@ -16,6 +16,7 @@ from pool_planner.connectors.port import Connector
 from pool_planner.forecast import FitJob, Series
 from pool_planner.metrics.own import render
 from pool_planner.metrics.source import Source
+from pool_planner.performance.profile import raw_profile
 from pool_planner.planner import plan
 from pool_planner.setup import PlannerSetup
 from pool_planner.state import PlannerState, fit_jobs, fitted, start, statuses
@@ -65,7 +66,7 @@ class PlannerLoop:
     def adopt(self, setup: PlannerSetup) -> None:
         """Plan with other limits and targets from the next tick on, keeping what was learned. Raises ValueError when pools,
         profiles or the rest of the configuration are not the same: then what was learned is about something else."""
-        if _what_learning_is_about(self._setup) != _what_learning_is_about(setup):
+        if not may_adopt(self._setup, setup):
             raise ValueError("other pools, profiles or another planner configuration: this planner has to be replaced")
         self._setup = setup
 
@@ -142,6 +143,15 @@ class PlannerLoop:
 _LIMITS = ("min_endpoint", "max_gpu_budget", "min_gpu_budget", "ttft", "itl")
 
 
+def may_adopt(running: PlannerSetup, other: PlannerSetup) -> bool:
+    """Whether what a planner learned under one setup is about the same under the other."""
+    return _what_learning_is_about(running) == _what_learning_is_about(other)
+
+
 def _what_learning_is_about(setup: PlannerSetup) -> object:
     config = setup.config.model_dump(exclude=set(_LIMITS))
-    return config, [(pool.name, pool.role, pool.gpus_per_replica, pool.profile) for pool in setup.pools]
+    # Curves are compared by what they were made of: two of the same data are different objects.
+    return config, [
+        (pool.name, pool.role, pool.gpus_per_replica, None if pool.profile is None else raw_profile(pool.profile))
+        for pool in setup.pools
+    ]
