@@ -111,7 +111,7 @@ class RayHead:
         """`ray job submit … -- python -m global_planner run ARGUMENTS`; what it printed. The job has to succeed; where the job
         server of a head that has just started drops the connection, it is submitted again, which is safe."""
         command = [str(RAY), "job", "submit", "--address", self.jobs_url, "--working-dir", str(ROOT)]
-        for attempt in (1, 2, 3):
+        for attempt in range(1, 13):
             done = subprocess.run(
                 [*command, "--", "python", "-m", "global_planner", "run", *arguments],
                 env={**self.environment, "NO_COLOR": "1"},
@@ -122,10 +122,10 @@ class RayHead:
             text = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
             if done.returncode == 0:
                 return text
-            if attempt == 3 or not any(each in text for each in ("Server disconnected", "No available agent", "timed out")):
+            if attempt == 12 or not any(each in text for each in ("Server disconnected", "No available agent", "timed out")):
                 log = (self.folder / "head.log").read_text(errors="replace")[-1500:]
                 raise AssertionError(f"{text}\nthe head's log says:\n{log}")
-            time.sleep(3.0)
+            time.sleep(5.0)
         raise AssertionError("unreachable")
 
     def processes(self, title: str) -> set[int]:
