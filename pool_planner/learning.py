@@ -144,15 +144,18 @@ def correct(
         return state
     if not config.extensions.queueing:
         return replace(state, correction=_ratios(state, observation, ready, engine))
-    model = expected(engine, shape, state.correction, rate_rps=observation.requests / observation.interval_s, ready=ready)
-    queued = (observation.queued_requests or 0.0) > observation.requests
+    stay_s = _stay_s(observation)
+    # Who is in the pool now came during a whole stay, not only during the last interval.
+    rate_rps = state.arrivals.mean_rps(max(stay_s, observation.interval_s)) or observation.requests / observation.interval_s
+    model = expected(engine, shape, state.correction, rate_rps=rate_rps, ready=ready)
+    queued = (observation.queued_requests or 0.0) > 0.0  # the wait at the door is part of TTFT, and no engine's doing
     calm_since = state.calm_since_s if state.calm_ready == ready else None
     if observation.shed or queued or model.utilisation > CALM:
         calm_since = None
     elif calm_since is None:
         calm_since = observation.at_s
     state = replace(state, calm_since_s=calm_since, calm_ready=ready)
-    if calm_since is None or observation.at_s - calm_since < CALM_STAYS * _stay_s(observation):
+    if calm_since is None or observation.at_s - calm_since < CALM_STAYS * stay_s:
         return state
     correction = state.correction
     if engine.role != "decode":

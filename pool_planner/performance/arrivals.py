@@ -60,6 +60,15 @@ class Arrivals:
             best = max(best, (requests - SURGE_SIGMAS * math.sqrt(self.cv2 * requests)) / seconds)
         return best
 
+    def mean_rps(self, window_s: float) -> float:
+        """Mean rate (requests/s) of the newest intervals that cover `window_s`, or of as many as are known."""
+        seconds = requests = 0.0
+        for interval_s, count in reversed(self.past):
+            seconds, requests = seconds + interval_s, requests + count
+            if seconds >= window_s:
+                break
+        return requests / seconds if seconds else 0.0
+
     def remembered_rps(self, window_s: float, share: float) -> float:
         """The lowest rate limit (requests/s) that would have let in so large a share of the requests of the last `window_s`,
         for what comes in bursts comes again: sum(min(rate, limit)) >= share x sum(rate). Of a steady load that is less than its

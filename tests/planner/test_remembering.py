@@ -85,3 +85,15 @@ def test_who_waits_inside_full_engines_is_seen() -> None:
         seen[osl] = story.reasons
     assert "176 requests wait in engines that are full" in seen[100.0]
     assert "wait in engines" not in seen[20.0]
+
+
+def test_the_mean_rate_covers_a_stay_and_goes_over_gaps() -> None:
+    """Latencies tell of everybody who came during a stay: one interval of it says little when few come in each."""
+    seen = Arrivals()
+    assert seen.mean_rps(30.0) == 0.0  # nothing is known
+    for count in (40.0, 2.0, 3.0, 1.0):
+        seen = seen.after(10.0, count)
+    assert seen.mean_rps(5.0) == pytest.approx(0.1)  # never less than the newest interval
+    assert seen.mean_rps(30.0) == pytest.approx(0.2)
+    assert seen.mean_rps(31.0) == pytest.approx(46.0 / 40.0)  # whole intervals
+    assert seen.gap().after(10.0, 5.0).mean_rps(20.0) == pytest.approx(0.3)
