@@ -87,7 +87,8 @@ class ComponentState:
 
 
 def read_dgd_object(raw: Mapping[str, Any]) -> DgdObject:
-    metadata = raw.get("metadata") or {}
+    found = raw.get("metadata")
+    metadata: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
     namespace, name = str(metadata.get("namespace", "")), str(metadata.get("name", ""))
     try:
         dgd = read_dgd(raw)
@@ -95,9 +96,9 @@ def read_dgd_object(raw: Mapping[str, Any]) -> DgdObject:
         return DgdObject(namespace=namespace, name=name, dgd=None, problem=str(error))
     writers = {}
     for item in dgd.components:
-        found = owner(metadata.get("managedFields"), replica_paths(item.name, in_list=item.index is not None))
-        if found is not None:
-            writers[item.name] = found
+        writer = owner(metadata.get("managedFields"), replica_paths(item.name, in_list=item.index is not None))
+        if writer is not None:
+            writers[item.name] = writer
     return DgdObject(namespace=namespace, name=name, dgd=dgd, writers=writers)
 
 

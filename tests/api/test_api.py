@@ -64,15 +64,15 @@ async def test_a_planner_elsewhere_reports_and_is_granted(tmp_path: Path) -> Non
         reports = (proposal("chat-p", 2, at_s=5_000_000.0), proposal("chat-d", 3, at_s=5_000_000.0))
         for _ in range(40):
             await connector.carry_out(reports, (), 5_000_000.0)
-            if deployment.have()["chat-d"] == 3:
+            grants = await connector.grants(5_000_000.0)
+            # A grant tells what the last round saw: what it ordered is ready in the next one.
+            if deployment.have()["chat-d"] == 3 and grants["chat-d"].replicas_ready == 3:
                 break
             await deployment.loop.round_after(0, 0.1)
             done = deployment.loop.last_round
             assert done is not None
             await deployment.loop.round_after(done.inputs.round_no, 2.0)
         assert deployment.have() == {"chat-p": 2, "chat-d": 3, "code-a": 0}
-        await connector.carry_out(reports, (), 5_000_000.0)
-        grants = await connector.grants(5_000_000.0)
         assert (grants["chat-d"].at_s, grants["chat-d"].granted, grants["chat-d"].replicas_ready) == (5_000_000.0, 3, 3)
         assert set(grants) == {"chat-p", "chat-d"}
 

@@ -121,7 +121,7 @@ async def test_metrics_are_vllms(agg: Engine, session: aiohttp.ClientSession) ->
         async with session.get(f"{agg.url}/metrics") as answer:
             families = list(text_string_to_metric_families(await answer.text()))
         return {
-            s.name: s.value for f in families for s in f.samples if "le" not in s.labels and s.labels["model_name"] == MODEL
+            s.name: s.value for f in families for s in f.samples if "le" not in s.labels and s.labels.get("model_name") == MODEL
         }
 
     before = await scrape()
