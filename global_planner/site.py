@@ -28,6 +28,8 @@ WATCH_WALL_S = 0.5
 EXIT_CHILD_ENDED = 71
 TOPOLOGY_FILE = "topology.json"
 _PORTS_FILE = "ports.json"
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_PORT = 15_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +190,27 @@ def _ports(folder: Path) -> dict[str, int]:
         found: dict[str, int] = json.loads(path.read_text())
         return found
     with contextlib.ExitStack() as held:
-        ports = {}
-        for name in ("public", "admin", "api", "cluster"):
-            sock = held.enter_context(socket.socket())
-            sock.bind(("127.0.0.1", 0))
-            ports[name] = int(sock.getsockname()[1])
+        ports = {name: _free_port(held) for name in ("public", "admin", "api", "cluster")}
     path.write_text(json.dumps(ports) + "\n")
     return ports
+
+
+def _free_port(held: contextlib.ExitStack) -> int:
+    """A port that is free now and that the kernel gives to no connection: it is bound only once Ray has started, and by then
+    one of the ephemeral range may be in use by a connection. Held until `held` ends, so that none comes twice."""
+    try:
+        first_ephemeral = int(_EPHEMERAL.read_text().split()[0])
+    except (OSError, ValueError, IndexError):  # not Linux, or hidden: any free port then
+        first_ephemeral = 0
+    drawn = secrets.SystemRandom()
+    for port in [drawn.randrange(_FIRST_PORT, first_ephemeral) for _ in range(50) if first_ephemeral > _FIRST_PORT] + [0]:
+        sock = held.enter_context(socket.socket())
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return int(sock.getsockname()[1])
+    raise ProcessFailed("no free port on 127.0.0.1")
 
 
 def _free_name(credentials: Sequence[CredentialConfig]) -> str:

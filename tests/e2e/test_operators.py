@@ -81,7 +81,8 @@ def test_it_all_goes_on_after_the_whole_system_was_stopped_and_started(run: Run,
         again.wait_for(READY, 90)
         until(lambda: operator.rounds()[-1].inputs.round_no > last.round_no, 60, "a round after the restart")
         first = next(done.inputs for done in operator.rounds() if done.inputs.round_no > last.round_no)
-        assert first.round_no == last.round_no + 1
+        # A round that the end cut short has left its orders in the journal, but no record: its number is not given again.
+        assert last.round_no < first.round_no <= last.round_no + 2
         assert first.at_s > last.at_s, "model time has not begun anew"
         assert first.overrides == (Override(pool=POOL, kind="pin", replicas=5, by="anna"),)
         until(lambda: operator.replicas() == 5, 30, "the pinned number in the new cluster")
