@@ -83,7 +83,8 @@ class RoundConfig:
     """What a round is configured with. The policies must be those that the journal's segment names.
 
     `admission_burst_s`: seconds' worth of the admitted rate that may come at once (None: the router's default). `overrides`:
-    those that stand in the topology; one that is set at run time goes over its like."""
+    those that stand in the topology; one that is set at run time goes over its like. `people_scale`: people can set replicas
+    at the cluster; where they cannot, another number than the one ordered is a cluster that was started anew."""
 
     budget: Budget
     groups: tuple[GroupSpec, ...]
@@ -91,6 +92,7 @@ class RoundConfig:
     policies: Policies = field(default_factory=Policies)
     admission_burst_s: float | None = None
     overrides: tuple[Override, ...] = ()
+    people_scale: bool = False
 
     @classmethod
     def of(cls, topology: Topology, *, unix_at_zero_s: float) -> RoundConfig:
@@ -102,6 +104,7 @@ class RoundConfig:
             policies=policies_of(topology, unix_at_zero_s=unix_at_zero_s),
             admission_burst_s=topology.arbiter.admission_burst_s,
             overrides=overrides_of(topology, unix_at_zero_s=unix_at_zero_s),
+            people_scale=topology.cluster.kind == "kubernetes",
         )
 
 
@@ -122,6 +125,7 @@ async def run_round(
     controls = await _controls(ports.operators, at_s)
     reserved = () if ledger is None else ledger.entries
     holdings = with_memory(memory.rollout, config.pools, observed or (), router, at_s, missing, reserved)
+    overrides = overrides_in_force(config.overrides, controls.overrides)
     troubles += custody_conditions(config.pools, holdings, controls.custody)
     inputs = RoundInputs(
         round_no=memory.round_no + 1,
@@ -131,7 +135,7 @@ async def run_round(
         pools=in_custody(effective_pools(memory.rollout, config.pools, holdings, at_s), holdings, controls.custody),
         holdings=holdings,
         reports=believable(ports.pools.reports(), config.pools, at_s),
-        overrides=by_hand(memory.rollout, holdings, overrides_in_force(config.overrides, controls.overrides), at_s),
+        overrides=by_hand(memory.rollout, holdings, overrides, at_s) if config.people_scale else overrides,
         approvals=controls.approvals,
         freeze=controls.freeze,
         schedules=controls.schedules,

@@ -96,7 +96,7 @@ def replay(
     \b
     Examples:
       global-planner replay --topology examples/two-models/topology.yaml \\
-          --trace chat=azure_conv.csv.gz,scale=0.3,duration=20m --trace code=azure_code.csv.gz,scale=0.3,duration=20m
+          --trace chat=azure_conv.csv.gz,scale=0.1,duration=20m --trace code=azure_code.csv.gz,scale=0.1,duration=20m
       global-planner replay --topology T --trace chat=week.csv,rate=rpm,isl=1100:1,osl=210:0.8 --compare goodput,hpa,static_peak
       global-planner replay --topology T --trace chat=trace.jsonl.gz --pick prefix_affinity --fault kill:chat-decode@10m
       global-planner replay --check demo-report/run/journal

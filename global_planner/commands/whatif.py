@@ -46,8 +46,8 @@ def whatif(
 
     \b
     Examples:
-      global-planner whatif --topology examples/two-models/topology.yaml --trace chat=azure_conv.csv.gz,scale=0.3 \\
-          --trace code=azure_code.csv.gz,scale=0.3 --budget 8,12,16,24
+      global-planner whatif --topology examples/two-models/topology.yaml --trace chat=azure_conv.csv.gz,scale=0.1 \\
+          --trace code=azure_code.csv.gz,scale=0.1 --budget 8,12,16,24
       global-planner whatif --topology T --trace chat=… --trace code=… --budget 16,24,32 --priority chat=900,500
       global-planner whatif --topology T --trace chat=… --policy goodput,hpa --budget 8,16
     """

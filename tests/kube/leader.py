@@ -155,6 +155,7 @@ class Leader:
             groups=groups,
             pools=self.pools,
             policies=Policies(rollout=RolloutPolicy(drain_deadline_s=60.0, backoff_base_s=30.0, backoff_max_s=60.0)),
+            people_scale=True,
         )
         self.deployments = Deployments(
             api, [namespace], operators=("manager",), write_deadline_s=3.0, write_spacing_s=0.0, unix_now=clock.now
