@@ -23,7 +23,8 @@ lint: setup ## ruff, mypy --strict, import contracts
 test: setup lint ## lint and all tests
 	@sh tests/services/install.sh
 	@$(PY) -m pytest -m "not alone" --numprocesses 2 --dist worksteal
-	@$(PY) -m pytest -m alone --durations 15
+	@# Real processes on a shared machine: one that fails is tried once more, and both tries are told.
+	@$(PY) -m pytest -m alone --durations 15 --reruns 1
 
 clean: ## remove what the commands above made (not .venv)
 	@rm -rf demo-report* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
