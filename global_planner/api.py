@@ -216,7 +216,8 @@ class ApiServer:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         arbiter = self._arbiter
-        text = render(arbiter.last_round, now_s=arbiter.now(), leading=arbiter.leading)
+        statuses = arbiter.inbox.statuses()
+        text = render(arbiter.last_round, statuses=statuses, now_s=arbiter.now(), leading=arbiter.leading)
         return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _health(self, _: web.Request) -> web.Response:

@@ -1,19 +1,22 @@
-"""What the arbiter exposes of itself, as Prometheus text. Pure; `api` answers it over HTTP."""
+"""What the arbiter exposes of itself, and what the planners that report to it know of their pools, as Prometheus text: one
+scrape has the whole deployment. Pure; `api` answers it over HTTP."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from global_planner.types import Holding, Round
+from pool_planner.metrics.own import gauges_of
 from pool_planner.metrics.text import MetricsText
+from pool_planner.types import PlannerStatus
 
 _OWN = "global_planner_"
 STATES = ("starting", "ready", "draining", "terminating")
 
 
-def render(done: Round | None, *, now_s: float, leading: bool) -> str:
+def render(done: Round | None, *, statuses: Sequence[PlannerStatus] = (), now_s: float, leading: bool) -> str:
     """The exposition after the last round (None: there was none yet). What is unknown has no sample, but `pool_known` says
-    so."""
+    so. `statuses`: the newest of each pool's planner."""
     text = MetricsText()
     text.gauge(_OWN + "leading", "1 where this process decides.", {}, float(leading))
     if done is None:
@@ -34,6 +37,12 @@ def render(done: Round | None, *, now_s: float, leading: bool) -> str:
             _OWN + "budget_gpus", "GPUs of the budget (absent: unlimited).", labels, None if most is None else float(most)
         )
     _pools(text, done)
+    labels_of = {spec.name: {"pool": spec.name, "group": spec.group, "role": spec.role} for spec in done.inputs.pools}
+    for status in statuses:
+        labels = labels_of.get(status.pool, {})
+        if labels:  # else of a pool that left the topology
+            gauges_of(text, labels, numbers=status.numbers, seen=status.observation, now=now_s)
+            text.gauge(_OWN + "pool_status_age_s", "Since its planner told of itself, s.", labels, now_s - status.at_s)
     for grant in done.allocation.groups:
         labels = {"group": grant.group}
         text.gauge(_OWN + "group_load_rps", "Load that is planned for, requests/s.", labels, grant.load_rps)

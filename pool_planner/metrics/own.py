@@ -12,9 +12,9 @@ from pool_planner.metrics.text import CONTENT_TYPE, MetricsText
 from pool_planner.report import VERDICTS
 from pool_planner.setup import PlannerSetup, PoolSetup
 from pool_planner.state import PlannerState, PoolState
-from pool_planner.types import Hold, Proposal, Report
+from pool_planner.types import Hold, Observation, Proposal, Report
 
-__all__ = ["CONTENT_TYPE", "render"]
+__all__ = ["CONTENT_TYPE", "gauges_of", "render"]
 
 _OWN = "global_planner_pool_"
 _DYNAMO = "dynamo_planner_"
@@ -53,14 +53,8 @@ def render(setup: PlannerSetup, state: PlannerState, reports: Sequence[Report], 
     rows = [(pool, state.pools[pool.name], by_pool.get(pool.name)) for pool in setup.pools]
     for pool, of_pool, report in rows:
         labels = {"pool": pool.name, "role": pool.role}
-        for name, about in _NUMBERS.items():
-            if not isinstance(report, Hold):
-                text.gauge(_OWN + name, about, labels, of_pool.numbers.get(name))
-        for name, (field, about) in _OBSERVED.items():
-            text.gauge(f"{_OWN}observed_{name}", about, labels, _observed(of_pool, field))
-        text.gauge(_OWN + "observed_rps", "Observed arrivals, requests/s.", labels, _arrivals(of_pool))
-        if of_pool.observation is not None:
-            text.gauge(_OWN + "observation_age_s", "Age of the last observation, s.", labels, now - of_pool.observation.at_s)
+        numbers = {} if isinstance(report, Hold) else of_pool.numbers
+        gauges_of(text, labels, numbers=numbers, seen=of_pool.observation, now=now)
         if isinstance(report, Proposal):
             text.gauge(_OWN + "wanted", "Replicas wanted.", labels, float(report.wanted))
             for name, replicas in (("throughput_floor", report.predicted_replicas), ("load_wanted", report.load_replicas)):
@@ -76,6 +70,20 @@ def render(setup: PlannerSetup, state: PlannerState, reports: Sequence[Report], 
     return text.done()
 
 
+def gauges_of(
+    text: MetricsText, labels: Mapping[str, str], *, numbers: Mapping[str, float], seen: Observation | None, now: float
+) -> None:
+    """What a planner knows of one pool: its `numbers`, and what it has `seen` last. The arbiter shows the same of every planner
+    that reports to it, so one scrape has it all."""
+    for name, about in _NUMBERS.items():
+        text.gauge(_OWN + name, about, labels, numbers.get(name))
+    for name, (field, about) in _OBSERVED.items():
+        text.gauge(f"{_OWN}observed_{name}", about, labels, _field(seen, field))
+    text.gauge(_OWN + "observed_rps", "Observed arrivals, requests/s.", labels, _arrivals(seen))
+    if seen is not None:
+        text.gauge(_OWN + "observation_age_s", "Age of the last observation, s.", labels, now - seen.at_s)
+
+
 def _dynamo(text: MetricsText, rows: Sequence[tuple[PoolSetup, PoolState, Report | None]]) -> None:
     """Aggregated workers count as decode, as they do there."""
     for role in ("prefill", "decode"):
@@ -87,9 +95,9 @@ def _dynamo(text: MetricsText, rows: Sequence[tuple[PoolSetup, PoolState, Report
         text.gauge(f"{_DYNAMO}predicted_num_{role}_replicas", about, {}, sum(wanted) if wanted else None)
     states = [state for _, state, _ in rows]
     for name, (field, about) in _OBSERVED.items():
-        values = [value for state in states if (value := _observed(state, field)) is not None]
+        values = [value for state in states if (value := _field(state.observation, field)) is not None]
         text.gauge(f"{_DYNAMO}observed_{name}", about, {}, max(values, default=None))
-    rates = [rate for state in states if (rate := _arrivals(state)) is not None]
+    rates = [rate for state in states if (rate := _arrivals(state.observation)) is not None]
     text.gauge(_DYNAMO + "observed_requests_per_second", "Observed requests/s.", {}, max(rates, default=None))
     forecasts = [state.forecast for state in states if state.forecast is not None]
     for name, field in (
@@ -101,11 +109,10 @@ def _dynamo(text: MetricsText, rows: Sequence[tuple[PoolSetup, PoolState, Report
         text.gauge(f"{_DYNAMO}predicted_{name}", "Forecast for the next interval.", {}, max(values, default=None))
 
 
-def _observed(state: PoolState, field: str) -> float | None:
-    value: float | None = None if state.observation is None else getattr(state.observation, field)
+def _field(seen: Observation | None, field: str) -> float | None:
+    value: float | None = None if seen is None else getattr(seen, field)
     return value
 
 
-def _arrivals(state: PoolState) -> float | None:
-    seen = state.observation
+def _arrivals(seen: Observation | None) -> float | None:
     return None if seen is None or seen.requests is None or seen.interval_s <= 0 else seen.requests / seen.interval_s

@@ -235,9 +235,24 @@ async def test_status_metrics_and_health(tmp_path: Path) -> None:
             text = await answer.text()
         assert 'global_planner_charged_gpus{gpu_type="h100"} 2.0' in text
         assert 'global_planner_pool_known{pool="code-a",group="code",role="agg"} 1.0' in text
+        assert "forecast" not in text
         for path in ("/healthz", "/readyz"):
             async with session.get(deployment.url + path) as answer:
                 assert (answer.status, await answer.text()) == (200, "ok\n")
+
+
+async def test_what_planners_know_is_in_the_arbiters_metrics(tmp_path: Path) -> None:
+    """One scrape has the whole deployment, wherever its planners run; numbers that nobody defined make no series."""
+    seen = Observation(pool="chat-p", at_s=0.0, interval_s=10.0, requests=25.0, ttft_ms=310.0)
+    status = PlannerStatus(pool="chat-p", at_s=10.0, observation=seen, numbers={"forecast_rps": 3.5, "evil": 1.0})
+    body = wire.encode(ReportBatch(dgd="chat", pid=1, started_at_s=0.0, reports=(), statuses=(status,)))
+    async with deployed(tmp_path) as deployment, aiohttp.ClientSession() as session:
+        assert (await post(deployment, "/v1/proposals", body, {**bearer("chat"), "Content-Type": MSGPACK}))[0] == 200
+        async with session.get(f"{deployment.url}/metrics") as answer:
+            text = await answer.text()
+    of = '{pool="chat-p",group="chat",role="prefill"}'
+    assert f"global_planner_pool_forecast_rps{of} 3.5" in text and f"global_planner_pool_observed_rps{of} 2.5" in text
+    assert f"global_planner_pool_observed_ttft_ms{of} 310.0" in text and "evil" not in text
 
 
 # ---- bodies that make no sense -------------------------------------------------------------------------
