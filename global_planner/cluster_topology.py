@@ -110,7 +110,7 @@ def _pool(target: Target, state: ComponentState, template: Mapping[str, Any], no
         role=target.role,
         replicas=ordered,
         gpus_per_replica=state.gpus_per_replica,
-        gpu_type=str(note["gpu_type"]) if "gpu_type" in note else _name(labelled),
+        gpu_type=str(note["gpu_type"]) if "gpu_type" in note else None if labelled is None else type_name(labelled),
         model=str(note["model"]) if "model" in note else _model(template),
         adapter=state.adapter is not None,
         note=note,
@@ -158,9 +158,13 @@ def _model(template: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _name(text: str | None) -> str | None:
-    """As a GPU type is written in a budget."""
-    return None if text is None else re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+def type_name(text: str) -> str:
+    """A node's label as a GPU type is written in a budget.
+
+    >>> type_name("NVIDIA-H100-80GB-HBM3")
+    'nvidia-h100-80gb-hbm3'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 # ---- the file -----------------------------------------------------------------------------------------------------------
@@ -202,7 +206,7 @@ def as_mapping(reading: Reading, *, name: str) -> dict[str, Any]:
 def _group(pool: FoundPool) -> str:
     """Pools of one model are one group, wherever they run; a DGD whose model nobody says is a group of its own."""
     said = pool.note.get("group") or pool.model or pool.dgd
-    return (_name(str(said)) or pool.dgd)[:63].strip("-")
+    return (type_name(str(said)) or pool.dgd)[:63].strip("-")
 
 
 def _group_mapping(group: str, pools: Sequence[FoundPool], usual: str) -> dict[str, Any]:

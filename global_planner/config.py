@@ -78,6 +78,10 @@ class KubernetesConfig(Section):
     and only their own termination protects what they still serve. `engine_port`: where a replica answers HTTP (absent: the
     container port named `http`, if there is one). `unseen_termination_s`: how long released GPUs stay charged where pods may
     not be listed. `operator_managers`: field managers that set replicas on behalf of the DGDs' own operator.
+
+    Where a role lets us list nodes and all pods, nothing grows that no node has room for; `gpu_label` is the label that tells a
+    node's GPU type (absent: the usual ones of NVIDIA's and the clouds' discovery), by the words of the budget's name: `h100` is
+    in `NVIDIA-H100-80GB-HBM3`. `see_nodes: false` leaves it out, where a cluster autoscaler makes nodes for replicas that wait.
     """
 
     access: Literal["auto", "in-cluster", "kubeconfig"] = "auto"
@@ -91,6 +95,8 @@ class KubernetesConfig(Section):
     engine_port: Annotated[int, Field(ge=1, le=65535, strict=True)] | None = None
     unseen_termination_s: NonNegativeFloat = 120.0
     operator_managers: tuple[str, ...] = OPERATOR_MANAGERS
+    gpu_label: str | None = None
+    see_nodes: bool = True
 
 
 class NodeConfig(Section):

@@ -29,6 +29,7 @@ def holding_of(
         version=state.version,
         replicas=tuple(_replica(item, model_s, routed) for item in state.replicas),
         gpus_per_replica=state.gpus_per_replica,
+        nodes_per_replica=state.nodes_per_replica,
         surge=state.surge,
         updating=state.updating,
         cold_start_s=state.cold_start_s,
@@ -50,4 +51,5 @@ def _replica(item: PodReplica, model_s: Callable[[float], float], routed: bool) 
         since_s=None if since is None else model_s(since),
         unschedulable=item.unschedulable,
         rank=item.rank,
+        nodes=item.nodes,
     )

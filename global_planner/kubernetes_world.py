@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from global_planner.config import Topology
 from global_planner.kubernetes_cluster import KubernetesCluster
 from global_planner.kubernetes_events import EventTeller
+from global_planner.kubernetes_nodes import KubernetesNodes
 from global_planner.kubernetes_orders import KubernetesOrders
 from global_planner.lease import LeaderLease, Standing
 from global_planner.types import PoolSpec, Round
@@ -36,8 +37,8 @@ LIST_TIMEOUT_S = 20.0
 
 @dataclass(slots=True, kw_only=True)
 class KubernetesWorld:
-    """The open cluster. `router` is the port where no router of ours is in front (None: one is). `standing`: who decides, as
-    of the last `ours`."""
+    """The open cluster. `router` is the port where no router of ours is in front (None: one is). `nodes` None: they are not to
+    be looked at. `standing`: who decides, as of the last `ours`."""
 
     api: KubernetesApi
     deployments: Deployments
@@ -46,6 +47,7 @@ class KubernetesWorld:
     orders: KubernetesOrders
     events: EventTeller
     router: Unrouted | None
+    nodes: KubernetesNodes | None
     lease_s: float
     standing: Standing = field(default_factory=lambda: Standing(kind="standby", note="not asked yet"))
     _listed: bool = False
@@ -78,6 +80,8 @@ class KubernetesWorld:
         self.deployments.list_again(LIST_TIMEOUT_S)
         if not self.orders.list_again(LIST_TIMEOUT_S):
             raise ClusterUnavailable("operators' orders cannot be listed")
+        if self.nodes is not None:
+            self.nodes.wait_until_seen(LIST_TIMEOUT_S)  # what is not seen by then is told by the round itself
 
 
 def api_of(topology: Topology) -> KubernetesApi:
@@ -121,6 +125,11 @@ async def open_world(topology: Topology, pools: Sequence[PoolSpec], clock: Speed
         undo.callback(orders.close)
         await asyncio.to_thread(deployments.start)
         orders.watch()
+        nodes = None
+        if config.see_nodes:
+            nodes = KubernetesNodes(api, {pool.gpu_type for pool in pools}, label=config.gpu_label)
+            undo.callback(nodes.close)
+            nodes.start()
         events = EventTeller(api, deployments.dgd, tuple(pools), unix_now=time.time)
         undo.callback(events.close)
         routed = config.drained_by == "router"
@@ -139,6 +148,7 @@ async def open_world(topology: Topology, pools: Sequence[PoolSpec], clock: Speed
             orders=orders,
             events=events,
             router=None if routed else Unrouted(),
+            nodes=nodes,
             lease_s=config.lease_s,
         )
         with contextlib.suppress(ClusterUnavailable, Conflict):

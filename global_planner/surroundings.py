@@ -57,6 +57,7 @@ async def surroundings(
                 router=routers if world.router is None else world.router,
                 operators=world.orders,
                 ledger=world.lease,
+                nodes=world.nodes,
                 may_decide=world.ours,
                 tell=world.tell,
                 standing=lambda: world.standing.note,

@@ -63,9 +63,9 @@ class ComponentState:
     `version`: of the object that orders go to. `unknown` says why the rest cannot be trusted (None: it can).
 
     `terminating_hidden`: pods may not be listed, so that replicas come from status and ending ones are not seen. `surge`: extra
-    replicas that a rolling update (`updating`) may bring. `least_replicas`: fewer the workload cannot have. `victims`: who
-    chooses which replica goes. `writer`: who set the replicas last, where the API server notes it.
-    """
+    replicas that a rolling update (`updating`) may bring. `nodes_per_replica`: that its GPUs are spread over. `least_replicas`:
+    fewer the workload cannot have. `victims`: who chooses which replica goes. `writer`: who set the replicas last, where the
+    API server notes it."""
 
     target: Target
     component: str | None = None
@@ -74,6 +74,7 @@ class ComponentState:
     adapter: str | None = None
     version: str | None = None
     gpus_per_replica: int | None = None
+    nodes_per_replica: int = 1
     replicas: tuple[PodReplica, ...] = ()
     terminating_hidden: bool = False
     surge: int = 0
@@ -126,7 +127,7 @@ def slim_pod(raw: Mapping[str, Any]) -> PodObject:
     return PodObject(
         raw={
             "metadata": {key: metadata[key] for key in kept if key in metadata},
-            "spec": {"containers": ports},
+            "spec": {"containers": ports, **({"nodeName": spec["nodeName"]} if spec.get("nodeName") else {})},
             "status": {**{key: status[key] for key in seen if key in status}, "containerStatuses": restarts},
         }
     )
@@ -174,6 +175,7 @@ def component_state(
         adapter=None if adapter is None else adapter.name,
         version=found.dgd.version if adapter is None else adapter.version,
         gpus_per_replica=component.gpus_per_replica,
+        nodes_per_replica=component.nodes,
         replicas=tuple(replicas),
         terminating_hidden=pods is None,
         surge=_surge(replicas, ordered or 0, workload) if updating else 0,

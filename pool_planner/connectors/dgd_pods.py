@@ -36,7 +36,8 @@ _VICTIMS_BY_WORKLOAD: Mapping[str, Victims] = {
 class PodReplica:
     """One replica. `pods`: the names of its pods. `since_unix_s`: when it was placed on its nodes (else created), or lost its
     readiness since; `ready_unix_s`: when it became ready (Unix times, None: not known). `generation`: of the workers, None: no
-    label says it. `rank`: the place in which the cluster removes it, 0 first (None: not known)."""
+    label says it. `rank`: the place in which the cluster removes it, 0 first (None: not known). `nodes`: those that its pods
+    were placed on."""
 
     id: str
     state: Literal["starting", "ready", "terminating"]
@@ -48,6 +49,7 @@ class PodReplica:
     generation: str | None = None
     restarted: bool = False
     rank: int | None = None
+    nodes: tuple[str, ...] = ()
 
 
 def victims_of(workload: str | None) -> Victims:
@@ -106,6 +108,7 @@ def _replica(name: str, pods: Sequence[Mapping[str, Any]], nodes: int, port: int
         url=_url(pods, port),
         unschedulable=next((text for text in map(_unschedulable, conditions) if text is not None), None),
         generation=labels.get(GENERATION_LABEL),
+        nodes=tuple(sorted({str(node) for pod in pods if (node := pod.get("spec", {}).get("nodeName"))})),
         restarted=any(status.get("restartCount") for pod in pods for status in pod["status"].get("containerStatuses") or ()),
     )
 

@@ -25,12 +25,13 @@ WATCH_S = 300.0
 BACKOFF_S = 0.2
 BACKOFF_MAX_S = 5.0
 MISSING_AGAIN_S = 60.0
-"""A collection that is not there, or not allowed, is tried again after so long."""
+"""A collection that is not there, or not allowed, is tried again after so long, if nobody says otherwise."""
 
 
 class Watched(Generic[_Item]):
     """The objects of one collection by (namespace, name), each as `read` makes it of what the API server sends, grouped by
-    `group`. `optional`: a collection that does not exist (404) is empty."""
+    `group` (None: in no group). `optional`: a collection that does not exist (404) is empty. `again_s`: after so long one that
+    is not there, or not allowed, is tried again."""
 
     def __init__(
         self,
@@ -42,9 +43,10 @@ class Watched(Generic[_Item]):
         group: Callable[[_Item], Hashable | None],
         selector: str = "",
         optional: bool = False,
+        again_s: float = MISSING_AGAIN_S,
     ) -> None:
         self._api, self._path, self._resource, self._selector = api, path, resource, selector
-        self._read, self._group, self._optional = read, group, optional
+        self._read, self._group, self._optional, self._again_s = read, group, optional, again_s
         self._changed = threading.Condition()
         self._items: dict[tuple[str, str], _Item] = {}
         self._groups: dict[Hashable, dict[tuple[str, str], _Item]] = {}
@@ -58,6 +60,8 @@ class Watched(Generic[_Item]):
         self._stopping = False
         self._response: Any = None
         self.lists = 0
+        self.changes = 0
+        """Counts what was seen to change: while it stays, so does the collection."""
         self.forbidden: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"watch {resource}", daemon=True)
 
@@ -134,12 +138,12 @@ class Watched(Generic[_Item]):
             except Forbidden as error:
                 self.forbidden = str(error)
                 self._lost(str(error), list_again=True)
-                wait_s = MISSING_AGAIN_S
+                wait_s = self._again_s
             except NotFound as error:
                 if self._optional:
                     self._replace([], "")
                 self._lost(str(error), list_again=True, known_empty=self._optional)
-                wait_s = MISSING_AGAIN_S
+                wait_s = self._again_s
             except WorldError as error:
                 failures += 1
                 self._lost(str(error))
@@ -162,9 +166,11 @@ class Watched(Generic[_Item]):
         items = {_key(item): self._read(item) for item in raw}
         groups: dict[Hashable, dict[tuple[str, str], _Item]] = {}
         for key, item in items.items():
-            groups.setdefault(self._group(item), {})[key] = item
+            if (group := self._group(item)) is not None:
+                groups.setdefault(group, {})[key] = item
         with self._changed:
             self._items, self._groups, self._version = items, groups, version
+            self.changes += 1
             self.forbidden = None
             self._lost_at = time.monotonic()
             self._lists_done = self._lists_wanted if answers is None else answers
@@ -206,16 +212,22 @@ class Watched(Generic[_Item]):
         key = _key(raw)
         item = None if kind == "DELETED" else self._read(raw)
         with self._changed:
-            before = self._items.pop(key, None)
+            self._version = version or self._version
+            before = self._items.get(key)
+            if item == before:  # nothing of what is read: a heartbeat, or somebody else's annotation
+                return
+            self._items.pop(key, None)
             if before is not None:
                 self._regroup(self._group(before), key, None)
             if item is not None:
                 self._items[key] = item
                 self._regroup(self._group(item), key, item)
-            self._version = version or self._version
+            self.changes += 1
             self._changed.notify_all()
 
-    def _regroup(self, group: Hashable, key: tuple[str, str], item: _Item | None) -> None:
+    def _regroup(self, group: Hashable | None, key: tuple[str, str], item: _Item | None) -> None:
+        if group is None:
+            return
         members = {name: one for name, one in self._groups.get(group, {}).items() if name != key}
         if item is not None:
             members[key] = item

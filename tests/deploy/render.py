@@ -37,7 +37,11 @@ def render(folder: Path, *components: Path) -> list[Manifest]:
         data = {Path(file).name: (folder / file).read_text() for file in generator["files"]}
         found.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": generator["name"]}, "data": data})
     for component in (*(folder / name for name in raw.get("components", ())), *components):
-        for patch in yaml.safe_load((component / "kustomization.yaml").read_text())["patches"]:
+        added = yaml.safe_load((component / "kustomization.yaml").read_text())
+        assert not set(added) - {"apiVersion", "kind", "resources", "patches"}, component
+        for name in added.get("resources", ()):
+            found += yaml.safe_load_all((component / name).read_text())
+        for patch in added.get("patches", ()):
             _patch(found, patch)
     for manifest in found:
         if "namespace" in raw:

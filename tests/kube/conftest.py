@@ -19,6 +19,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     running = ApiServer(folder=tmp_path_factory.mktemp("kube"), apiserver=apiserver, etcd=etcd)
     try:
         running.start()
+        running.see_nodes("seer")
         yield running
     finally:
         running.stop()

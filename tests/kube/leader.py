@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from global_planner.kubernetes_cluster import KubernetesCluster
+from global_planner.kubernetes_nodes import KubernetesNodes
 from global_planner.kubernetes_orders import KubernetesOrders
 from global_planner.lease import LeaderLease, Standing
 from global_planner.memory import PlannerMemory, Policies, Snapshot
@@ -143,6 +144,7 @@ class Leader:
         identity: str = "one",
         lease_s: float = 30.0,
         router: IdleRouter | None = None,
+        see_nodes: bool = False,
     ) -> None:
         self.clock, self.api = clock, api
         self.pools = tuple(pools or pools_of(namespace))
@@ -170,6 +172,10 @@ class Leader:
         self.orders = KubernetesOrders(api, namespace=namespace, name="planner-orders")
         self.orders.watch()
         self.orders.list_again(10.0)
+        self.nodes = KubernetesNodes(api, {pool.gpu_type for pool in self.pools}) if see_nodes else None
+        if self.nodes is not None:
+            self.nodes.start()
+            assert self.nodes.wait_until_seen(10.0)
         self.router = router or IdleRouter()
         self.wants = Wants(clock)
         self.memory = PlannerMemory()
@@ -188,6 +194,7 @@ class Leader:
             clock=self.clock,
             operators=self.orders,
             ledger=self.lease,
+            nodes=self.nodes,
         )
 
     async def step(self) -> Round | None:
@@ -205,3 +212,5 @@ class Leader:
     def close(self) -> None:
         self.deployments.close()
         self.orders.close()
+        if self.nodes is not None:
+            self.nodes.close()

@@ -27,7 +27,8 @@ def stamp(unix_s: float) -> str:
 @dataclass(slots=True)
 class Operator:
     """`cold_start_s`: from placement to ready. `termination_s`: from deletion to gone. `lag_s`: before it looks at a change of
-    replicas. `unschedulable`: components whose new pods find no node. `workload`: the kind that status names."""
+    replicas. `nodes`: GPUs of each (none: there is always room, on one node). `unschedulable`: components whose new pods find
+    no node. `workload`: the kind that status names."""
 
     api: KubernetesApi
     namespace: str
@@ -36,9 +37,11 @@ class Operator:
     termination_s: float = 10.0
     lag_s: float = 0.0
     workload: str = "Deployment"
+    nodes: dict[str, int] = field(default_factory=dict)
     unschedulable: set[tuple[str, str]] = field(default_factory=set)
     updating: dict[tuple[str, str], str] = field(default_factory=dict)
     killed: list[tuple[float, str]] = field(default_factory=list)
+    _taken: dict[str, tuple[str, int]] = field(default_factory=dict)
     _due: dict[str, float] = field(default_factory=dict)
     _changed_at: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
     _made: int = 0
@@ -47,6 +50,11 @@ class Operator:
         """One look at everything, and what is due now."""
         adapters = self._list("/apis/nvidia.com/v1beta1/namespaces/{}/dynamographdeploymentscalingadapters")
         pods = self._list("/api/v1/namespaces/{}/pods")
+        self._taken = {
+            f"{pod['metadata']['namespace']}/{pod['metadata']['name']}": (pod["spec"]["nodeName"], _gpus_of(pod))
+            for pod in (self.api.get("/api/v1/pods")["items"] if self.nodes else ())
+            if pod["spec"].get("nodeName") in self.nodes
+        }
         for dgd in self._list("/apis/nvidia.com/v1beta1/namespaces/{}/dynamographdeployments"):
             self._copy_adapters(dgd, [item for item in adapters if item["spec"]["dgdRef"]["name"] == dgd["metadata"]["name"]])
             mine = [pod for pod in pods if pod["metadata"]["labels"].get(DGD_LABEL) == dgd["metadata"]["name"]]
@@ -118,6 +126,9 @@ class Operator:
                 continue
             if not _ready(pod) and (dgd, component["name"]) not in self.unschedulable:
                 if _unplaced(pod):
+                    if not pod["spec"].get("nodeName") and not self._bind(name, _gpus_of(pod)):
+                        alive.append(pod)
+                        continue
                     pod = self._pod_status(pod, ready=False, placed=True)
                     self._due[name] = self.now() + self.cold_start_s
                 elif self.now() >= self._due.setdefault(name, self.now() + self.cold_start_s):
@@ -181,14 +192,19 @@ class Operator:
         if self.workload == "LeaderWorkerSet":
             labels["leaderworkerset.sigs.k8s.io/group-index"] = str(number)
         port = {"name": "http", "containerPort": 8000}
+        gpus = _gpus_of_component(component)
+        node = self._room(name, gpus) if self.nodes else "node"
+        container = {"name": "main", "image": "engine", "ports": [port]}
+        if gpus:
+            container["resources"] = {"limits": {"nvidia.com/gpu": str(gpus)}, "requests": {"nvidia.com/gpu": str(gpus)}}
         body = {
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"name": name, "labels": labels},
-            "spec": {"nodeName": "node", "containers": [{"name": "main", "image": "engine", "ports": [port]}]},
+            "spec": {**({"nodeName": node} if node else {}), "containers": [container]},
         }
         pod = call(self.api, "POST", f"/api/v1/namespaces/{self.namespace}/pods", body, manager="kube-controller-manager")
-        placed = (dgd, component["name"]) not in self.unschedulable
+        placed = node is not None and (dgd, component["name"]) not in self.unschedulable
         self._due[name] = self.now() + self.cold_start_s
         return self._pod_status(pod, ready=False, placed=placed)
 
@@ -205,6 +221,21 @@ class Operator:
         path = f"/api/v1/namespaces/{self.namespace}/pods/{pod['metadata']['name']}/status"
         answer: dict[str, Any] = call(self.api, "PATCH", path, {"status": status}, manager="kubelet")
         return answer
+
+    def _room(self, pod: str, gpus: int) -> str | None:
+        """A node with so many GPUs left, which the pod takes."""
+        for node, has in sorted(self.nodes.items()):
+            if has - sum(number for where, number in self._taken.values() if where == node) >= gpus:
+                self._taken[f"{self.namespace}/{pod}"] = (node, gpus)
+                return node
+        return None
+
+    def _bind(self, pod: str, gpus: int) -> bool:
+        node = self._room(pod, gpus)
+        if node is not None:
+            body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": pod}, "target": {"kind": "Node", "name": node}}
+            call(self.api, "POST", f"/api/v1/namespaces/{self.namespace}/pods/{pod}/binding", body, manager="scheduler")
+        return node is not None
 
     def _end(self, pod: dict[str, Any]) -> None:
         name = pod["metadata"]["name"]
@@ -231,6 +262,22 @@ class Operator:
             path = f"/apis/nvidia.com/v1beta1/namespaces/{self.namespace}/dynamographdeployments/{name}/status"
             with contextlib.suppress(Conflict, NotFound):  # looked at again next time
                 call(self.api, "PATCH", path, {"status": status}, manager="manager")
+
+
+def _gpus_of_component(component: dict[str, Any]) -> int:
+    """GPUs of one pod, in either shape; what is no count has none here."""
+    limits = (component.get("resources") or {}).get("limits") or {}
+    for container in component.get("podTemplate", {}).get("spec", {}).get("containers") or ():
+        limits = limits or (container.get("resources") or {}).get("limits") or {}
+    text = str(limits.get("gpu", limits.get("nvidia.com/gpu", 0)))
+    return int(text) if text.isdigit() else 0
+
+
+def _gpus_of(pod: dict[str, Any]) -> int:
+    return sum(
+        int(((container.get("resources") or {}).get("limits") or {}).get("nvidia.com/gpu", 0))
+        for container in pod["spec"]["containers"]
+    )
 
 
 def _named(components: list[dict[str, Any]], name: str) -> dict[str, Any] | None:

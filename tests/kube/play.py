@@ -37,28 +37,31 @@ class Play:
         may_patch_dgds: bool | None = None,
         lease_s: float = 30.0,
         without: str | None = None,
+        nodes: Mapping[str, int] | None = None,
+        user: str = "planner",
     ) -> None:
         self.server, self.namespace, self.shape, self.fleet, self.budget = server, namespace, shape, fleet, budget
         self.without = without
         self.clock = Clock()
-        self.operator = Operator(server.api(), namespace, self.clock.now, workload=workload)
+        self.operator = Operator(server.api(), namespace, self.clock.now, workload=workload, nodes=dict(nodes or {}))
         for group, roles in fleet.items():
             create(server, namespace, f"{group}-main", shape, roles, adapters=adapters)
         rules = [*PLANNER_RULES, *([PATCH_DGDS] if may_patch_dgds is not False and not adapters else [])]
         if without == "patch pods":
             rules = [{**rule, "verbs": ["get", "list", "watch"]} if "pods" in rule["resources"] else rule for rule in rules]
-        server.role(namespace, "planner", [rule for rule in rules if rule["resources"] != [without]])
+        server.role(namespace, user, [rule for rule in rules if rule["resources"] != [without]])
         for _ in range(2):
             self.operator.reconcile()
             self.clock.now_s += self.operator.cold_start_s
         self.operator.reconcile()
         self.leader = Leader(
-            api or server.api("planner"),
+            api or server.api(user),
             namespace,
             self.clock,
             pools=pools_of(namespace, fleet),
             budget=budget,
             lease_s=lease_s,
+            see_nodes=nodes is not None,
         )
         self.orders = KubernetesOrders(server.api(), namespace=namespace, name="planner-orders")
         self.violations: list[str] = []

@@ -54,7 +54,7 @@ class ApiServer:
     folder: Path
     apiserver: Path
     etcd: Path
-    users: tuple[str, ...] = ("planner", "other-planner", "person", "operator", "hpa")
+    users: tuple[str, ...] = ("planner", "other-planner", "person", "operator", "hpa", "seer")
     port: int = 0
     _etcd_port: int = 0
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -171,6 +171,22 @@ class ApiServer:
                 "kind": "RoleBinding",
                 "metadata": {"name": user},
                 "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": user},
+                "subjects": [{"kind": "User", "name": user, "apiGroup": "rbac.authorization.k8s.io"}],
+            },
+        )
+
+    def see_nodes(self, user: str) -> None:
+        """Let a user list nodes and the pods of all namespaces, as `deploy/components/see-nodes` does."""
+        group, about = "/apis/rbac.authorization.k8s.io/v1", {"metadata": {"name": f"{user}-nodes"}}
+        rules = [{"apiGroups": [""], "resources": ["nodes", "pods"], "verbs": ["get", "list", "watch"]}]
+        kind = {"apiVersion": "rbac.authorization.k8s.io/v1", **about}
+        self.create(f"{group}/clusterroles", {**kind, "kind": "ClusterRole", "rules": rules})
+        self.create(
+            f"{group}/clusterrolebindings",
+            {
+                **kind,
+                "kind": "ClusterRoleBinding",
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": f"{user}-nodes"},
                 "subjects": [{"kind": "User", "name": user, "apiGroup": "rbac.authorization.k8s.io"}],
             },
         )

@@ -108,7 +108,7 @@ def dry_run(server: ApiServer) -> Iterator[DryRun]:
 @pytest.mark.parametrize("overlay", ["plain", "kuberay"])
 def test_what_we_ship(dry_run: DryRun, namespace: str, overlay: str) -> None:
     offered, elsewhere = 0, set()
-    for manifest in render(DEPLOY / "overlays" / overlay):
+    for manifest in render(DEPLOY / "overlays" / overlay, *sorted((DEPLOY / "components").iterdir())):
         kind = (manifest["apiVersion"], manifest["kind"])
         if dry_run.serves(*kind) is None:
             elsewhere.add(kind)
@@ -117,7 +117,7 @@ def test_what_we_ship(dry_run: DryRun, namespace: str, overlay: str) -> None:
         stored = dry_run.offer(manifest, namespace)
         assert stored["metadata"]["uid"]
         offered += 1
-    assert offered >= 14 and elsewhere <= {("policy/v1", "PodDisruptionBudget")} <= set(SPECS)
+    assert offered >= 16 and elsewhere <= {("policy/v1", "PodDisruptionBudget")} <= set(SPECS)
 
 
 @pytest.mark.parametrize("version", ["v1beta1", "v1alpha1"])
@@ -125,7 +125,7 @@ def test_what_we_ship(dry_run: DryRun, namespace: str, overlay: str) -> None:
 def test_what_compose_writes(dry_run: DryRun, namespace: str, tmp_path: Path, version: str, front: str) -> None:
     out = tmp_path / "out"
     arguments = ["compose", "--topology", str(split_topology(tmp_path)), "--out", str(out), "--api-version", version]
-    assert CliRunner().invoke(main, [*arguments, *FRONTS[front]]).exit_code == 0
+    assert CliRunner().invoke(main, [*arguments, *FRONTS[front], "--see-nodes"]).exit_code == 0
     offered = [dry_run.offer(manifest, namespace) for manifest in documents(out)]
     dgds = [each for each in offered if each["kind"] == "DynamoGraphDeployment"]
     assert len(dgds) == 7 and {each["apiVersion"] for each in dgds} == {f"nvidia.com/{version}"}
