@@ -41,6 +41,11 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     "--gpu-label", default="", metavar="LABEL", help="Node label whose value is the GPU type: pools select their nodes."
 )
 @click.option("--prometheus", metavar="URL", help="That scrapes Dynamo's routers; needed with --front global-router.")
+@click.option(
+    "--see-nodes", is_flag=True,
+    help="Let the arbiter list nodes and all pods (a ClusterRole), so that nothing grows that no node has room for. "
+    "Not with a cluster autoscaler: it makes nodes for replicas that wait.",
+)  # fmt: skip
 @click.option("--storage", default="1Gi", show_default=True, help="Size of the journal's volume.")
 def compose(
     topology_path: Path,
@@ -55,14 +60,15 @@ def compose(
     dynamo_image: str | None,
     gpu_label: str,
     prometheus: str | None,
+    see_nodes: bool,
     storage: str,
 ) -> None:
     """Write the full set for a hierarchical deployment: nothing is assembled by hand.
 
     One control DGD (frontend, router, arbiter), one DGD a pool (a prefill/decode pair with one `dgd` stays together) with its
-    planner, ConfigMaps of planner settings, profiles and router, adapters, Services, the journal's volume, the arbiter's
-    account with the fewest verbs, and tokens. Every configuration is read back and checked first. Tokens that exist
-    in the folder are kept; everything else is written anew.
+    planner, ConfigMaps of planner settings, profiles and router, adapters, Services, NetworkPolicies, the journal's
+    volume, the arbiter's account with the fewest verbs, and tokens. Every configuration is read back and checked first.
+    Tokens that exist in the folder are kept; everything else is written anew.
 
     \b
     Examples:
@@ -89,6 +95,7 @@ def compose(
             gpu_label=gpu_label,
             storage=storage,
             prometheus=prometheus,
+            see_nodes=see_nodes,
             token=lambda name: kept.get(name) or secrets.token_urlsafe(32),
         )
         files = composed(topology, load_profiles(topology), options)
@@ -100,9 +107,8 @@ def compose(
         sys.exit(2)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        stale = {path.name for path in out.glob("pool-*.yaml")} - set(files)
-        for name in sorted(stale):
-            (out / name).unlink()
+        for name in sorted(_written_before(out) - set(files)):
+            (out / name).unlink(missing_ok=True)
         for name, text in files.items():
             _write(out / name, text, private=name == "tokens.yaml")
     except OSError as error:
@@ -120,6 +126,16 @@ def _write(path: Path, text: str, *, private: bool) -> None:
     os.fchmod(descriptor, mode)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def _written_before(out: Path) -> set[str]:
+    """The manifests of an earlier run."""
+    try:
+        listed = yaml.safe_load((out / "kustomization.yaml").read_text(encoding="utf-8"))["resources"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        listed = []
+    names = {name for name in listed if isinstance(name, str) and "/" not in name}
+    return names | {path.name for path in out.glob("pool-*.yaml")}
 
 
 def _kept_tokens(path: Path) -> dict[str, str]:

@@ -51,18 +51,20 @@ def split_topology(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=["v1beta1", "v1alpha1"])
+@pytest.fixture(scope="module", params=["v1beta1", "v1alpha1"])
 def version(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=sorted(FRONTS))
+@pytest.fixture(scope="module", params=sorted(FRONTS))
 def front(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
-def out(tmp_path: Path, version: str, front: str) -> Path:
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory, version: str, front: str) -> Path:
+    """Written once for each way: tests only look at it."""
+    tmp_path = tmp_path_factory.mktemp("compose")
     folder = tmp_path / "out"
     result = composed(split_topology(tmp_path), folder, "--api-version", version, *FRONTS[front])
     assert result.exit_code == 0, result.output
@@ -176,7 +178,8 @@ def containers(found: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[s
 
 
 def test_by_default_the_arbiter_may_write_only_scale(out: Path) -> None:
-    roles = [each for each in documents(out) if each["kind"] == "Role"]
+    bound = {each["roleRef"]["name"] for each in documents(out) if each["kind"] == "RoleBinding"}
+    roles = [each for each in documents(out) if each["kind"] == "Role" and each["metadata"]["name"] in bound]
     writes = {
         (resource, verb)
         for role in roles
@@ -193,14 +196,76 @@ def test_by_default_the_arbiter_may_write_only_scale(out: Path) -> None:
     assert not [each for each in documents(out) if each["kind"] == "ClusterRole"]
 
 
+def test_the_arbiter_may_what_the_one_we_ship_may(out: Path) -> None:
+    """The rights of `deploy/base` are those that the tests of a real API server are run with."""
+    composed_rights = rights(documents(out))
+    shipped = rights(list(yaml.safe_load_all((ROOT / "deploy" / "base" / "rbac.yaml").read_text())))
+    assert composed_rights == shipped
+
+
+def rights(found: list[dict[str, Any]]) -> dict[str, set[tuple[str, str, str]]]:
+    """role -> (group, resource, verb)."""
+    return {
+        each["metadata"]["name"]: {
+            (group, resource, verb)
+            for rule in each["rules"]
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+        for each in found
+        if each["kind"] == "Role"
+    }
+
+
+def test_nobody_but_those_who_need_it_reaches_our_pods(out: Path, front: str) -> None:
+    found = documents(out)
+    policies = {each["metadata"]["name"]: each["spec"] for each in found if each["kind"] == "NetworkPolicy"}
+    labels = {
+        (pod["metadata"]["labels"] or {}).get("app.kubernetes.io/name")
+        for manifest in found
+        if manifest["kind"] == "DynamoGraphDeployment"
+        for pod in (
+            *(each["podTemplate"] for each in manifest["spec"].get("components", ())),
+            *({"metadata": each["extraPodMetadata"]} for each in manifest["spec"].get("services", {}).values()),
+        )
+    }
+    # Each policy is of pods that there are, and each of our pods has one.
+    chosen = {spec["podSelector"]["matchLabels"]["app.kubernetes.io/name"] for spec in policies.values()}
+    assert chosen == labels - {None} == set(policies)
+    open_ports = {name: [rule["ports"][0]["port"] for rule in spec["ingress"]] for name, spec in policies.items()}
+    assert open_ports["global-planner"] == [8080] and open_ports["pool-planner"] == [9085]
+    if front == "router":
+        assert open_ports["global-router"] == [8000, 8001]
+        admin = policies["global-router"]["ingress"][1]
+        assert {"part-of"} <= {
+            key.partition("/")[2] for each in admin["from"] for key in each.get("podSelector", {}).get("matchLabels", {})
+        }
+    for name, spec in policies.items():
+        for rule in spec["ingress"]:
+            assert rule.get("from") or (name, rule["ports"][0]["port"]) == ("global-router", 8000)
+
+
+def test_nodes_are_seen_only_where_that_is_wanted(tmp_path: Path) -> None:
+    assert composed(TOPOLOGY, tmp_path / "out", "--see-nodes").exit_code == 0
+    (role,) = [each for each in documents(tmp_path / "out") if each["kind"] == "ClusterRole"]
+    assert role["rules"] == [{"apiGroups": [""], "resources": ["nodes", "pods"], "verbs": ["get", "list", "watch"]}]
+    (binding,) = [each for each in documents(tmp_path / "out") if each["kind"] == "ClusterRoleBinding"]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"] == "global-planner-demo"
+
+
 def test_again_keeps_the_tokens_and_drops_what_is_no_longer_there(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     assert composed(TOPOLOGY, folder).exit_code == 0
     before = (folder / "tokens.yaml").read_text()
     (folder / "pool-gone.yaml").write_text("old")
+    listed = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    listed["resources"].append("services.yaml")  # of an earlier version of ours
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(listed))
+    (folder / "services.yaml").write_text("old")
     assert composed(TOPOLOGY, folder).exit_code == 0
     assert (folder / "tokens.yaml").read_text() == before
-    assert not (folder / "pool-gone.yaml").exists()
+    assert not (folder / "pool-gone.yaml").exists() and not (folder / "services.yaml").exists()
 
 
 def test_a_pair_shares_a_dgd_and_each_brings_the_curves_of_its_role(tmp_path: Path) -> None:
