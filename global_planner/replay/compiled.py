@@ -30,11 +30,16 @@ MODULES = (
     "global_planner.replay.engine",
     "global_planner.replay.engine_cost",
     "global_planner.replay.engine_decode",
+    "global_planner.replay.engine_spec",
     "global_planner.replay.least_loaded",
     "global_planner.replay.stations",
+    "global_planner.replay.lanes",
     "global_planner.replay.dispatch",
+    "global_planner.replay.scores",
     "global_planner.replay.simulator",
     "pool_planner.performance.interpolation",
+    "router.admission",
+    "router.policy",
 )
 PACKAGES = ("global_planner", "pool_planner", "router")
 BUILD_LIMIT_S = 600.0

@@ -7,7 +7,6 @@ waits. Only calls have become events: an engine is told `submit`, and what it an
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from math import inf, nan
 
@@ -15,126 +14,25 @@ import numpy as np
 
 from global_planner.replay.arrivals import Row
 from global_planner.replay.engine_spec import EngineRequest
+from global_planner.replay.lanes import NEVER, Flight, Lane
 from global_planner.replay.scores import FAILED, SHED, Scores
 from global_planner.replay.stations import Endpoint, Station
+from pool_planner.performance.profile import Profile
 from router.admission import Admission, RateLimit, Refusal, RetryBudget, Ticket
 from router.config import RouterConfig
-from router.config_pools import ModelConfig
-from router.policy import Ask, Path, Stages, picker
-
-KEEP_OSL = 0.98  # as router.openai.Lengths: what answers have taught about the next one
-FIRST_OSL = 256.0
-NEVER: frozenset[str] = frozenset()
-
-
-class Flight:
-    """One request on its way. `sent_tokens`: what it counts for at the endpoint where it is."""
-
-    __slots__ = (
-        "arrived_s",
-        "ask",
-        "at",
-        "blocks",
-        "first_s",
-        "id",
-        "isl",
-        "lane",
-        "osl",
-        "prefill",
-        "priority",
-        "route",
-        "sent_s",
-        "sent_tokens",
-        "ticket",
-        "tried",
-        "tries",
-    )
-
-    def __init__(self, id: str, lane: Lane, row: Row) -> None:
-        self.id = id
-        self.lane = lane
-        self.arrived_s, _, self.isl, self.osl, self.priority, self.blocks = row
-        self.first_s = nan
-        self.sent_s = 0.0
-        self.sent_tokens = 0.0
-        self.tries = 0
-        self.at: Endpoint | None = None
-        self.prefill: Endpoint | None = None
-        self.tried: set[str] | frozenset[str] = NEVER
-        self.ask: Ask | None = None
-        self.route: Route
-        self.ticket: Ticket
-
-
-class Route:
-    """The ways of a request through the stages (`policy.Stages.paths`), with the stations that they name."""
-
-    __slots__ = ("assigned", "paths", "plain", "prefill", "serve")
-
-    def __init__(self, paths: tuple[Path, ...], stations: Mapping[str, Station]) -> None:
-        self.paths = paths
-        self.assigned = tuple(stations[name] for name in paths[0].assigned)
-        first = paths[0]
-        self.prefill = stations[first.prefill[0]] if first.prefill else None
-        self.serve = stations[first.serve[0]]
-        # Then a ready endpoint is a usable one, and what the wanted pools take needs no look at the others.
-        self.plain = all(station.config.max_in_flight is None for station in (*self.assigned, self.serve)) and (
-            self.prefill is None or self.prefill.config.kv_format == self.serve.config.kv_format
-        )
-
-    @property
-    def open(self) -> bool:
-        """Whether the wanted pools can take a request now; False also where that needs a closer look."""
-        return self.plain and self.serve.can_take and (self.prefill is None or self.prefill.can_take)
-
-    @property
-    def served(self) -> bool:
-        """Whether the wanted pools have ready endpoints, full or not."""
-        return bool(self.serve.ready) and (self.prefill is None or bool(self.prefill.ready))
-
-
-class Lane:
-    """One model at the router."""
-
-    def __init__(self, index: int, config: ModelConfig, stations: Mapping[str, Station]) -> None:
-        self.index = index
-        self.model = config.model
-        self.stages = Stages(config)
-        self.by_prefix = any(pool.pick == "prefix_affinity" for pool in config.pools)
-        self.needs_ask = bool(config.grids) or self.by_prefix
-        self.osl_tokens = FIRST_OSL
-        self.patience_s = inf if config.patience_s is None else config.patience_s
-        self._stations = stations
-        # Without a grid, and with limits that all differ, a way depends on nothing but which limits a prompt is within.
-        limits = {
-            role: [pool.isl_max_tokens or inf for pool in config.role_pools(role)] for role in ("prefill", "decode", "agg")
-        }
-        plain = not config.grids and all(len(set(each)) == len(each) for each in limits.values())
-        self._limits = sorted({limit for each in limits.values() for limit in each if limit < inf})
-        self._known: list[Route | None] | None = [None] * (len(self._limits) + 1) if plain else None
-
-    def route(self, isl: int, ask: Ask | None) -> Route:
-        """The ways for a prompt of so many tokens; what is known to depend on its length only is found once."""
-        if self._known is None:
-            return self._route(ask or Ask(isl_tokens=isl))
-        place = bisect_left(self._limits, isl)
-        known = self._known[place]
-        if known is None:
-            known = self._known[place] = self._route(ask or Ask(isl_tokens=isl))
-        return known
-
-    def _route(self, ask: Ask) -> Route:
-        return Route(self.stages.paths(ask, lambda name: self._stations[name].load()), self._stations)
+from router.policy import Ask, Path, picker
 
 
 class Dispatch:
-    """Serves the requests of a workload over the stations. `changed(endpoint)` is called whenever an engine was given
-    something, so that its next event can be looked up again."""
+    """Serves the requests of a workload over the stations. `profiles` by pool; `told_lengths` as in `lanes.Lane`.
+    `changed(endpoint)` is called whenever an engine was given something, so that its next event can be looked up again."""
 
     def __init__(
         self,
         config: RouterConfig,
         *,
+        profiles: Mapping[str, Profile],
+        told_lengths: bool,
         scores: Scores,
         changed: Callable[[Endpoint, float], None],
         limited: bool,
@@ -148,7 +46,10 @@ class Dispatch:
         self.stations = {
             pool.name: Station(pool, picker(pool.pick, below=below)) for model in config.models for pool in model.pools
         }
-        self.lanes = {model.model: Lane(index, model, self.stations) for index, model in enumerate(config.models)}
+        self.lanes = {
+            model.model: Lane(index, model, self.stations, profiles, told_lengths=told_lengths)
+            for index, model in enumerate(config.models)
+        }
         own = {m.model: (m.priority_class, RateLimit(rate_rps=m.own_admitted_rps, burst=m.own_burst)) for m in config.models}
         queue = config.queue
         self.admission = Admission(own, room=queue.limit, starting_retry_after_s=queue.starting_retry_after_s, now=0.0)
@@ -186,6 +87,7 @@ class Dispatch:
         if lane.needs_ask:
             flight.ask = Ask(
                 isl_tokens=flight.isl,
+                osl_tokens=flight.osl_tokens,
                 priority=flight.priority or None,
                 blocks=flight.blocks if lane.by_prefix else (),
             )
@@ -306,7 +208,7 @@ class Dispatch:
 
     def _send(self, flight: Flight, endpoint: Endpoint, now: float, *, prefill: bool, fetched: bool) -> None:
         """One call to an engine: a prefill whose blocks are held for decode, or one that generates the answer."""
-        tokens = float(flight.isl) if prefill else flight.isl + flight.lane.osl_tokens
+        tokens = float(flight.isl) if prefill else flight.isl + flight.osl_tokens
         flight.at, flight.sent_s, flight.sent_tokens = endpoint, now, tokens
         engine = endpoint.engine
         assert engine is not None
@@ -322,10 +224,14 @@ class Dispatch:
             hold_kv=prefill,
         )
         self.flights[flight.id] = flight
+        if flight.lane.predictors:
+            flight.lane.expect(flight, endpoint, now)
+            if not fetched:
+                flight.begins(endpoint)
         endpoint.station.sent(endpoint, tokens)
         if engine.submit(now, request) is not None:
             # The engine's own refusal of what it can never serve (too long, too large): the client is told.
-            endpoint.station.ended(endpoint, tokens)
+            self._over(flight, endpoint)
             del self.flights[flight.id]
             self._done_with_prefill(flight)
             self._fail(flight, now)
@@ -348,6 +254,7 @@ class Dispatch:
                     self._prefilled(flight, endpoint, now)
             elif kind == "first_token":
                 flight.first_s = now
+                flight.begun()
                 self._done_with_prefill(flight)
             elif kind == "finished":
                 self._answered(flight, endpoint, now)
@@ -357,7 +264,7 @@ class Dispatch:
     def _prefilled(self, flight: Flight, endpoint: Endpoint, now: float) -> None:
         """A prefill is done: a decode engine fetches its blocks."""
         station = endpoint.station
-        station.ended(endpoint, flight.sent_tokens)
+        self._over(flight, endpoint)
         endpoint.isl_tokens = flight.isl
         endpoint.ttft_s = now - flight.sent_s
         flight.prefill = endpoint
@@ -382,6 +289,11 @@ class Dispatch:
         self._send(flight, decode, now, prefill=False, fetched=True)
         endpoint.engine.pull(now, flight.id)
 
+    def _over(self, flight: Flight, endpoint: Endpoint) -> None:
+        """A call to an engine has ended, however."""
+        endpoint.station.ended(endpoint, flight.sent_tokens)
+        flight.begun()
+
     def _done_with_prefill(self, flight: Flight) -> None:
         """Decode has its first token, or the request is over: nobody reads the prefill's blocks any more."""
         endpoint = flight.prefill
@@ -392,7 +304,7 @@ class Dispatch:
 
     def _answered(self, flight: Flight, endpoint: Endpoint, now: float) -> None:
         station, lane = endpoint.station, flight.lane
-        station.ended(endpoint, flight.sent_tokens)
+        self._over(flight, endpoint)
         self._freed(endpoint)
         del self.flights[flight.id]
         duration_s = now - flight.arrived_s
@@ -402,7 +314,9 @@ class Dispatch:
         osl = flight.osl
         ttft_s = flight.first_s - flight.arrived_s
         itl_s = (now - flight.first_s) / (osl - 1) if osl > 1 else nan
-        lane.osl_tokens += (osl - lane.osl_tokens) * (1.0 - KEEP_OSL)
+        lane.learn_osl(osl)
+        if flight.expected:
+            lane.learn(flight, itl_s)
         endpoint.isl_tokens = flight.isl
         if station.role == "agg":
             endpoint.ttft_s = ttft_s
@@ -421,7 +335,7 @@ class Dispatch:
         broken = [flight for flight in self.flights.values() if flight.at is endpoint]
         for flight in broken:
             del self.flights[flight.id]
-            endpoint.station.ended(endpoint, flight.sent_tokens)
+            self._over(flight, endpoint)
             self._done_with_prefill(flight)
             flight.tried = {*flight.tried, endpoint.id}
             started = flight.first_s == flight.first_s

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from heapq import heappop, heappush
-from itertools import count
 
 from global_planner.replay.engine_cost import UNLIMITED, DecodeCost, KvBlocks, PrefillCost, blocks
 from global_planner.replay.engine_decode import (
@@ -55,6 +54,13 @@ class Replica:
         self._events: list[EngineEvent] = []
         # Who is where. `_admitted` are those that hold KV blocks to compute with, in the order of admission.
         self._sequences: dict[str, Sequence] = {}
+        # What is asked for at every step stands here; the specification never changes.
+        self._most_sequences = spec.max_num_seqs
+        self._step_tokens = spec.prefill_chunk_tokens
+        self._longest = spec.max_model_len
+        self._generates = decode is not None
+        self._transfer_s = spec.kv_transfer_ms / 1e3
+        self._hold_s = spec.kv_hold_s
         self._front_s = spec.front_ms / 1e3
         self._front: deque[tuple[float, Sequence]] = deque()
         self._waiting: deque[Sequence] = deque()
@@ -65,7 +71,7 @@ class Replica:
         self._loaded: list[Sequence] = []
         self._leaving: list[Sequence] = []
         self._held = HeldBlocks(self._kv)
-        self._serial = count()
+        self._serial = 0
         # The span that runs: `_steps` steps of `_step_s` from `_begun`, or none (`_end` never).
         self._begun = self._step_s = 0.0
         self._steps = 0
@@ -80,7 +86,12 @@ class Replica:
         """Why `submit` would refuse the request now, or None."""
         if now < self.ready_at_s:
             return "starting"
-        return "draining" if self.draining else self.spec.refusal(request)
+        if self.draining:
+            return "draining"
+        isl, osl = request.isl, request.osl
+        if isl + osl <= self._longest and (osl == 1 or self._generates) and blocks(isl - 1 + osl) <= self._kv.total:
+            return None  # as the specification would say, which knows the reasons
+        return self.spec.refusal(request)
 
     def submit(self, now: float, request: EngineRequest) -> Refusal | None:
         """Take a request, or say why not. Raises ValueError for an id that is in the engine or lengths below 1."""
@@ -275,7 +286,7 @@ class Replica:
                 self._end = self._begun + steps * self._step_s
 
     def _admissible(self) -> bool:
-        slots = len(self._admitted) < self.spec.max_num_seqs
+        slots = len(self._admitted) < self._most_sequences
         return slots and bool(self._waiting) and self._kv.used + blocks(self._waiting[0].known) <= self._kv.total
 
     def _end_span(self, at: float) -> None:
@@ -314,7 +325,7 @@ class Replica:
         del self._admitted[sequence.id]
         self._emit("finished", sequence, at, sequence.osl)
         if sequence.request.hold_kv and not sequence.cancelled:
-            self._held.hold(sequence, at + self.spec.kv_hold_s)
+            self._held.hold(sequence, at + self._hold_s)
             return
         sequence.state = GONE
         self._kv.used -= blocks(sequence.held_tokens)
@@ -340,7 +351,7 @@ class Replica:
                 self._preempt_youngest()
             if not batch.sequences and not self._prefilling:
                 self._admit(at, reserve=0)
-        budget = self.spec.prefill_chunk_tokens - batch.sequences
+        budget = self._step_tokens - batch.sequences
         if self._prefilling and (budget > 0 or not batch.sequences):
             self._steps = 1
             self._step_s = self._take_chunks(budget) + batch.step_s(1)
@@ -354,7 +365,7 @@ class Replica:
 
     def _admit(self, at: float, *, reserve: int, fetches_only: bool = False) -> None:
         free = self._kv.total - self._kv.used - reserve
-        while self._waiting and len(self._admitted) < self.spec.max_num_seqs:
+        while self._waiting and len(self._admitted) < self._most_sequences:
             sequence = self._waiting[0]
             need = blocks(sequence.known)
             if need > free or (fetches_only and sequence.computed >= 0):
@@ -365,7 +376,8 @@ class Replica:
             self._admitted[sequence.id] = sequence
             if sequence.computed < 0:
                 sequence.state = LOADING
-                heappush(self._loading, (at + self.spec.kv_transfer_ms / 1e3, next(self._serial), sequence))
+                self._serial += 1
+                heappush(self._loading, (at + self._transfer_s, self._serial, sequence))
             else:
                 sequence.state = PREFILLING
                 self._prefilling.append(sequence)

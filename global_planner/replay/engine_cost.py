@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from pool_planner.performance.interpolation import DecodeCurve, PrefillCurve
 
 BLOCK_TOKENS = 16
@@ -37,12 +35,11 @@ class PrefillCost:
             return tokens * self._per_token_s
         return self._curve.ttft_ms(tokens) / 1e3 - self.start_s
 
-    def step_s(self, chunks: Iterable[tuple[int, int]], *, starts: bool) -> float:
+    def step_s(self, chunks: list[tuple[int, int]], *, starts: bool) -> float:
         """One step over chunks (first token, one past the last); `starts`: a prompt begins in it."""
-        work_s = self.work_s
         total = self.start_s if starts else 0.0
         for begin, end in chunks:
-            total += work_s(end) - work_s(begin)
+            total += self.work_s(end) - self.work_s(begin)
         return total
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from heapq import heappop, heappush
-from itertools import count
 
 from global_planner.replay.engine_cost import DecodeCost, KvBlocks, blocks
 from global_planner.replay.engine_spec import EngineRequest
@@ -109,7 +108,7 @@ class DecodeBatch:
         self.sequences = 0
         self.tokens = 0
         self._cost = cost
-        self._serial = count()
+        self._serial = 0
         self._finishes: list[tuple[int, int, Sequence]] = []
         self._marks: list[tuple[int, int, Sequence]] = []
 
@@ -122,7 +121,8 @@ class DecodeBatch:
         self.sequences += 1
         sequence.joined_at = self.clock
         sequence.finish_at = self.clock + sequence.osl - sequence.done
-        heappush(self._finishes, (sequence.finish_at, next(self._serial), sequence))
+        self._serial += 1
+        heappush(self._finishes, (sequence.finish_at, self._serial, sequence))
         self.mark(sequence)
 
     def leave(self, sequence: Sequence) -> None:
@@ -138,7 +138,8 @@ class DecodeBatch:
         """Put the position at which `next_count` tokens are out among the marks, unless that is the sequence's end."""
         if sequence.next_count < sequence.osl or sequence.next_count == 1:
             sequence.mark_at = sequence.joined_at + sequence.next_count - sequence.done
-            heappush(self._marks, (sequence.mark_at, next(self._serial), sequence))
+            self._serial += 1
+            heappush(self._marks, (sequence.mark_at, self._serial, sequence))
         else:
             sequence.mark_at = -1
 

@@ -38,9 +38,9 @@ class LeastLoaded(Generic[C]):
         self._heap = list(self._buckets)
         heapify(self._heap)
 
-    def moved(self, endpoint: C) -> None:
-        """The load of an endpoint has changed; one that may not be picked is ignored."""
-        place = self._places.get(endpoint.id)
+    def moved(self, id: str, tokens: float, in_flight: int) -> None:
+        """The load of an endpoint has changed to this; one that may not be picked is ignored."""
+        place = self._places.get(id)
         if place is None:
             return
         buckets, before = self._buckets, self._loads[place]
@@ -49,7 +49,7 @@ class LeastLoaded(Generic[C]):
             del buckets[before]
         else:
             bucket.remove(place)
-        load = self._loads[place] = (endpoint.outstanding_tokens, endpoint.in_flight)
+        load = self._loads[place] = (tokens, in_flight)
         known = buckets.get(load)
         if known is None:
             buckets[load] = [place]

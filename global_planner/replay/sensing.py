@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from global_planner.replay.dispatch import Flight
+from global_planner.replay.lanes import Flight
 from global_planner.replay.stations import Endpoint, Station
 from pool_planner.metrics import workers
 from pool_planner.metrics.workers import Gauges

@@ -23,10 +23,10 @@ does not depend on the number of requests.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from itertools import count
 from math import inf, log, sqrt
 
 import numpy as np
@@ -57,6 +57,7 @@ from global_planner.types import Cancel, Grow, Round, Shrink
 from pool_planner.performance.profile import Profile
 from router.config_pools import Pick
 
+COLLECT_AFTER = 200_000  # objects: what requests leave behind has no cycles, and looking for some took a tenth of the time
 REST_S = 3600.0  # how long requests that are under way at the end are waited for; what is not done then has failed
 
 CLUSTER, FAULT, SAMPLE, TICK, ROUND = range(5)  # the order of what happens at one moment, after engines, arrivals, admission
@@ -76,7 +77,8 @@ class Scenario:
     that are ready at 0, by pool (absent: its minimum). `cold_start` None: the topology's. `engines`: instead of those that
     topology and profiles give, by pool. `pick`: the router's picker in every pool (None: as the topology has it).
     `prefix_cache`: prompts find beginnings that their engine has computed before. `bin_s`: of what is told over time (None:
-    some 80 bins, 15 s at least)."""
+    some 80 bins, 15 s at least). `told_lengths`: clients name the length of their answers (`max_tokens`), so that the router
+    knows it; else it goes by what earlier answers had."""
 
     topology: Topology
     profiles: Mapping[str, Profile]
@@ -91,14 +93,7 @@ class Scenario:
     prefix_cache: bool = True
     bin_s: float | None = None
     unix_at_zero_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for what is not modelled: better no answer than one about another router."""
-        if self.topology.router.selection != "rules":
-            raise ValueError(
-                f"router.selection: {self.topology.router.selection} cannot be replayed; replay selects pools by: rules. "
-                "Set router.selection: rules in a copy of the topology to see what that would have done"
-            )
+    told_lengths: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,9 +183,11 @@ class Simulation:
                 }
             )
         self._heap: list[tuple[float, int, Endpoint]] = []
-        self._serial = count()
-        self._dispatch = Dispatch(
+        self._serial = 0
+        self.dispatch = Dispatch(
             router,
+            profiles=scenario.profiles,
+            told_lengths=scenario.told_lengths,
             scores=self._scores,
             changed=self._look_again,
             limited=contender.admission,
@@ -202,7 +199,7 @@ class Simulation:
         self.world = World(
             self._specs,
             {**engine_specs(topology, scenario.profiles), **scenario.engines},
-            self._dispatch,
+            self.dispatch,
             start={**minima, **{pool: n for pool, n in start.items() if pool in minima}},
             cold_start_s=_draws(scenario.cold_start, topology, np.random.default_rng(starting)),
             termination_s=topology.cluster.termination_s,
@@ -215,7 +212,7 @@ class Simulation:
             Terrain(topology=topology, profiles=scenario.profiles, setups=setups, workload=workload)
         )
         self._senses = {
-            name: PoolSense(self._dispatch.stations[name]) for reporter in self._reporters for name in reporter.pools
+            name: PoolSense(self.dispatch.stations[name]) for reporter in self._reporters for name in reporter.pools
         }
         self._journal: Journal = journal if journal is not None else _Forgetful()
         self._ports = Ports(cluster=self.world, router=self.world, pools=self.world, journal=self._journal, clock=self.world)
@@ -229,7 +226,15 @@ class Simulation:
 
     def run(self) -> Outcome:
         """Play the workload to its end."""
-        world, dispatch, heap, agenda = self.world, self._dispatch, self._heap, self._agenda
+        thresholds = gc.get_threshold()
+        gc.set_threshold(COLLECT_AFTER, *thresholds[1:])
+        try:
+            return self._play()
+        finally:
+            gc.set_threshold(*thresholds)
+
+    def _play(self) -> Outcome:
+        world, dispatch, heap = self.world, self.dispatch, self._heap
         for reporter in self._reporters:
             self._plan_ticks(reporter, 0.0)
         for fault in self._scenario.faults:
@@ -243,22 +248,24 @@ class Simulation:
         rows = self._scenario.workload.rows()
         row = next(rows, None)
         arrives_s = inf if row is None else row[0]
+        appointed_s = self._appointed_s()
         events = 0
         while True:
             due_s = heap[0][0] if heap else inf
-            planned_s = min(agenda[0][0], dispatch.pump_at_s, world.cluster_due_s)
+            planned_s = dispatch.pump_at_s if dispatch.pump_at_s < appointed_s else appointed_s
             if due_s <= arrives_s and due_s <= planned_s:
                 _, _, endpoint = heappop(heap)
                 if endpoint.due_s != due_s:
                     continue
                 events += 1
-                world.now_s = due_s
                 endpoint.due_s = inf
                 dispatch.engine_events(endpoint, due_s)
                 engine = endpoint.engine
                 if engine is not None:
                     if endpoint.ending and engine.idle:
+                        world.now_s = due_s
                         world.idle_at_last(endpoint)
+                        appointed_s = self._appointed_s()
                     else:
                         self._look_again(endpoint, due_s)
             elif arrives_s <= planned_s:
@@ -267,7 +274,6 @@ class Simulation:
                     continue
                 assert row is not None
                 events += 1
-                world.now_s = arrives_s
                 lane = lanes[row[1]]
                 assert lane is not None
                 dispatch.arrive(lane, row)
@@ -280,8 +286,14 @@ class Simulation:
                 events += 1
                 world.now_s = planned_s
                 self._planned(planned_s)
+                appointed_s = self._appointed_s()
         dispatch.give_up(world.now_s)
         return self._outcome(events)
+
+    def _appointed_s(self) -> float:
+        """When the cluster or the agenda has something to do next; only they themselves change it."""
+        agenda_s, cluster_s = self._agenda[0][0], self.world.cluster_due_s
+        return agenda_s if agenda_s < cluster_s else cluster_s
 
     def _look_again(self, endpoint: Endpoint, now: float) -> None:
         """An engine may have something else to do next."""
@@ -290,15 +302,17 @@ class Simulation:
         if due_s != endpoint.due_s:
             endpoint.due_s = due_s
             if due_s < inf:
-                heappush(self._heap, (due_s, next(self._serial), endpoint))
+                self._serial += 1
+                heappush(self._heap, (due_s, self._serial, endpoint))
 
     def _due(self, at_s: float, kind: int, what: object) -> None:
-        heappush(self._agenda, (at_s, kind, next(self._serial), what))
+        self._serial += 1
+        heappush(self._agenda, (at_s, kind, self._serial, what))
 
     def _planned(self, now: float) -> None:
         """Admission first, then the cluster, then what is on the agenda."""
-        if self._dispatch.pump_at_s <= now:
-            self._dispatch.pump(now)
+        if self.dispatch.pump_at_s <= now:
+            self.dispatch.pump(now)
         elif self.world.cluster_due_s <= now:
             self.world.cluster_time()
         else:
@@ -308,7 +322,7 @@ class Simulation:
                 self.world.happens(what)
             elif kind == SAMPLE:
                 for name in what:  # type: ignore[attr-defined]
-                    self._senses[name].sample(self._dispatch.flights, now)
+                    self._senses[name].sample(self.dispatch.flights, now)
             elif kind == TICK:
                 self._tick(what, now)  # type: ignore[arg-type]
             else:
@@ -325,7 +339,7 @@ class Simulation:
     def _tick(self, reporter: Reporter, now: float) -> None:
         observations = {name: self._senses[name].observe(now, reporter.tick_s) for name in reporter.pools}
         grants = {grant.pool: grant for grant in grants_of(self._last, reporter.pools, now)}
-        loads = {name: in_flight(self._dispatch.stations[name]) for name in reporter.pools}
+        loads = {name: in_flight(self.dispatch.stations[name]) for name in reporter.pools}
         for report in reporter.tick(now, observations, grants, loads):
             self.world.inbox[report.pool] = report
         for status in reporter.statuses(now):

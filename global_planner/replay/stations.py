@@ -21,7 +21,8 @@ ANYTHING = Ask(isl_tokens=1.0)
 
 
 class Endpoint:
-    """One engine, and what the router has under way there. `engine` None: its process does not serve yet, or is gone."""
+    """One engine, and what the router has under way there; `unstarted`: prompts that no token has followed yet (counted only
+    where selection is adaptive). `engine` None: its process does not serve yet, or is gone."""
 
     __slots__ = (
         "cache",
@@ -38,6 +39,8 @@ class Endpoint:
         "state",
         "station",
         "ttft_s",
+        "unstarted",
+        "unstarted_tokens",
     )
 
     def __init__(self, id: str, station: Station) -> None:
@@ -50,6 +53,8 @@ class Endpoint:
         self.due_s = float("inf")
         self.in_flight = 0
         self.outstanding_tokens = 0.0
+        self.unstarted = 0
+        self.unstarted_tokens = 0.0
         self.pending_kv = 0
         self.cache: PrefixCache | None = None
         self.ttft_s: float | None = None
@@ -145,10 +150,10 @@ class Station:
         endpoint.in_flight += 1
         endpoint.outstanding_tokens += tokens
         if self._index is not None:
-            self._index.moved(endpoint)
+            self._index.moved(endpoint.id, endpoint.outstanding_tokens, endpoint.in_flight)
 
     def ended(self, endpoint: Endpoint, tokens: float) -> None:
         endpoint.in_flight -= 1
         endpoint.outstanding_tokens -= tokens
         if self._index is not None:
-            self._index.moved(endpoint)
+            self._index.moved(endpoint.id, endpoint.outstanding_tokens, endpoint.in_flight)

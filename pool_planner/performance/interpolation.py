@@ -88,6 +88,10 @@ class Monotone:
         self._tail = max(0.0, d[-1]) if beyond else 0.0
 
     def __call__(self, x: float) -> float:
+        return self.at(x)
+
+    def at(self, x: float) -> float:
+        """The value at `x`, for those who ask very often."""
         if x >= self._last_x:
             return self._last_y + (x - self._last_x) * self._tail
         i = bisect_right(self._xs, x) - 1
@@ -121,7 +125,7 @@ class PrefillCurve:
 
     def ttft_ms(self, isl: float) -> float:
         """Milliseconds to the first token of a prompt of `isl` tokens that is alone on the engine."""
-        return self._ttft(isl)
+        return self._ttft.at(isl)
 
     def thpt_per_gpu(self, isl: float) -> float:
         """Prompt tokens/s/GPU with prompts of `isl` tokens one after the other; clamped to the measured lengths."""
@@ -230,13 +234,13 @@ class DecodeCurve:
 
     def _read(self, curves: tuple[Monotone, ...], kv_usage: float, context: float) -> float:
         if context >= self._last:
-            return curves[-1](kv_usage)
+            return curves[-1].at(kv_usage)
         if context <= self._first:
-            return curves[0](kv_usage * self._first / max(context, 1.0))
+            return curves[0].at(kv_usage * self._first / max(context, 1.0))
         i = bisect_right(self._contexts, context)
         before, after = self._inverses[i - 1], self._inverses[i]
         share = (before - 1.0 / context) / (before - after)
-        return (1.0 - share) * curves[i - 1](kv_usage) + share * curves[i](kv_usage)
+        return (1.0 - share) * curves[i - 1].at(kv_usage) + share * curves[i].at(kv_usage)
 
 
 _Point = tuple[float, float, float, float]

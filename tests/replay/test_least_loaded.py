@@ -43,13 +43,13 @@ def test_every_choice_is_that_of_the_plain_list(count: int, happenings: list[tup
             assert chosen is (ones[0] if len(ones) == 1 else plain.pick(ones, ask))
             chosen.in_flight += 1
             chosen.outstanding_tokens += value
-            index.moved(chosen)
+            index.moved(chosen.id, chosen.outstanding_tokens, chosen.in_flight)
             sent.append((chosen, value))
         elif what == "end" and sent:
             one, tokens = sent.pop(int(value) % len(sent))
             one.in_flight -= 1
             one.outstanding_tokens -= tokens
-            index.moved(one)
+            index.moved(one.id, one.outstanding_tokens, one.in_flight)
         elif what == "change":
             ones = [*ones[1:], *(One(f"n{next(fresh)}") for _ in range(int(value)))][: max(1, int(value))]
             index.rebuild(ones)
@@ -62,5 +62,5 @@ def test_loads_of_the_past_do_not_pile_up() -> None:
     for number in range(10_000):
         one = index.pick()
         one.outstanding_tokens += 1.0 + number % 7
-        index.moved(one)
+        index.moved(one.id, one.outstanding_tokens, one.in_flight)
     assert len(index._heap) <= 4 * 8 + 65

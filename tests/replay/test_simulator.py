@@ -148,10 +148,3 @@ def test_admission_by_sla_serves_many_well_where_rates_serve_all_too_late() -> N
         assert total.requests == len(workload) == total.completed + total.shed + total.failed
         met[admission] = total.attainment or 0.0
     assert met["sla"] > 0.2 > 2 * met["rate"], met
-
-
-def test_a_selection_that_is_not_modelled_is_refused_instead_of_replayed_by_another() -> None:
-    here = topology()
-    adaptive = here.model_copy(update={"router": here.router.model_copy(update={"selection": "adaptive"})})
-    with pytest.raises(ValueError, match=r"router\.selection: adaptive cannot be replayed"):
-        scenario(adaptive, steady(rps=0.1, minutes=1))
