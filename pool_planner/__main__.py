@@ -17,7 +17,7 @@ from rich.table import Table
 from pool_planner import standalone
 from pool_planner.assume import AssumedLoad, assumed_reports, parse_load
 from pool_planner.clock import SpeedClock, clock_from_environment
-from pool_planner.compatibility import ConfigError, Reading, explain
+from pool_planner.compatibility import ConfigError, Reading, config_schema, explain
 from pool_planner.config import PlannerConfig
 from pool_planner.config_source import load_config
 from pool_planner.connectors.global_planner import HttpArbiter, Send
@@ -218,15 +218,24 @@ def _counts(texts: tuple[str, ...]) -> Mapping[str, int]:
 
 
 @main.command()
-@_CONFIG
+@click.option("--config", "source", metavar="FILE|JSON", help="A PlannerConfig: a JSON or YAML file, or the text itself.")
 @click.option("--explain", "explained", is_flag=True, help="Print every effective value, where it came from, what it does.")
-def config(source: str, explained: bool) -> None:
+@click.option("--schema", "schema_only", is_flag=True, help="Print the JSON schema of what is accepted; needs no --config.")
+def config(source: str | None, explained: bool, schema_only: bool) -> None:
     """Check a PlannerConfig.
 
     \b
     pool-planner config --config planner_config.json
     pool-planner config --config '{"mode": "decode", "itl": 40}' --explain
+    pool-planner config --schema > planner_config.schema.json
     """
+    if schema_only:
+        if source is not None or explained:
+            raise click.UsageError("--schema stands alone: it is about every configuration")
+        _print_schema()
+        return
+    if source is None:
+        raise click.UsageError("Missing option '--config' (or --schema).")
     reading = _read(source)
     for warning in reading.warnings:
         click.echo(f"warning: {warning}", err=True)
@@ -243,8 +252,12 @@ def config(source: str, explained: bool) -> None:
 
 @main.command()
 def schema() -> None:
-    """Print the JSON schema of PlannerConfig."""
-    click.echo(json.dumps(PlannerConfig.model_json_schema(), indent=2))
+    """Print the JSON schema of PlannerConfig: the same as `config --schema`."""
+    _print_schema()
+
+
+def _print_schema() -> None:
+    click.echo(json.dumps(config_schema(), indent=2))
 
 
 @main.command()

@@ -5,7 +5,7 @@ Every problem of a configuration is found before any is reported. Where a value 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -28,12 +28,24 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Carried:
-    """What becomes of a field that existing configurations carry beside the guide's. `target`: the field it is mapped to."""
+    """What becomes of a field that existing configurations carry beside the guide's. `target`: the field it is mapped to
+    (`extensions.…`: one of ours). `harmless`: values that ask for nothing, as null does; files that profilers write hold every
+    field with its default."""
 
     name: str
     treatment: Treatment
     why: str
     target: str | None = None
+    harmless: Callable[[object], bool] = lambda value: False
+
+
+def _without_plugins(value: object) -> bool:
+    """Whether settings of a plugin system have no plugin in them, and no door for one."""
+    if not isinstance(value, Mapping):
+        return False
+    gateway = value.get("gateway")
+    listening = isinstance(gateway, Mapping) and gateway.get("enabled")
+    return not (value.get("external_plugins") or value.get("in_process_plugins") or listening)
 
 
 def _table(*rows: Carried) -> Mapping[str, Carried]:
@@ -74,10 +86,20 @@ CARRIED = _table(
         name="optimization_target",
         treatment="warned",
         why="planning is for the SLA in ttft and itl, which is what 'sla' asks; static thresholds are not used",
+        harmless=lambda value: value == "sla",
+    ),
+    *(
+        Carried(name=name, treatment="warned", why="static thresholds are not used: load is planned for by the SLA")
+        for name in (
+            *("prefill_scale_up_queue_tokens", "prefill_scale_down_queue_tokens"),
+            *("decode_scale_up_kv_rate", "decode_scale_down_kv_rate"),
+        )
     ),
     Carried(name="log_dir", treatment="warned", why="decisions are logged to standard error, one structured line each"),
     Carried(name="report_interval_hours", treatment="warned", why="reports come from the arbiter's journal, at any time"),
     Carried(name="report_output_dir", treatment="warned", why="reports come from the arbiter's journal"),
+    Carried(name="report_filename", treatment="warned", why="reports come from the arbiter's journal"),
+    Carried(name="report_write_gzip_log", treatment="warned", why="the arbiter's journal is the log"),
     Carried(name="live_dashboard_port", treatment="warned", why="the arbiter serves one dashboard for all pools"),
     Carried(
         name="max_num_fpm_samples",
@@ -85,8 +107,58 @@ CARRIED = _table(
         why="forward-pass metrics are not read; load_learning_window bounds what the regression keeps",
     ),
     Carried(name="fpm_sample_bucket_size", treatment="warned", why="forward-pass metrics are not read"),
+    *(
+        Carried(name=name, treatment="warned", why="the profile in profile_results_dir is used; the profiler simulates one")
+        for name in ("aic_interpolation", "aic_perf_model")
+    ),
+    Carried(
+        name="speculative_nextn",
+        treatment="warned",
+        why="what speculation gains has to be in the profile",
+        harmless=lambda value: value == 0,
+    ),
+    Carried(
+        name="metric_pulling_prometheus_token_file",
+        treatment="mapped",
+        target="extensions.prometheus_token_file",
+        why="read for every query, as there",
+    ),
+    Carried(
+        name="metric_pulling_prometheus_ca_bundle",
+        treatment="mapped",
+        target="extensions.prometheus_ca_file",
+        why="what the server's certificate is signed by",
+    ),
+    Carried(
+        name="metric_pulling_prometheus_token",
+        treatment="refused",
+        why="a token does not belong into a configuration: put it into a file, and name that in "
+        "metric_pulling_prometheus_token_file",
+    ),
+    Carried(
+        name="metric_pulling_prometheus_ssl_verify",
+        treatment="refused",
+        why="a Prometheus with https is always verified: name its CA in metric_pulling_prometheus_ca_bundle",
+        harmless=lambda value: value is True,
+    ),
+    Carried(
+        name="metric_pulling_prometheus_extra_query_params",
+        treatment="refused",
+        why="queries carry no other parameters: put them into a proxy in front of Prometheus",
+        harmless=lambda value: value == {},
+    ),
+    *(
+        Carried(
+            name=name,
+            treatment="refused",
+            why="plugins are not run, and a plan without them would be another one",
+            harmless=_without_plugins,
+        )
+        for name in ("scheduling", "plugin_registration")
+    ),
 )
-ADVISORY_PREFIX = "advisory_"  # settings of how advice is shown elsewhere: ours is in status, metrics and the journal
+ADVISORY_PREFIX = "advisory_"  # settings of how advice is shown elsewhere
+ADVISORY_WHY = "advice is shown by status, metrics and the journal"
 
 # Values that mean "none" in existing files, and become None here and nowhere else.
 NONE_VALUES: Mapping[str, tuple[object, ...]] = {
@@ -98,6 +170,8 @@ ENVIRONMENT: Mapping[str, str] = {
     "namespace": "DYN_NAMESPACE",
     "metric_pulling_prometheus_endpoint": "PROMETHEUS_ENDPOINT",
     "metric_reporting_prometheus_port": "PLANNER_PROMETHEUS_PORT",
+    "metric_pulling_prometheus_token_file": "PROMETHEUS_TOKEN_FILE",
+    "metric_pulling_prometheus_ca_bundle": "PROMETHEUS_CA_BUNDLE",
 }
 
 
@@ -133,12 +207,15 @@ def read_config(given: object, *, origin: str, environ: Mapping[str, str] | None
     warnings: list[str] = []
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for key, value in given.items():
+    for key, value in sorted(given.items(), key=lambda item: item[0] != "extensions"):  # others may add to those
         _take(str(key), value, origin, values, origins, problems, warnings)
     for name, variable in ENVIRONMENT.items():
-        if name not in values and (environ or {}).get(variable):
-            values[name] = _none_or((environ or {})[variable], name)
-            origins[name] = f"environment {variable}"
+        target = _target(name)
+        section, _, inner = target.partition(".")
+        known = values.get(section, {}) if inner else values
+        if (environ or {}).get(variable) and not (isinstance(known, Mapping) and (inner or section) in known):
+            _put(target, (environ or {})[variable], values, problems, name)
+            origins[target] = f"environment {variable}"
     problems += _unknown_extensions(values.get("extensions"))
     config = _validated(values, problems)
     if problems or config is None:
@@ -149,7 +226,7 @@ def read_config(given: object, *, origin: str, environ: Mapping[str, str] | None
     extensions = values.get("extensions")
     for name in Extensions.model_fields:
         if isinstance(extensions, Mapping) and name in extensions:
-            origins[f"extensions.{name}"] = origin
+            origins.setdefault(f"extensions.{name}", origin)
         elif config.extensions.plain and name in PLAIN:
             origins[f"extensions.{name}"] = "extensions.plain"
     return Reading(config=config, origins=origins, warnings=tuple(warnings))
@@ -173,6 +250,29 @@ def explain(reading: Reading) -> tuple[Explained, ...]:
     )
 
 
+def config_schema() -> dict[str, Any]:
+    """The JSON schema of what `read_config` accepts: the fields of PlannerConfig, and what existing files carry beside them."""
+    schema = PlannerConfig.model_json_schema()
+    properties = schema["properties"]
+    for name, values in NONE_VALUES.items():
+        known = properties[name]
+        nulls = [{"const": value, "description": "as null"} for value in values]
+        properties[name] = {**known, "anyOf": [*known["anyOf"], *nulls]}
+    for row in CARRIED.values():
+        if row.treatment == "mapped" and row.target is not None:
+            section, _, inner = row.target.partition(".")
+            target = schema["$defs"]["Extensions"]["properties"][inner] if inner else properties[section]
+            told = {key: value for key, value in target.items() if key not in ("default", "title")}
+            properties[row.name] = {**told, "description": f"Another name of {row.target}: {row.why}."}
+        elif row.treatment in ("warned", "refused"):
+            effect = "Has no effect here" if row.treatment == "warned" else "Refused where it asks for anything"
+            properties[row.name] = {"deprecated": True, "description": f"{effect}: {row.why}."}
+    schema["patternProperties"] = {
+        f"^{ADVISORY_PREFIX}": {"deprecated": True, "description": f"Has no effect here: {ADVISORY_WHY}."}
+    }
+    return schema
+
+
 def _take(
     key: str,
     value: Any,
@@ -184,26 +284,44 @@ def _take(
 ) -> None:
     """Put one given field where it belongs."""
     carried = CARRIED.get(key)
+    if carried is not None and carried.treatment in ("warned", "refused") and (value is None or carried.harmless(value)):
+        return
     if key.startswith(ADVISORY_PREFIX) or (carried is not None and carried.treatment == "warned"):
-        if key == "optimization_target" and value == "sla":
-            return
-        why = carried.why if carried is not None else "advice is shown by status, metrics and the journal"
+        why = carried.why if carried is not None else ADVISORY_WHY
         warnings.append(f"{key}: has no effect here: {why}")
         return
     if carried is not None and carried.treatment == "refused":
         problems.append(f"{key}: {value!r} is refused: {carried.why}")
         return
-    name = carried.target if carried is not None and carried.target is not None else key
-    if name not in PlannerConfig.model_fields:
-        known = [*PlannerConfig.model_fields, *CARRIED]
-        problems.append(f"{key}: unknown field{_nearest(key, known)}")
+    name = _target(key)
+    if name.partition(".")[0] not in PlannerConfig.model_fields:
+        problems.append(f"{key}: unknown field{_nearest(key, {*PlannerConfig.model_fields, *CARRIED})}")
         return
+    if _put(name, value, values, problems, key):
+        origins[name] = origin if name == key else f"{origin} ({key})"
+
+
+def _target(key: str) -> str:
+    carried = CARRIED.get(key)
+    return carried.target if carried is not None and carried.target is not None else key
+
+
+def _put(name: str, value: Any, values: dict[str, Any], problems: list[str], key: str) -> bool:
+    """Whether `value` could be put under `name` (`extensions.…`: into those), which `key` means; else the problem is told."""
+    section, _, inner = name.partition(".")
+    into = values
+    if inner:
+        given = values.get(section, {})
+        if not isinstance(given, Mapping):
+            return True  # what is wrong with it is told elsewhere
+        into = values[section] = dict(given)
+        name = inner
     value = _none_or(value, name)
-    if name in values and values[name] != value:
-        problems.append(f"{key}: {value!r} contradicts {name}, which is {values[name]!r}")
-        return
-    values[name] = value
-    origins[name] = origin if name == key else f"{origin} ({key})"
+    if name in into and into[name] != value:
+        problems.append(f"{key}: {value!r} contradicts {name}, which is {into[name]!r}")
+        return False
+    into[name] = value
+    return True
 
 
 def _none_or(value: Any, name: str) -> Any:
@@ -216,14 +334,14 @@ def _unknown_extensions(extensions: object) -> list[str]:
     if not isinstance(extensions, Mapping):
         return []
     return [
-        f"extensions.{key}: unknown field{_nearest(str(key), list(Extensions.model_fields))}"
+        f"extensions.{key}: unknown field{_nearest(str(key), set(Extensions.model_fields))}"
         for key in extensions
         if key not in Extensions.model_fields
     ]
 
 
-def _nearest(key: str, known: list[str]) -> str:
-    close = get_close_matches(key, known, n=1, cutoff=0.5)
+def _nearest(key: str, known: set[str]) -> str:
+    close = get_close_matches(key, sorted(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f" (known: {', '.join(sorted(known))})"
 
 

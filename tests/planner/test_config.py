@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+from click.testing import CliRunner
 
-from pool_planner.compatibility import CARRIED, ConfigError, explain, read_config
+from pool_planner.__main__ import main
+from pool_planner.compatibility import CARRIED, ConfigError, config_schema, explain, read_config
 from pool_planner.config import PLAIN, Extensions, PlannerConfig
 from pool_planner.config_source import load_config
 
@@ -145,18 +149,110 @@ EXAMPLES: dict[str, Any] = {
     "live_dashboard_port": 8080,
     "max_num_fpm_samples": 64,
     "fpm_sample_bucket_size": 16,
+    "prefill_scale_up_queue_tokens": 5000,
+    "prefill_scale_down_queue_tokens": 500,
+    "decode_scale_up_kv_rate": 0.9,
+    "decode_scale_down_kv_rate": 0.5,
+    "report_filename": "report.html",
+    "report_write_gzip_log": True,
+    "aic_interpolation": {"hf_id": "org/model"},
+    "aic_perf_model": {"hf_id": "org/model"},
+    "speculative_nextn": 2,
+    "metric_pulling_prometheus_token_file": "/var/run/token",
+    "metric_pulling_prometheus_ca_bundle": "/etc/ca.pem",
+    "metric_pulling_prometheus_token": "secret",
+    "metric_pulling_prometheus_ssl_verify": False,
+    "metric_pulling_prometheus_extra_query_params": {"tenant": "a"},
+    "scheduling": {"external_plugins": [{"plugin_id": "mine"}]},
+    "plugin_registration": {"in_process_plugins": [{"plugin_id": "mine"}]},
 }
+# The names in interfaces.md, section 9, and the aliases there.
+CARRIED_BESIDE_THE_GUIDE = (
+    *("profile_results_dir", "model_name", "prefill_engine_num_gpu", "decode_engine_num_gpu", "throughput_metrics_source"),
+    *("global_planner_namespace", "metric_pulling_prometheus_endpoint", "metric_reporting_prometheus_port", "no_operation"),
+    *("log_dir", "optimization_target", "min_gpu_budget", "report_interval_hours", "report_output_dir", "live_dashboard_port"),
+    *("max_num_fpm_samples", "fpm_sample_bucket_size", "advisory"),
+    *("ttft_ms", "itl_ms", "throughput_adjustment_interval_seconds", "load_adjustment_interval_seconds"),
+)
+
+
+def test_the_table_has_what_deployments_carry() -> None:
+    assert set(CARRIED_BESIDE_THE_GUIDE) <= set(CARRIED)
+    assert set(EXAMPLES) == set(CARRIED)
 
 
 @pytest.mark.parametrize("name", CARRIED)
 def test_what_existing_configurations_carry(name: str) -> None:
     row = CARRIED[name]
+    if row.treatment == "refused":
+        (problem,) = problems(**{name: EXAMPLES[name]})
+        assert problem.startswith(f"{name}: ") and row.why in problem
+        return
     reading = read(**{name: EXAMPLES[name]})
     if row.treatment == "warned":
         assert any(warning.startswith(f"{name}: ") and row.why in warning for warning in reading.warnings)
-    else:
-        assert getattr(reading.config, row.target or name) == EXAMPLES[name]
-        assert reading.warnings == ()
+        assert read(**{name: None}).warnings == (), "a file with all defaults in it asks for nothing"
+        return
+    section, _, inner = (row.target or name).partition(".")
+    value = getattr(reading.config, section)
+    assert (getattr(value, inner) if inner else value) == EXAMPLES[name]
+    assert reading.origins[row.target or name].startswith("test")
+    assert reading.warnings == ()
+
+
+HARMLESS: dict[str, Any] = {
+    "optimization_target": "sla",
+    "speculative_nextn": 0,
+    "metric_pulling_prometheus_ssl_verify": True,
+    "metric_pulling_prometheus_extra_query_params": {},
+    "scheduling": {"external_plugins": [], "gateway": {"enabled": False}, "scale_interval_seconds": 5.0},
+    "plugin_registration": {"in_process_plugins": [], "heartbeat_timeout_seconds": 15.0},
+    "aic_interpolation": None,
+    "metric_pulling_prometheus_token": None,
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_defaults_that_profilers_write_out_ask_for_nothing(name: str) -> None:
+    assert read(**{name: HARMLESS[name]}).warnings == ()
+
+
+def test_a_door_for_plugins_is_no_default() -> None:
+    assert problems(scheduling={"external_plugins": [], "gateway": {"enabled": True}})
+
+
+def test_names_of_others_fill_extensions_and_contradict_them() -> None:
+    both = {"extensions": {"prometheus_ca_file": "a.pem", "hold_s": 5.0}, "metric_pulling_prometheus_ca_bundle": "a.pem"}
+    assert read(**both).config.extensions.hold_s == 5.0
+    other = {**both, "metric_pulling_prometheus_ca_bundle": "b.pem"}
+    for given in (other, dict(reversed(other.items()))):
+        assert any("contradicts prometheus_ca_file" in problem for problem in problems(**given))
+    environ = {"PROMETHEUS_CA_BUNDLE": "env.pem", "PROMETHEUS_TOKEN_FILE": "token"}
+    reading = read(environ, extensions={"prometheus_ca_file": "a.pem"})
+    assert (reading.config.extensions.prometheus_ca_file, reading.config.extensions.prometheus_token_file) == ("a.pem", "token")
+    assert reading.origins["extensions.prometheus_token_file"] == "environment PROMETHEUS_TOKEN_FILE"
+
+
+def test_the_schema_accepts_what_is_accepted() -> None:
+    check = jsonschema.Draft202012Validator(config_schema())
+    check.check_schema(check.schema)
+    for name, _, other, refused in GUIDE:
+        assert check.is_valid({name: other}), name
+        for value in refused:
+            finite = not isinstance(value, float) or math.isfinite(value)  # JSON has no other numbers
+            assert not finite or not check.is_valid({name: value}), (name, value)
+    for name, value in EXAMPLES.items():
+        assert check.is_valid({name: value}), name
+    assert check.is_valid({"max_gpu_budget": -1, "advisory_window": 3})
+    assert not check.is_valid({"ttfft": 3}) and not check.is_valid({"extensions": {"hold": 1}})
+
+
+def test_the_schema_is_printed_by_config_and_by_itself() -> None:
+    said = [CliRunner().invoke(main, arguments) for arguments in (["config", "--schema"], ["schema"])]
+    assert said[0].exit_code == said[1].exit_code == 0 and said[0].output == said[1].output
+    assert json.loads(said[0].output) == config_schema()
+    for wrong in (["config"], ["config", "--schema", "--explain"]):
+        assert CliRunner().invoke(main, wrong).exit_code == 2
 
 
 def test_minus_one_and_zero_become_none_only_in_reading() -> None:
