@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from pool_planner.forecast import PREDICTORS, Predictor, PredictorOptions, make_predictor
-from pool_planner.forecast.auto import Contest, RecentBest
+from pool_planner.forecast.auto import RecentBest
+from pool_planner.forecast.contest import Contest
 from pool_planner.forecast.series import SeriesPredictor
 from tests.bench.forecast_development import development_series
 from tests.bench.forecast_peers import PEERS, peer_tables

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pool_planner.forecast.auto import Contest, RecentBest
+from pool_planner.forecast.auto import RecentBest
+from pool_planner.forecast.autoregression import Autoregressions
+from pool_planner.forecast.contest import Contest
 from pool_planner.forecast.daily import DailyLag, LaggedHistory, bins_per_day
+from pool_planner.forecast.direct import DirectCorrections
 from pool_planner.forecast.fallback import NaiveFallback
-from pool_planner.forecast.regression import Autoregression, DirectCorrection
 from pool_planner.forecast.smoothing import AdaptiveLog, Bank, DampedHolt, Ewma, Theta
 from pool_planner.forecast.windows import WindowMeans, WindowMedians
 
@@ -49,9 +51,8 @@ BANKS: dict[str, Bank] = {
     "adaptive_log": AdaptiveLog(),
     "holt": DampedHolt(),
     "theta": Theta(),
-    "ar": Autoregression(2, log=False),
-    "ar_log": Autoregression(2, log=True),
-    "direct": DirectCorrection(horizons=(1, 3), day_bins=None, log=True),
+    "ar": Autoregressions([(2, False), (1, False), (2, True)]),
+    "direct": DirectCorrections(horizons=(1, 3), day_bins=None),
 }
 
 
@@ -68,7 +69,7 @@ def test_every_bank_is_unknown_at_first_and_exact_on_a_constant(name: str) -> No
 
 def test_autoregression_finds_an_alternation_and_steps_it_to_the_horizon() -> None:
     """y = 200 + 60 cos(pi t / 3) is an exact AR(2); three bins ahead it is mirrored about its mean."""
-    bank = Autoregression(2, log=False)
+    bank = Autoregressions([(2, False)])
     for index in range(400):
         bank.learn(200.0 + 60.0 * math.cos(math.pi * index / 3.0))
     assert bank.points(3)[0] == pytest.approx(200.0 - 60.0 * math.cos(math.pi * 399 / 3.0), abs=6.0)
@@ -76,11 +77,11 @@ def test_autoregression_finds_an_alternation_and_steps_it_to_the_horizon() -> No
 
 def test_the_direct_correction_pulls_noise_back_to_its_level() -> None:
     rng = random.Random(3)
-    bank = DirectCorrection(horizons=(1,), day_bins=None, log=False)
+    bank = DirectCorrections(horizons=(1,), day_bins=None)
     for _ in range(400):
         bank.learn(rng.gauss(100.0, 10.0))
     bank.learn(140.0)
-    assert bank.points(1)[0] == pytest.approx(103.0, abs=8.0)
+    assert list(bank.points(1)) == pytest.approx([103.0, 103.0], abs=8.0)
     assert math.isnan(bank.points(2)[0]), "a horizon that is not learned is unknown"
 
 
