@@ -36,6 +36,11 @@ class Extensions(BaseModel):
         default=True,
         description="Forecast arrivals, with queued and shed requests. Off: completed requests, which lag.",
     )
+    pending_tokens: bool = Field(
+        default=True,
+        description="What waits at the router counts by its prompt tokens where the router tells them: a few long prompts are "
+        "as much prefill as many short ones. Off: by the number of requests.",
+    )
     uncached_tokens: bool = Field(
         default=True,
         description="Plan prefill for the prompt tokens that are not found in prefix caches, where engines or router tell how "
@@ -126,6 +131,7 @@ class Extensions(BaseModel):
 
 PLAIN: Mapping[str, object] = {
     "offered_load": False,
+    "pending_tokens": False,
     "uncached_tokens": False,
     "start_from_provisioned": False,
     "cover_cold_start": False,

@@ -16,6 +16,7 @@ from pool_planner.types import Forecast, Grant, Observation
 PRIOR_REQUESTS = 5.0  # weight of the lengths that the configuration expects, in requests
 _DEVIATE = NormalDist()
 MOST_CACHED = 0.95  # whatever the caches say now: a new replica begins with an empty one
+LEAST_PATIENCE = 0.1  # of the TTFT target, where prefill alone takes nearly all of it
 FULL = 0.9  # of the places in engines: above it, whoever comes waits
 BURST = 1.25  # times what was forecast: less is noise, which must move nothing
 DEFAULT_QUANTILE = 0.9  # what a forecast is asked for when planning reads its mean only
@@ -68,17 +69,6 @@ def expect(
     if remembered > BURST * load:
         reasons.append(f"{remembered:.2f} requests/s came lately in bursts shorter than a start, {load:.2f} were forecast")
         load = remembered
-    if extensions.offered_load and observation.queued_requests:
-        # What an arrival within its SLA may find waiting is no backlog; the rest is to be worked off within one horizon,
-        # which is when what is ordered now will serve.
-        backlog = observation.queued_requests - load * pool.ttft_ms / 1e3
-        if backlog > 1.0:
-            reasons.append(f"{backlog:.0f} requests wait")
-            load += backlog / reach_s
-    inside = _waiting_inside(observation, grant, pool) if extensions.offered_load else 0.0
-    if inside > 1.0:
-        reasons.append(f"{inside:.0f} requests wait in engines that are full")
-        load += inside / reach_s
     if extensions.length_distribution:
         far = replace(
             far,
@@ -92,7 +82,39 @@ def expect(
     if cached > 0.0 and pool.role != "decode":
         reasons.append(f"{cached:.0%} of the prompt tokens are found in prefix caches")
     shape = Shape(isl=isl, osl=osl, arrival_cv2=state.arrivals.cv2, cached=cached)
+    if extensions.offered_load:
+        # What an arrival within its SLA may find waiting is no backlog; the rest is to be worked off within one horizon,
+        # which is when what is ordered now will serve.
+        waiting = _waiting_outside(observation, shape, pool, config)
+        backlog = waiting - load * _patience_s(shape, pool, config)
+        if backlog > 1.0:
+            by_tokens = bool(observation.queued_tokens) and extensions.pending_tokens and pool.role != "decode"
+            told = f", with {observation.queued_tokens:.0f} prompt tokens" if by_tokens else ""
+            reasons.append(f"{observation.queued_requests or waiting:.0f} requests wait{told}")
+            load += backlog / reach_s
+    inside = _waiting_inside(observation, grant, pool) if extensions.offered_load else 0.0
+    if inside > 1.0:
+        reasons.append(f"{inside:.0f} requests wait in engines that are full")
+        load += inside / reach_s
     return Expectation(load_rps=load, forecast=far, shape=shape, reasons=tuple(reasons))
+
+
+def _waiting_outside(observation: Observation, shape: Shape, pool: PoolSetup, config: PlannerConfig) -> float:
+    """What waits at the router, in requests like those to come: by prompt tokens where these are the work, and where answers
+    are work as well by what is more."""
+    requests, tokens = observation.queued_requests or 0.0, observation.queued_tokens
+    if tokens is None or not config.extensions.pending_tokens or pool.role == "decode":
+        return requests
+    as_prompts = tokens / max(1.0, shape.isl.mean)
+    return as_prompts if pool.role == "prefill" else max(requests, as_prompts)
+
+
+def _patience_s(shape: Shape, pool: PoolSetup, config: PlannerConfig) -> float:
+    """How long (s) a request may wait and still be on time: TTFT is the wait and then its own prefill."""
+    sla_s, engine = pool.ttft_ms / 1e3, pool.engine
+    if engine is None or engine.prefill is None or pool.role == "decode" or not config.extensions.queueing:
+        return sla_s
+    return max(LEAST_PATIENCE * sla_s, sla_s - engine.prefill.ttft_ms(shape.computed.mean) / 1e3)
 
 
 def _cached(state: PoolState, observation: Observation) -> float:

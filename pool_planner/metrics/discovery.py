@@ -168,6 +168,9 @@ class DiscoveredScrape:
     def worker_loads(self) -> Mapping[str, tuple[WorkerLoad, ...]]:
         return self._scrape.worker_loads()
 
+    def pending(self, pool: str) -> tuple[float | None, float | None]:
+        return self._scrape.pending(pool)
+
     async def close(self) -> None:
         await self._scrape.close()
 

@@ -86,6 +86,9 @@ NAMES: Mapping[Source, SourceNames] = {
         running="vllm:num_requests_running",
     ),
 }
+# What waits in the scheduler of Dynamo's own router, by worker type; router-wide, so no namespace is on it.
+PENDING_REQUESTS = "dynamo_frontend_router_queue_pending_requests"
+PENDING_TOKENS = "dynamo_frontend_router_queue_pending_isl_tokens"
 VLLM_KV_USAGE = "vllm:kv_cache_usage_perc"
 WORKER_PREFIX = "dynamo_frontend_worker_"
 WORKER_GAUGES: Mapping[str, str] = {

@@ -121,9 +121,10 @@ def observation(
     interval_s: float,
     complete: bool,
     workers: tuple[WorkerLoad, ...] | None,
+    pending: tuple[float | None, float | None] = (None, None),
 ) -> Observation:
     """What was observed of a pool over (at_s - interval_s, at_s]. `complete`: every instance answered. Without pairs nothing
-    is known of the traffic."""
+    is known of the traffic. `pending`: (requests, prompt tokens) that wait, where the source's own series do not tell."""
     names = pool.names
 
     def mean_of(name: str, scale: float = 1.0) -> float | None:
@@ -132,6 +133,8 @@ def observation(
 
     completed = increase(pairs, names.completed, pool)
     now = [pair.after for pair in pairs]
+    queued_requests = None if names.waiting is None else gauge(now, names.waiting, pool)
+    queued_tokens = None if names.waiting_tokens is None else gauge(now, names.waiting_tokens, pool)
     return Observation(
         pool=pool.pool,
         at_s=at_s,
@@ -140,8 +143,8 @@ def observation(
         requests=_arrived(pairs, pool, completed),
         completed=completed,
         shed=None if names.shed is None else increase(pairs, names.shed, pool),
-        queued_requests=None if names.waiting is None else gauge(now, names.waiting, pool),
-        queued_tokens=None if names.waiting_tokens is None else gauge(now, names.waiting_tokens, pool),
+        queued_requests=pending[0] if queued_requests is None else queued_requests,
+        queued_tokens=pending[1] if queued_tokens is None else queued_tokens,
         isl_tokens=mean_of(names.isl),
         osl_tokens=mean_of(names.osl),
         ttft_ms=mean_of(names.ttft, 1e3),

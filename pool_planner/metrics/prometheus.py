@@ -110,6 +110,7 @@ class PrometheusSource:
                 interval_s=interval_s,
                 complete=not silent,
                 workers=workers.of_vllm(pairs, series) if series.source == "vllm" else loads.get(series.pool),
+                pending=self._scrape.pending(series.pool) if self._scrape is not None and loads else (None, None),
             )
             for series in self._series
         }

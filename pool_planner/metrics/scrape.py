@@ -39,6 +39,7 @@ class RouterScrape:
         self._before: dict[str, Snapshot] = {}
         self._since_s: float | None = None
         self._samples: dict[str, list[Mapping[str, workers.Gauges]]] = {each.pool: [] for each in self._series}
+        self._pending: dict[str, tuple[float | None, float | None]] = {}
 
     async def sample(self) -> None:
         """Read the workers' gauges once more in this interval. Raises MetricsUnavailable when not every instance answers: a
@@ -79,6 +80,7 @@ class RouterScrape:
                 workers=(workers.of_vllm(pairs, series) if series.source == "vllm" else loads[series.pool])
                 if complete
                 else None,
+                pending=self.pending(series.pool) if complete else (None, None),
             )
             for series in self._series
         }
@@ -88,6 +90,10 @@ class RouterScrape:
         loads = {pool: workers.average(samples) for pool, samples in self._samples.items()}
         self._samples = {pool: [] for pool in self._samples}
         return loads
+
+    def pending(self, pool: str) -> tuple[float | None, float | None]:
+        """(requests, prompt tokens) that waited in Dynamo's routers at the newest sample; None where none tells."""
+        return self._pending.get(pool, (None, None))
 
     async def close(self) -> None:
         if self._session is not None:
@@ -99,6 +105,7 @@ class RouterScrape:
             kept = self._samples[series.pool]
             kept.append(workers.sample(answers.values(), series))
             del kept[:-MAX_SAMPLES]
+            self._pending[series.pool] = workers.pending(answers.values(), series)
 
     async def _read(self) -> tuple[dict[str, Families], list[str]]:
         """(what each instance that answers exposes, what is wrong with the others)."""

@@ -30,6 +30,23 @@ def sample(instances: Iterable[Families], pool: PoolSeries) -> Mapping[str, Gaug
     return {worker: _over_ranks(list(of_worker.values())) for worker, of_worker in ranks.items()}
 
 
+def pending(instances: Iterable[Families], pool: PoolSeries) -> tuple[float | None, float | None]:
+    """(requests, prompt tokens) that wait in the scheduler of Dynamo's own router for workers of the pool's kind, summed over
+    routers and policies; None where no router tells."""
+    families = list(instances)
+    return _pending(families, names.PENDING_REQUESTS, pool), _pending(families, names.PENDING_TOKENS, pool)
+
+
+def _pending(instances: Sequence[Families], name: str, pool: PoolSeries) -> float | None:
+    found = [
+        series.value
+        for families in instances
+        for series in families.get(name, {}).values()
+        if pool.my_worker(series.labels) and math.isfinite(series.value)
+    ]
+    return sum(found) if found else None
+
+
 def _over_ranks(ranks: Sequence[Mapping[str, list[float]]]) -> Gauges:
     gauges: dict[str, float] = {}
     for kind in names.WORKER_GAUGES:

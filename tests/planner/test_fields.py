@@ -168,6 +168,7 @@ def test_every_switch_changes_what_it_says() -> None:
             story.step(
                 (1.0, 1.5, 5.0, 2.5)[step % 4],
                 queued_requests=40.0 if step == 11 else 0.0,
+                queued_tokens=90_000.0 if step == 11 else 0.0,
                 isl_histogram=Histogram(edges=(256.0, 4096.0), counts=(50.0, 10.0, 0.0)),
                 **{"completed": 30.0, "ttft_ms": 2600.0, "prefix_hit_rate": 0.3, **changes},
             )
@@ -176,6 +177,7 @@ def test_every_switch_changes_what_it_says() -> None:
     base = told(switched())
     for name, value in (
         ("offered_load", False),
+        ("pending_tokens", False),
         ("uncached_tokens", False),
         ("cover_cold_start", False),
         ("forecast_quantile", None),

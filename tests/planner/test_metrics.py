@@ -348,6 +348,29 @@ def test_the_projects_own_router_is_understood() -> None:
     assert (load.worker_id, load.active_decode_blocks, load.last_itl_ms) == ("w1", 64.0, 400.0)
 
 
+def test_what_waits_in_dynamos_own_router_is_seen_by_worker_type() -> None:
+    """Its gauges are router-wide: no namespace and no pool, but the kind of worker, and the policy that queues."""
+    told = "\n".join(
+        f'{name}{{worker_type="{kind}",policy_class="{policy}"}} {value}'
+        for name, kind, policy, value in (
+            (names.PENDING_REQUESTS, "prefill", "fcfs", 3),
+            (names.PENDING_REQUESTS, "prefill", "priority", 2),
+            (names.PENDING_TOKENS, "prefill", "fcfs", 9000),
+            (names.PENDING_REQUESTS, "decode", "fcfs", 7),
+        )
+    )
+    families = parse(told, names.wanted)
+    prefill = PoolSeries(pool="p", role="prefill", source="frontend", match={"dynamo_namespace": "demo"})
+    decode = PoolSeries(pool="d", role="decode", source="frontend", match={"dynamo_namespace": "demo"})
+    assert workers.pending([families, families], prefill) == (10.0, 18000.0)
+    assert workers.pending([families], decode) == (7.0, None)
+    assert workers.pending([{}], decode) == (None, None)
+    seen = observation(
+        prefill, [], at_s=1.0, interval_s=1.0, complete=True, workers=None, pending=workers.pending([families], prefill)
+    )
+    assert (seen.queued_requests, seen.queued_tokens) == (5.0, 9000.0)
+
+
 def test_engines_without_dynamo_are_understood_by_their_own_series() -> None:
     """Arrivals are what was completed and what more is under way; each engine is a worker."""
     series = PoolSeries(pool="agg", role="agg", source="vllm", match={"model_name": "demo/chat"})

@@ -212,6 +212,36 @@ def test_a_backlog_at_the_router_is_worked_off() -> None:
     assert "requests wait" in story.reasons
 
 
+def test_a_few_long_prompts_that_wait_are_as_much_work_as_many_short_ones() -> None:
+    """Twenty wait: of 8,000 tokens each, of 250, and of 8,000 where only the requests are counted."""
+    long, short, counted = Story(have=1), Story(have=1), Story(have=1, extensions={"pending_tokens": False})
+    for story, tokens in ((long, 160_000.0), (short, 5_000.0), (counted, 160_000.0)):
+        story.run(300, 2.0)
+        story.step(2.0, queued_requests=20.0, queued_tokens=tokens)
+    assert long.wanted > counted.wanted == short.wanted
+    assert "20 requests wait, with 160000 prompt tokens" in long.reasons
+    assert "20 requests wait" in counted.reasons and "prompt tokens" not in counted.reasons
+    assert "wait" not in short.reasons, "they are through before any of them is late"
+
+
+def test_a_queue_leaves_its_own_prefill_to_whoever_joins_it() -> None:
+    """Of three seconds one is prefill: a wait of two and a half is too long, though it is below the target."""
+    modelled, divided = Story(have=1), Story(have=1, extensions={"queueing": False})
+    for story in (modelled, divided):
+        story.run(300, 6.0)
+        story.step(6.0, queued_requests=2.5 * 6.0)
+    assert "requests wait" in modelled.reasons
+    assert "requests wait" not in divided.reasons
+
+
+def test_decode_counts_who_waits_and_not_their_prompts() -> None:
+    told, counted = Story(have=1, role="decode"), Story(have=1, role="decode")
+    for story, tokens in ((told, 900_000.0), (counted, None)):
+        story.run(300, 2.0)
+        story.step(2.0, queued_requests=40.0, queued_tokens=tokens)
+    assert told.wanted == counted.wanted
+
+
 def test_the_horizon_covers_the_measured_cold_start() -> None:
     story = Story(have=1)
     story.run(120, 2.0)
