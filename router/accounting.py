@@ -9,15 +9,18 @@ from typing import TextIO
 
 import orjson
 
-from router.adaptive import AdaptiveStage, Prediction, Predictor
+from router.adaptive import AdaptiveStage, Prediction, Predictor, Waiting
 from router.config_pools import ModelConfig
 from router.endpoints import Endpoint, Pool
 from router.exchange import Relayed
 from router.message import Request
 from router.metrics import FrontendMetrics, OutcomeMetrics, PoolMetrics, TenantMetrics
 from router.openai import Call, Lengths, cached_in, usage_in
+from router.outliers import per_thousand
 from router.policy import Ask, Stages
 from router.tokens import Tokenizer
+
+LONG_TOKENS = 16.0
 
 
 class ModelState:
@@ -38,15 +41,22 @@ class ModelState:
     )
 
     def __init__(
-        self, config: ModelConfig, predictors: Mapping[str, Predictor], ready: Callable[[str], Sequence[Endpoint]]
+        self,
+        config: ModelConfig,
+        predictors: Mapping[str, Predictor],
+        ready: Callable[[str], Sequence[Endpoint]],
+        waiting: Callable[[str], Waiting],
     ) -> None:
-        """`predictors` by pool, where selection is adaptive; `ready(pool)`: the endpoints that may be used now."""
+        """`predictors` by pool, where selection is adaptive; `ready(pool)`: the endpoints that may be used now;
+        `waiting(pool)`: what waits for it in the router."""
         self.config = config
         self.name = config.model
         self.predictors = predictors
         self.tokenizer = Tokenizer(config.tokenizer) if config.tokenizer else None
         adaptive = config.selection == "adaptive"
-        self.stages = Stages(config, (lambda role: AdaptiveStage(config, role, predictors, ready).route) if adaptive else None)
+        self.stages = Stages(
+            config, (lambda role: AdaptiveStage(config, role, predictors, ready, waiting).route) if adaptive else None
+        )
         self.by_prefix = any(pool.pick == "prefix_affinity" for pool in config.pools)
         self.lengths = Lengths()
         self.outcomes = OutcomeMetrics(config.model)
@@ -67,6 +77,7 @@ class Progress:
         "_expected",
         "_prefill",
         "_prefilled_s",
+        "_sent_s",
         "_serving",
         "arrived_s",
         "ask",
@@ -109,6 +120,7 @@ class Progress:
         self._prefill: tuple[Pool, Endpoint] | None = None
         self._serving: tuple[Pool, Endpoint] | None = None
         self._prefilled_s: float | None = None
+        self._sent_s = arrived_s
         self._expected: list[tuple[Predictor, Prediction, float]] = []
         for pool in assigned:
             pool.metrics.arrived(call.priority or 0)
@@ -133,6 +145,8 @@ class Progress:
     def shed(self) -> None:
         for pool in self._assigned:
             pool.metrics.shed += 1
+        if self.tenant is not None:
+            self.tenant.shed += 1
         self.end("shed", self.arrived_s)
 
     def prefilled(self, pool: Pool, endpoint: Endpoint, now: float, began_s: float) -> None:
@@ -142,8 +156,9 @@ class Progress:
         endpoint.isl_tokens = self.ask.isl_tokens
         endpoint.ttft_s = now - began_s
 
-    def relaying(self, pool: Pool, endpoint: Endpoint, exchange: Relayed) -> None:
+    def relaying(self, pool: Pool, endpoint: Endpoint, exchange: Relayed, began_s: float) -> None:
         self._serving = (pool, endpoint)
+        self._sent_s = began_s
         self.exchange = exchange
 
     @property
@@ -171,8 +186,8 @@ class Progress:
         if self.tenant is not None:
             self.tenant.count(self.ask.isl_tokens, 1.0)
 
-    def answered(self, pool: Pool, endpoint: Endpoint, exchange: Relayed, now: float) -> None:
-        """The whole answer went out."""
+    def answered(self, pool: Pool, endpoint: Endpoint, exchange: Relayed, now: float) -> tuple[float | None, float | None]:
+        """The whole answer went out. Returns the endpoint's samples (ttft, itl) for `router.outliers`; None: it has none."""
         self.end("completed", now)
         frontend = self.frontend
         frontend.requests += 1
@@ -180,7 +195,7 @@ class Progress:
         if self._prefill is not None:
             self._prefill[0].metrics.completed += 1
         if exchange.status != 200:
-            return
+            return None, None
         isl, osl, itl_s = self._measure(pool, exchange)
         if self.tenant is not None:
             self.tenant.count(isl, osl or 0.0)
@@ -206,6 +221,11 @@ class Progress:
             if osl is not None:
                 series.osl.observe(osl)
             series.duration.observe(duration_s)
+        first_s = exchange.first_s if exchange.is_stream and pool.role == "agg" else None
+        if itl_s is None and osl is not None and osl >= LONG_TOKENS and not exchange.is_stream:
+            # The first token is in it, but hardly counts.
+            itl_s = (now - self._sent_s) / osl
+        return None if first_s is None else per_thousand(first_s - self._sent_s, isl), itl_s
 
     def _measure(self, pool: Pool, exchange: Relayed) -> tuple[float, float | None, float | None]:
         """(ISL, OSL, ITL in s) of a whole answer, from its usage where it tells, else estimated; sets TTFT and tokens."""

@@ -3,7 +3,8 @@
 A pool's profile says what a request costs an engine that is alone with it; the queue at the engine that would get it says
 what comes on top; and what completed requests showed corrects both, slowly (`pool_planner.performance.correction`).
 
-- TTFT at a prefill pool: the prompts ahead at its least loaded engine, one after the other, then this one.
+- TTFT at a prefill pool: the prompts ahead at its least loaded engine, one after the other, then this one. Ahead is also an
+  engine's part of the prompts that wait in the router for the pool.
 - ITL at a decode pool: the profile at the KV usage of its least loaded engine with this request in it.
 - An aggregated pool does both: its prompts wait for those that have no first token yet, and a step's length on top.
 
@@ -62,6 +63,17 @@ class Prediction:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """What waits in the router for a pool: requests, and their prompt tokens."""
+
+    requests: int = 0
+    tokens: float = 0.0
+
+
+NOBODY = Waiting()
+
+
 class Predictor:
     """One pool: its profile, its price, and what its answers have corrected. Raises ProfileError where the profile lacks what
     the role needs."""
@@ -78,21 +90,27 @@ class Predictor:
         if self.role != "prefill" and self.decode is None:
             raise ProfileError(f"{config.profile}: pool {config.name!r} is a {self.role} pool and needs a decode curve")
 
-    def predict(self, endpoints: Sequence[Loaded], isl: float, osl: float, itl_target_ms: float) -> Prediction:
-        """For a request of `isl` prompt and about `osl` answer tokens, sent to the least loaded of at least one endpoint."""
+    def predict(
+        self, endpoints: Sequence[Loaded], isl: float, osl: float, itl_target_ms: float, waiting: Waiting = NOBODY
+    ) -> Prediction:
+        """For a request of `isl` prompt and about `osl` answer tokens, sent to the least loaded of at least one endpoint,
+        behind its part of those that wait."""
+        requests, tokens = waiting.requests / len(endpoints), waiting.tokens / len(endpoints)
         ttft = itl = None
         step = 0.0
         if self.decode is not None and self.role != "prefill":
             at = min(endpoints, key=lambda one: one.outstanding_tokens)
             # Half of what will be written is there on average.
-            resident = max(at.outstanding_tokens - at.in_flight * osl / 2.0, 0.0) + isl + osl / 2.0
-            context = resident / (at.in_flight + 1)
+            running = max(at.outstanding_tokens - at.in_flight * osl / 2.0, 0.0) + tokens + requests * osl / 2.0
+            resident = running + isl + osl / 2.0
+            context = resident / (at.in_flight + requests + 1)
             step = self.decode.itl_ms(resident / self.decode.max_kv_tokens, context)
             itl = step * self.correction.itl_factor
         if self.prefill is not None and self.role != "decode":
             at = min(endpoints, key=lambda one: one.unstarted_tokens)
-            waiting = self.prefill.ttft_ms(at.unstarted_tokens / at.unstarted) * at.unstarted if at.unstarted else 0.0
-            ttft = max(0.0, waiting + self.prefill.ttft_ms(isl) + step + self.correction.ttft_offset_ms)
+            ahead = at.unstarted + requests
+            first = self.prefill.ttft_ms((at.unstarted_tokens + tokens) / ahead) * ahead if ahead else 0.0
+            ttft = max(0.0, first + self.prefill.ttft_ms(isl) + step + self.correction.ttft_offset_ms)
         return Prediction(ttft_ms=ttft, itl_ms=itl, cost=self.cost(isl, osl, itl_target_ms))
 
     def cost(self, isl: float, osl: float, itl_target_ms: float) -> float:
@@ -131,7 +149,7 @@ class Predictor:
 
 class AdaptiveStage:
     """The pools of one role, in the order in which a request should try them. `ready(pool)` are the endpoints that may be
-    used now."""
+    used now, `waiting(pool)` is what waits for them in the router."""
 
     def __init__(
         self,
@@ -139,11 +157,13 @@ class AdaptiveStage:
         role: Role,
         predictors: Mapping[str, Predictor],
         ready: Callable[[str], Sequence[Loaded]],
+        waiting: Callable[[str], Waiting] = lambda pool: NOBODY,
     ) -> None:
         assert model.default_ttft_ms is not None and model.default_itl_ms is not None
         self._pools = model.role_pools(role)
         self._predictors = predictors
         self._ready = ready
+        self._waiting = waiting
         self._ttft_ms = model.default_ttft_ms
         self._itl_ms = model.default_itl_ms
 
@@ -163,7 +183,8 @@ class AdaptiveStage:
             if not endpoints:
                 ranked.append(((2.0,), pool.name))
                 continue
-            predicted = self._predictors[pool.name].predict(endpoints, ask.isl_tokens, ask.osl_tokens, itl_ms)
+            ahead = self._waiting(pool.name)
+            predicted = self._predictors[pool.name].predict(endpoints, ask.isl_tokens, ask.osl_tokens, itl_ms, ahead)
             excess = predicted.excess(ttft_ms, itl_ms)
             rank = (0.0, predicted.cost) if excess <= 1.0 else (1.0, excess)
             ranked.append(((*rank, load(pool.name)), pool.name))

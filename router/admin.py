@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -17,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pool_planner.types import Role
 from router import openapi
 from router.accounting import ModelState, Progress
-from router.admission import RateLimit
+from router.adaptive import Waiting
+from router.admission import RateLimit, Ticket
 from router.config import AdminConfig, QueueConfig
 from router.door import Door
 from router.endpoints import Endpoints, Pool
@@ -234,9 +236,11 @@ class Admin:
                             "outstanding_tokens": round(one.outstanding_tokens),
                             "pending_kv": one.pending_kv,
                             "healthy": one.healthy,
+                            "ejected": one.id in away,
                             "last_ttft_ms": None if one.ttft_s is None else one.ttft_s * 1000.0,
                             "last_itl_ms": None if one.itl_s is None else one.itl_s * 1000.0,
                         }
+                        for away in [_away(pool)]
                         for one in pool.endpoints.values()
                     ],
                 }
@@ -268,13 +272,14 @@ class Admin:
             found[ticket.model, label] = found.get((ticket.model, label), 0) + 1
         return found
 
+    def _shares(self, tickets: Iterable[Ticket]) -> list[tuple[TenantMetrics, int]]:
+        """Every key's series, and how many of its requests wait."""
+        waiting = Counter(self._tenants[ticket.tenant] for ticket in tickets if ticket.tenant is not None)
+        return [(tenant, waiting[tenant]) for tenant in dict.fromkeys(self._tenants.values())]
+
     def scrape(self) -> Scrape:
         """Everything for one answer of /metrics."""
         tickets = self._door.tickets()
-        queued: dict[str, list[float]] = {}
-        for ticket in tickets:
-            for name in ticket.paths[0].assigned:
-                queued.setdefault(name, []).append(ticket.tokens)
         blocks: dict[str, float] = {}
         for progress in self._running():
             if progress.serving is not None:
@@ -285,7 +290,7 @@ class Admin:
         admission = self._door.admission
         return Scrape(
             pools=[
-                (pool.metrics, _pool_gauges(pool, queued.get(pool.name, [])))
+                (pool.metrics, _pool_gauges(pool, self._door.waiting_for(pool.name)))
                 for pool in pools
                 if pool.config.metrics_source == "router"
             ],
@@ -313,7 +318,7 @@ class Admin:
             ),
             duplicates=[(pool.metrics, self._duplicates[pool.name]) for pool in pools if pool.name in self._duplicates],
             discovery=[(pool.metrics, self._troubles[pool.name] is None) for pool in pools if pool.name in self._troubles],
-            tenants=self._tenants.values(),
+            tenants=self._shares(tickets),
             queue_requests=len(tickets),
             queue_isl_tokens=sum(ticket.tokens for ticket in tickets),
             scalars={
@@ -324,11 +329,22 @@ class Admin:
         )
 
 
-def _pool_gauges(pool: Pool, queued: list[float]) -> PoolGauges:
-    states = {"starting": 0, "ready": 0, "draining": 0, "unhealthy": 0}
+def _away(pool: Pool) -> frozenset[str]:
+    """Endpoints that get nothing because they are slow."""
+    return frozenset(pool.outliers.out if pool.outliers is not None else ())
+
+
+def _pool_gauges(pool: Pool, waiting: Waiting) -> PoolGauges:
+    states = {"starting": 0, "ready": 0, "draining": 0, "unhealthy": 0, "ejected": 0}
+    away = _away(pool)
     for endpoint in pool.endpoints.values():
-        states["unhealthy" if endpoint.state == "ready" and not endpoint.healthy else endpoint.state] += 1
-    return PoolGauges(queued_requests=len(queued), queued_tokens=sum(queued), endpoints=states)
+        if endpoint.state != "ready":
+            states[endpoint.state] += 1
+        elif not endpoint.healthy:
+            states["unhealthy"] += 1
+        else:
+            states["ejected" if endpoint.id in away else "ready"] += 1
+    return PoolGauges(queued_requests=waiting.requests, queued_tokens=waiting.tokens, endpoints=states)
 
 
 def _error(text: str) -> bytes:

@@ -2,8 +2,9 @@
 
 A model's rate comes from the plan while one is in force, else from its own configuration; single priorities may be limited
 within it. A request that cannot be sent (rate used up, or no usable endpoint) waits in one bounded room, more important ones
-in front, until its deadline. When the room is full, the least important request of the longest line is shed; a newcomer that
-is no more important than everybody waiting is shed itself.
+in front and tenants in fair turns (`router.fairness`), until its deadline. When the room is full, the least important request
+of the longest line is shed; a newcomer that is no more important than everybody waiting is shed itself, unless a tenant has
+more waiting than its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from router.fairness import Shares, gives_way, may_displace
 from router.policy import Path
 
 Reason = Literal["rate", "starting", "full"]
@@ -69,13 +71,16 @@ def _burst(rate: float, burst: float | None) -> float:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Ticket:
-    """One request at the door. `paid`: its token was already taken (it comes back after an engine failed)."""
+    """One request at the door. `tenant` (whose API key; None: nobody's) shares by `weight`. `paid`: its token was already taken
+    (it comes back after an engine failed)."""
 
     model: str
     priority: int
     tokens: float
     deadline_s: float
     paths: tuple[Path, ...] = ()
+    tenant: str | None = None
+    weight: float = 1.0
     paid: bool = False
     seq: int = 0
 
@@ -102,6 +107,7 @@ class _Line:
     limit: RateLimit = RateLimit()
     bucket: TokenBucket | None = None
     by_priority: dict[str, TokenBucket] = field(default_factory=dict)
+    shares: Shares = field(default_factory=Shares)
 
 
 class Admission:
@@ -162,11 +168,15 @@ class Admission:
         line = self._lines[ticket.model]
         self._seq += 1
         ticket.seq = ticket.seq or self._seq
+        if ticket.paid:
+            line.shares.refund(ticket)
         if usable and not line.waiting and self._affords(line, ticket, now):
+            self._let_in(line, ticket)
             return "admitted"
         if self._waiting >= self._room and not self._outranks(ticket):
             return Refusal(reason="full", retry_after_s=self._retry_after(line, usable))
         insort(line.waiting, ticket)
+        line.shares.enters(ticket)
         self._waiting += 1
         return "waiting"
 
@@ -181,39 +191,51 @@ class Admission:
         while self._waiting > self._room:
             line = self._least_important()
             assert line is not None
-            ticket = line.waiting.pop()
-            self._waiting -= 1
+            ticket = gives_way(line.waiting)
+            self._remove(line, ticket)
             out.append((ticket, Refusal(reason="full", retry_after_s=self._retry_after(line, True))))
         return out
 
-    def pump(self, now: float, usable: Callable[[Ticket], bool]) -> tuple[list[Ticket], list[tuple[Ticket, Refusal]]]:
-        """Who may be sent now, and whose deadline has passed. A request whose pools cannot take it does not hold up
-        others."""
+    def pump(
+        self, now: float, usable: Callable[[Ticket], bool], fits: Callable[[Ticket], bool] | None = None
+    ) -> tuple[list[Ticket], list[tuple[Ticket, Refusal]]]:
+        """Who may be sent now, in this order, and whose deadline has passed. A request whose pools cannot take it does not hold
+        up others. `fits` (default: `usable`) is asked last, and whom it lets in comes in: it may count places."""
+        fits = fits or usable
         admitted: list[Ticket] = []
         refused: list[tuple[Ticket, Refusal]] = []
         if not self._waiting:
             return admitted, refused
         for line in self._lines.values():
-            stay = []
-            for ticket in line.waiting:
+            gone: list[Ticket] = []
+            for ticket in line.shares.order(line.waiting):
                 if now >= ticket.deadline_s:
                     can = usable(ticket)
                     reason: Reason = "rate" if can else "starting"
                     refused.append((ticket, Refusal(reason=reason, retry_after_s=self._retry_after(line, can))))
-                elif usable(ticket) and self._affords(line, ticket, now):
+                    gone.append(ticket)
+                elif self._affords(line, ticket, now) and fits(ticket):
+                    self._let_in(line, ticket)
                     admitted.append(ticket)
-                else:
-                    stay.append(ticket)
-            self._waiting += len(stay) - len(line.waiting)
-            line.waiting = stay
+                    gone.append(ticket)
+            if gone:
+                left = set(gone)
+                line.waiting = [ticket for ticket in line.waiting if ticket not in left]
+                self._waiting -= len(gone)
+                for ticket in gone:
+                    line.shares.leaves(ticket)
         return admitted, refused
 
     def leave(self, ticket: Ticket) -> None:
         """The client of a waiting request went away."""
         line = self._lines[ticket.model]
         if ticket in line.waiting:
-            line.waiting.remove(ticket)
-            self._waiting -= 1
+            self._remove(line, ticket)
+
+    def _remove(self, line: _Line, ticket: Ticket) -> None:
+        line.waiting.remove(ticket)
+        line.shares.leaves(ticket)
+        self._waiting -= 1
 
     def next_event_s(self, now: float) -> float | None:
         """When `pump` should run at the latest (a token, a deadline, the plan's end); None: nobody waits and no plan can
@@ -231,16 +253,22 @@ class Admission:
         return self._lines[model].waiting
 
     def _affords(self, line: _Line, ticket: Ticket, now: float) -> bool:
+        """Whether the rate lets it in now."""
         if ticket.paid:
             return True
-        single = line.by_priority.get(str(ticket.priority)) if line.by_priority else None
-        if (single and single.wait_s(now) > 0.0) or (line.bucket and line.bucket.wait_s(now) > 0.0):
+        if line.by_priority and (single := line.by_priority.get(str(ticket.priority))) and single.wait_s(now) > 0.0:
             return False
-        for bucket in (single, line.bucket):
-            if bucket:
-                bucket.take()
-        ticket.paid = True
-        return True
+        return line.bucket is None or line.bucket.wait_s(now) == 0.0
+
+    def _let_in(self, line: _Line, ticket: Ticket) -> None:
+        if not ticket.paid:
+            if line.by_priority and (single := line.by_priority.get(str(ticket.priority))):
+                single.take()
+            if line.bucket is not None:
+                line.bucket.take()
+            ticket.paid = True
+        if ticket.tenant is not None:
+            line.shares.charge(ticket)
 
     def _outranks(self, ticket: Ticket) -> bool:
         line = self._least_important()
@@ -249,6 +277,8 @@ class Admission:
         mine = self._lines[ticket.model]
         last = line.waiting[-1]
         theirs_rank, my_rank = (line.importance, last.priority), (mine.importance, ticket.priority)
+        if line is mine and may_displace(ticket, line.waiting):
+            return True
         return theirs_rank < my_rank or (theirs_rank == my_rank and len(line.waiting) > len(mine.waiting) + 1)
 
     def _least_important(self) -> _Line | None:

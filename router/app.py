@@ -10,6 +10,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path as FilePath
 
 import orjson
@@ -74,12 +75,17 @@ class RouterApp:
             shortest_s=min(timeouts.prefill_s, timeouts.first_byte_s, timeouts.idle_s),
         )
         self.models = {
-            model.model: ModelState(model, predictors_of(model), lambda name: self.endpoints.pools[name].ready)
+            model.model: ModelState(
+                model,
+                predictors_of(model),
+                lambda name: self.endpoints.pools[name].ready,
+                lambda name: self.door.waiting_for(name),
+            )
             for model in config.models
         }
         generator = random.Random(0)
         pools = [
-            Pool(pool, model.model, picker(pool.pick, below=generator.randrange))
+            Pool(pool, model.model, picker(pool.pick, below=generator.randrange), config.outliers)
             for model in config.models
             for pool in model.pools
         ]
@@ -91,6 +97,7 @@ class RouterApp:
             speed=speed,
             health=config.health,
             changed=lambda: self.door.pump(),
+            say=say,
         )
         self.discovery = Discovery(self.endpoints, loop)
         self.duplicates = Duplicates(self.endpoints.pools, upstream=self._upstream, loop=loop, now=now, speed=speed, say=say)
@@ -99,7 +106,13 @@ class RouterApp:
             own, room=config.queue.limit, starting_retry_after_s=config.queue.starting_retry_after_s, now=now()
         )
         self.door = Door(
-            admission, loop=loop, now=now, speed=speed, usable=lambda path: self.dispatch.usable(path), met_zero=self._met_zero
+            admission,
+            loop=loop,
+            now=now,
+            speed=speed,
+            usable=lambda path: self.dispatch.usable(path),
+            room=lambda path: self.dispatch.room(path),
+            met_zero=self._met_zero,
         )
         self._keys = Keys(config.keys)
         self._log = AccessLog(config.access_log) if config.access_log else None
@@ -137,6 +150,8 @@ class RouterApp:
         self._private = HttpServer(self.admin.serve, config.limits, loop)
         self._stopping = False
         self._origins = Origins(config.listen.cors_origins) if config.listen.cors_origins else None
+        self._prefix = os.urandom(6).hex().encode()
+        self._numbers = count(1)
         self._document = orjson.dumps(public(keys=self._keys.required))
 
     async def start(self, *, reuse_port: bool = False) -> tuple[int, int]:
@@ -178,22 +193,23 @@ class RouterApp:
     async def serve(self, request: Request, client: ClientConnection) -> None:
         """Answer one request of a client."""
         path, method = request.path, request.method
+        if not request.request_id:
+            request.request_id = b"%b-%x" % (self._prefix, next(self._numbers))
         if request.origin and self._origins is not None:
-            allowed = self._origins.answer(request)
-            client.extra = allowed
-            if method == b"OPTIONS":
-                client.respond(204, b"", extra=PREFLIGHT if allowed else b"")
-                return
-        if path in COMPLETION_PATHS:
-            if method == b"POST":
-                await self.dispatch.serve(request, client)
-            else:
-                client.respond(405, _error("Use POST here.", "method_not_allowed"), extra=b"allow: POST\r\n")
+            client.extra = self._origins.answer(request)
+        if method == b"POST" and path in COMPLETION_PATHS:
+            await self.dispatch.serve(request, client)
+            return
+        named = b"x-request-id: %b\r\n" % request.request_id
+        if method == b"OPTIONS" and request.origin and self._origins is not None:
+            client.respond(204, b"", extra=named + (PREFLIGHT if client.extra else b""))
+        elif path in COMPLETION_PATHS:
+            client.respond(405, _error("Use POST here.", "method_not_allowed"), extra=named + b"allow: POST\r\n")
         elif method not in (b"GET", b"HEAD"):
-            client.respond(404, _error("There is no such path.", "not_found"))
+            client.respond(404, _error("There is no such path.", "not_found"), extra=named)
         else:
             status, body = self._get(path, request.authorization)
-            client.respond(status, body, head=method == b"HEAD")
+            client.respond(status, body, head=method == b"HEAD", extra=named)
 
     def _get(self, path: bytes, authorization: bytes) -> tuple[int, bytes]:
         if path == b"/health":

@@ -22,6 +22,7 @@ from router.http1 import ClientConnection
 from router.identity import Keys
 from router.message import Request
 from router.openai import error_body
+from router.outliers import per_thousand
 from router.policy import Ask, Path
 from router.upstream import Upstream
 
@@ -196,7 +197,9 @@ class Attempts:
         self._endpoints.succeeded(endpoint)
         if exchange.status >= 400:
             raise _Refused(exchange)
-        progress.prefilled(pool, endpoint, self._now(), began)
+        now = self._now()
+        progress.prefilled(pool, endpoint, now, began)
+        self._endpoints.answered(pool, endpoint, ttft=per_thousand(now - began, tokens))
         return exchange.body
 
     async def _relay(
@@ -230,7 +233,7 @@ class Attempts:
         tokens = progress.ask.isl_tokens + progress.ask.osl_tokens
         endpoint.in_flight += 1
         endpoint.outstanding_tokens += tokens
-        progress.relaying(pool, endpoint, exchange)
+        progress.relaying(pool, endpoint, exchange, began)
         try:
             await self._upstream.run(endpoint.link, payload, exchange)
         except EngineFailed as error:
@@ -249,7 +252,9 @@ class Attempts:
             return self._refused(pool, endpoint, exchange.status, tried, kept=exchange)
         self._endpoints.succeeded(endpoint)
         client.finish()
-        progress.answered(pool, endpoint, exchange, self._now())
+        ttft, itl = progress.answered(pool, endpoint, exchange, self._now())
+        if ttft is not None or itl is not None:
+            self._endpoints.answered(pool, endpoint, ttft=ttft, itl=itl)
         return None
 
     def _answer_of_prefill(

@@ -55,13 +55,15 @@ class ListenConfig(Section):
 
 class KeyConfig(Section):
     """One API key, known by its SHA-256 (`printf %s "$KEY" | sha256sum`). `models`: the only ones it may use (absent: all).
-    `priority`, `ttft_ms`, `itl_ms`: of requests that name none themselves; `max_priority`: the highest they may claim."""
+    `priority`, `ttft_ms`, `itl_ms`: of requests that name none themselves; `max_priority`: the highest they may claim. Where
+    requests wait, keys of different names take turns within a priority, by tokens and in proportion to their `weight`."""
 
     name: str = Field(min_length=1, max_length=64)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     models: tuple[str, ...] | None = None
     priority: int | None = None
     max_priority: int | None = None
+    weight: PositiveFloat = 1.0
     ttft_ms: PositiveFloat | None = None
     itl_ms: PositiveFloat | None = None
 
@@ -131,6 +133,28 @@ class HealthConfig(Section):
     backoff_max_s: PositiveFloat = 60.0
 
 
+class OutlierConfig(Section):
+    """When an endpoint that answers is left alone because it is slow: its median over the last `samples` answers is `factor`
+    times that of its siblings (and by more than anybody would not notice), in answers that came over at least `for_s`. It is
+    ejected for `eject_s`, then tried with one request at a time, and when it is still slow, for twice as long, up to
+    `eject_max_s`. At most `max_share` of a pool's endpoints is away at a time: by default a third, so that only pools of three
+    or more eject."""
+
+    enabled: bool = True
+    factor: float = Field(default=3.0, gt=1, allow_inf_nan=False)
+    samples: int = Field(default=10, ge=2, le=1000)
+    for_s: PositiveFloat = 20.0
+    eject_s: PositiveFloat = 30.0
+    eject_max_s: PositiveFloat = 600.0
+    max_share: float = Field(default=1 / 3, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _may_double(self) -> OutlierConfig:
+        if self.eject_max_s < self.eject_s:
+            raise ValueError(f"eject_max_s {self.eject_max_s:g} is below eject_s {self.eject_s:g}")
+        return self
+
+
 class TracingConfig(Section):
     """Spans for OpenTelemetry (extra `otel`). `endpoint`: of a collector, as "http://collector:4318/v1/traces"."""
 
@@ -153,6 +177,7 @@ class RouterConfig(Section):
     retry: RetryConfig = RetryConfig()
     queue: QueueConfig = QueueConfig()
     health: HealthConfig = HealthConfig()
+    outliers: OutlierConfig = OutlierConfig()
     keys: tuple[KeyConfig, ...] = ()
     planner_url: HttpUrl | None = None
     planner_token_file: str | None = None

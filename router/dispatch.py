@@ -8,15 +8,13 @@ client that goes away cancels the coroutine, and with it the engine's work.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
-from itertools import count
 
 from router.accounting import AccessLog, ModelState, Progress
 from router.admission import Refusal, RetryBudget, Ticket
 from router.attempt import Attempts, Failure, pass_on
 from router.config import RouterConfig
-from router.door import Door
+from router.door import Door, Room
 from router.endpoints import Endpoints
 from router.http1 import ClientConnection
 from router.identity import Keys, complete
@@ -58,8 +56,6 @@ class Dispatch:
         self._tracing = tracing
         self._keys = keys
         self._budget = RetryBudget(ratio=config.retry.ratio, burst=config.retry.burst)
-        self._prefix = os.urandom(6).hex()
-        self._numbers = count(1)
         self._running: set[Progress] = set()
 
     def running(self) -> list[Progress]:
@@ -71,8 +67,6 @@ class Dispatch:
     async def serve(self, request: Request, client: ClientConnection) -> None:
         """Answer one POST of a completion."""
         arrived = self._now()
-        if not request.request_id:
-            request.request_id = f"{self._prefix}-{next(self._numbers):x}".encode()
         try:
             key = self._keys.owner(request.authorization)
             call = parse(request.body)
@@ -109,6 +103,8 @@ class Dispatch:
             deadline_s=arrived + self._patience_s(model, paths),
             paths=paths,
         )
+        if key is not None:
+            ticket.tenant, ticket.weight = key.name, key.weight
         try:
             refusal = await self._enter(ticket)
             if refusal is not None:
@@ -184,6 +180,11 @@ class Dispatch:
         if path.prefill:
             return any(pools[name].usable(without) and self._attempts.readers(path, name, without) for name in path.prefill)
         return any(pools[name].usable(without) for name in path.serve)
+
+    def room(self, path: Path) -> Room:
+        """What the first stage of a usable way can take yet."""
+        rooms = [self._pools[name].room() for name in path.prefill or path.serve]
+        return Room(sum(requests for requests, _ in rooms), sum(tokens for _, tokens in rooms))
 
     def _path(self, paths: tuple[Path, ...], tried: set[str]) -> Path | None:
         for path in paths:

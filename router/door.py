@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+from router.adaptive import NOBODY, Waiting
 from router.admission import Admission, RateLimit, Refusal, Ticket
 from router.policy import Path
+
+
+@dataclass(slots=True)
+class Room:
+    """What the endpoints of a way's first stage can take yet: requests, and tokens."""
+
+    requests: float
+    tokens: float
+
+    def take(self, tokens: float) -> bool:
+        """Whether there is a place, and take it."""
+        if self.requests < 1.0 or self.tokens <= 0.0:
+            return False
+        self.requests -= 1.0
+        self.tokens -= tokens
+        return True
 
 
 class Door:
     """Lets requests in at the admitted rate, and keeps them waiting until an endpoint can take them.
 
-    `usable(path)` says whether a way has usable endpoints now. `met_zero(model)` is called when a request has to wait for
-    one.
+    `usable(path)` says whether a way has usable endpoints now, `room(path)` for how much. `met_zero(model)` is called when a
+    request has to wait for one.
     """
 
     def __init__(
@@ -24,6 +42,7 @@ class Door:
         now: Callable[[], float],
         speed: float,
         usable: Callable[[Path], bool],
+        room: Callable[[Path], Room],
         met_zero: Callable[[str], None],
     ) -> None:
         self.admission = admission
@@ -31,13 +50,25 @@ class Door:
         self._now = now
         self._speed = speed
         self._usable = usable
+        self._room = room
         self._met_zero = met_zero
         self._futures: dict[Ticket, asyncio.Future[Refusal | None]] = {}
+        self._waiting_for: dict[str, tuple[int, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def waiting(self) -> int:
         return len(self._futures)
+
+    def waiting_for(self, pool: str) -> Waiting:
+        """What waits for a pool, by the ways that the requests would rather take."""
+        requests, tokens = self._waiting_for.get(pool, (0, 0.0))
+        return Waiting(requests=requests, tokens=tokens) if requests else NOBODY
+
+    def _count(self, ticket: Ticket, more: int) -> None:
+        for pool in ticket.paths[0].assigned:
+            requests, tokens = self._waiting_for.get(pool, (0, 0.0))
+            self._waiting_for[pool] = (requests + more, tokens + more * ticket.tokens)
 
     def tickets(self) -> list[Ticket]:
         """Everybody who waits now."""
@@ -57,6 +88,7 @@ class Door:
         """Wait for admission after `try_enter` said False; None: come in."""
         future: asyncio.Future[Refusal | None] = self._loop.create_future()
         self._futures[ticket] = future
+        self._count(ticket, 1)
         for victim, refusal in self.admission.overflow():
             self._resolve(victim, refusal)
         if self.admission.has_token(ticket, self._now()):
@@ -66,9 +98,14 @@ class Door:
             self._schedule()
         try:
             return await future
-        finally:
+        except asyncio.CancelledError:
             if self._futures.pop(ticket, None) is not None:
+                self._count(ticket, -1)
                 self.admission.leave(ticket)
+            else:
+                # It was just let in, and does not take its place: somebody else may.
+                self._loop.call_soon(self.pump)
+            raise
 
     def put_plan(self, version: int, limits: Mapping[str, RateLimit], *, valid_s: float) -> int:
         """Set what the plan admits; the version in force."""
@@ -92,7 +129,19 @@ class Door:
                         return True
                 return False
 
-            admitted, refused = self.admission.pump(now, usable)
+            rooms: dict[Path, Room] = {}
+
+            def fits(ticket: Ticket) -> bool:
+                # One place that is free must not wake everybody who waits for it.
+                for path in ticket.paths:
+                    room = rooms.get(path)
+                    if room is None:
+                        room = rooms[path] = self._room(path) if self._usable(path) else Room(0.0, 0.0)
+                    if room.take(ticket.tokens):
+                        return True
+                return False
+
+            admitted, refused = self.admission.pump(now, usable, fits)
             for ticket in admitted:
                 self._resolve(ticket, None)
             for ticket, refusal in refused:
@@ -101,8 +150,10 @@ class Door:
 
     def _resolve(self, ticket: Ticket, refusal: Refusal | None) -> None:
         future = self._futures.pop(ticket, None)
-        if future is not None and not future.done():
-            future.set_result(refusal)
+        if future is not None:
+            self._count(ticket, -1)
+            if not future.done():
+                future.set_result(refusal)
 
     def _can(self, ticket: Ticket) -> bool:
         return any(self._usable(path) for path in ticket.paths)

@@ -3,7 +3,8 @@
 The planner's word is whole state by version (`put`); a drain comes by name (`drain`) and ends when a newer whole state says
 `ready`. A pool that the planner has not named yet has its configured or its discovered endpoints. Endpoints that left take no
 new requests, and stay visible until their last request ended. Health is the router's own finding: a refused connection, or
-several failures in a row, take an endpoint out until a probe succeeds.
+several failures in a row, take an endpoint out until a probe succeeds; one that answers much slower than its siblings is left
+alone for a time (`router.outliers`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pool_planner.types import Role
-from router.config import HealthConfig
+from router.config import HealthConfig, OutlierConfig
 from router.config_pools import PoolConfig
 from router.exchange import Collected, EngineFailed
 from router.metrics import PoolMetrics
+from router.outliers import Outliers, Verdict
 from router.policy import Ask, Picker, usable
 from router.types import EndpointSpec, EndpointState
 from router.upstream import EngineLink, Upstream
@@ -73,11 +75,15 @@ class Endpoint:
 
 
 class Pool:
-    """One pool: its endpoints, the picker among them, and its series. `by_planner`: the planner has named its endpoints."""
+    """One pool: its endpoints, the picker among them, and its series. `by_planner`: the planner has named its endpoints;
+    `ready` may be picked, `on_trial` gets one request at a time."""
 
-    __slots__ = ("by_planner", "config", "endpoints", "metrics", "model", "name", "picker", "ready", "role")
+    __slots__ = (
+        *("by_planner", "config", "endpoints", "metrics", "model", "name", "on_trial", "outliers", "picker", "ready", "role"),
+        "compares_ttft",
+    )
 
-    def __init__(self, config: PoolConfig, model: str, picker: Picker) -> None:
+    def __init__(self, config: PoolConfig, model: str, picker: Picker, outliers: OutlierConfig | None = None) -> None:
         self.config = config
         self.name = config.name
         self.role: Role = config.role
@@ -86,6 +92,10 @@ class Pool:
         self.by_planner = False
         self.endpoints: dict[str, Endpoint] = {}
         self.ready: list[Endpoint] = []
+        self.on_trial: list[Endpoint] = []
+        self.outliers = Outliers(outliers) if outliers is not None and outliers.enabled else None
+        # Where prompts go to whom has their beginning, the time to the first token says what was cached, not who is slow.
+        self.compares_ttft = config.pick != "prefix_affinity"
         self.metrics = PoolMetrics(model=model, pool=config.name, role=config.role, namespace=config.namespace_label)
 
     def refresh(self) -> None:
@@ -93,7 +103,14 @@ class Pool:
         for endpoint in [one for one in self.endpoints.values() if not one.known and one.idle]:
             endpoint.link.close()
             del self.endpoints[endpoint.id]
-        self.ready = [one for one in self.endpoints.values() if one.state == "ready" and one.healthy and one.known]
+        ready = [one for one in self.endpoints.values() if one.state == "ready" and one.healthy and one.known]
+        self.ready, self.on_trial = ready, []
+        if self.outliers is not None:
+            self.outliers.present({one.id for one in ready})
+            away = set(self.outliers.out)
+            if away:
+                self.ready = [one for one in ready if one.id not in away] or ready
+                self.on_trial = [one for one in ready if self.outliers.on_trial(one.id)]
 
     def usable(self, without: Collection[str] = ()) -> Sequence[Endpoint]:
         config = self.config
@@ -101,10 +118,23 @@ class Pool:
 
     def pick(self, ask: Ask, without: Collection[str] = ()) -> Endpoint | None:
         """One usable endpoint, or None."""
+        for endpoint in self.on_trial:
+            if endpoint.in_flight == 0 and endpoint.id not in without:
+                return endpoint
         candidates = self.usable(without)
         if not candidates:
             return None
         return candidates[0] if len(candidates) == 1 else self.picker.pick(candidates, ask)
+
+    def room(self) -> tuple[float, float]:
+        """Requests and tokens that its usable endpoints can take yet; infinite where nothing bounds them."""
+        config, free = self.config, self.usable()
+        requests = tokens = float("inf") if free else 0.0
+        if config.max_in_flight is not None:
+            requests = float(sum(config.max_in_flight - one.in_flight for one in free))
+        if config.max_outstanding_tokens is not None:
+            tokens = sum(config.max_outstanding_tokens - one.outstanding_tokens for one in free)
+        return requests, tokens
 
     @property
     def broken(self) -> bool:
@@ -120,7 +150,7 @@ class Pool:
 
 class Endpoints:
     """All pools of the router and the planner's word about them. `changed` is called when something may have become
-    usable."""
+    usable; `say` takes what people should read."""
 
     def __init__(
         self,
@@ -132,6 +162,7 @@ class Endpoints:
         speed: float,
         health: HealthConfig,
         changed: Callable[[], None],
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.pools = {pool.name: pool for pool in pools}
         self.version = 0
@@ -142,6 +173,8 @@ class Endpoints:
         self._speed = speed
         self._health = health
         self._changed = changed
+        self._say = say
+        self._trials: set[asyncio.TimerHandle] = set()
         self._probes: set[asyncio.Task[None]] = set()
         for pool in self.pools.values():
             for url in pool.config.endpoints:
@@ -242,7 +275,40 @@ class Endpoints:
                 pool.refresh()
                 self._changed()
 
+    # -- slowness ------------------------------------------------------------------------------------------------------
+
+    def answered(self, pool: Pool, endpoint: Endpoint, *, ttft: float | None = None, itl: float | None = None) -> None:
+        """A whole answer of an endpoint, as samples of `router.outliers`."""
+        if pool.outliers is not None:
+            verdicts = pool.outliers.record(endpoint.id, self._now(), ttft=ttft if pool.compares_ttft else None, itl=itl)
+            if verdicts:
+                self._follow(pool, verdicts)
+
+    def _follow(self, pool: Pool, verdicts: Iterable[Verdict]) -> None:
+        for one in verdicts:
+            if one.action == "restore":
+                self._say(f"pool {pool.name}: {one.endpoint} is as fast as its siblings again")
+                continue
+            pool.metrics.ejected += 1
+            away_s = one.until_s - self._now()
+            self._trials = {trial for trial in self._trials if trial.when() > self._loop.time()}
+            self._trials.add(self._loop.call_later(away_s / self._speed + 0.001, self._try_again, pool))
+            if one.own is not None and one.siblings is not None:
+                unit = "1000 prompt tokens" if one.signal == "ttft" else "an output token"
+                self._say(
+                    f"pool {pool.name}: {one.endpoint} takes {one.own * 1000.0:.0f} ms for {unit} where its siblings take "
+                    f"{one.siblings * 1000.0:.0f}; it gets nothing for {away_s:.0f} s"
+                )
+        pool.refresh()
+        self._changed()
+
+    def _try_again(self, pool: Pool) -> None:
+        if pool.outliers is not None and pool.outliers.expired(self._now()):
+            pool.refresh()
+
     def close(self) -> None:
+        for trial in self._trials:
+            trial.cancel()
         for probe in self._probes:
             probe.cancel()
         for pool in self.pools.values():

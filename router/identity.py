@@ -12,7 +12,7 @@ from hashlib import sha256
 
 from router.config import KeyConfig
 from router.message import HINT_HEADERS
-from router.metrics import TenantMetrics
+from router.metrics import MAX_KEYS, OTHER, TenantMetrics
 from router.openai import BadRequest, Call
 
 
@@ -22,8 +22,12 @@ class Keys:
     def __init__(self, keys: Sequence[KeyConfig]) -> None:
         self._keys = {bytes.fromhex(key.sha256): key for key in keys}
 
-        # By name: a key that is being replaced and its successor may be one tenant's.
-        self.tenants = {key.name: TenantMetrics(key.name) for key in keys}
+        # By name: a key that is being replaced and its successor may be one tenant's. Who is one too many shares a series.
+        rest = TenantMetrics(OTHER)
+        self.tenants: dict[str, TenantMetrics] = {}
+        for key in keys:
+            if key.name not in self.tenants:
+                self.tenants[key.name] = TenantMetrics(key.name) if len(self.tenants) < MAX_KEYS else rest
 
     @property
     def required(self) -> bool:

@@ -15,6 +15,7 @@ from pool_planner.types import Role
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 MAX_PRIORITIES = 16
+MAX_KEYS = 200
 OTHER = "other"
 BLOCK_TOKENS = 16.0
 
@@ -79,8 +80,19 @@ class PoolMetrics:
     whose engine tells it: `cache_queried_tokens` of their prompts, of which `cached_tokens` were in its prefix cache."""
 
     __slots__ = (
-        *("cache_queried_tokens", "cached_tokens", "completed", "duration", "isl", "itl", "labels", "offered", "osl", "role"),
-        *("shed", "started", "ttft"),
+        *(
+            "cache_queried_tokens",
+            "cached_tokens",
+            "completed",
+            "duration",
+            "ejected",
+            "isl",
+            "itl",
+            "labels",
+            "offered",
+            "osl",
+        ),
+        *("role", "shed", "started", "ttft"),
     )
 
     def __init__(self, *, model: str, pool: str, role: Role, namespace: str) -> None:
@@ -90,6 +102,7 @@ class PoolMetrics:
         self.offered: dict[str, int] = {"0": 0}
         self.completed = 0
         self.shed = 0
+        self.ejected = 0
         self.cache_queried_tokens = 0
         self.cached_tokens = 0
         self.ttft = Histogram(TTFT_EDGES)
@@ -158,9 +171,9 @@ class OutcomeMetrics:
 
 class TenantMetrics:
     """What the holder of one API key has had: answers, and their prompt and answer tokens (as the engines told them, else
-    estimated). Keys come from the configuration, so there are only so many."""
+    estimated); and how often it was turned away. The first `MAX_KEYS` names of the configuration have series of their own."""
 
-    __slots__ = ("answer_tokens", "labels", "name", "prompt_tokens", "requests")
+    __slots__ = ("answer_tokens", "labels", "name", "prompt_tokens", "requests", "shed")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -168,6 +181,7 @@ class TenantMetrics:
         self.requests = 0
         self.prompt_tokens = 0.0
         self.answer_tokens = 0.0
+        self.shed = 0
 
     def count(self, prompt_tokens: float, answer_tokens: float) -> None:
         self.requests += 1
@@ -200,7 +214,8 @@ class PoolGauges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scrape:
-    """Everything that one answer of /metrics shows. `waiting`: requests in the queue by model and priority;
+    """Everything that one answer of /metrics shows. `waiting`: requests in the queue by model and priority, `tenants`: with how
+    many of each key wait;
     `discovery`: whether the source of a pool's endpoints answers; `duplicates`: whether its own frontend shows the same
     traffic."""
 
@@ -211,7 +226,7 @@ class Scrape:
     workers: tuple[WorkerGauges, ...]
     discovery: Iterable[tuple[PoolMetrics, bool]]
     duplicates: Iterable[tuple[PoolMetrics, bool]]
-    tenants: Iterable[TenantMetrics]
+    tenants: Iterable[tuple[TenantMetrics, int]]
     queue_requests: int
     queue_isl_tokens: float
     scalars: Mapping[str, tuple[str, str, float]]
@@ -258,6 +273,11 @@ def render(scrape: Scrape) -> bytes:
         ("started", _ROUTER + "requests_started_total", "Requests assigned to the pool on arrival."),
         ("completed", _ROUTER + "requests_total", "Requests that the pool completed."),
         ("shed", _OWN + "shed_total", "Requests assigned to the pool and turned away."),
+        (
+            "ejected",
+            _OWN + "ejections_total",
+            "How often an endpoint was left alone because it was far slower than its siblings.",
+        ),
         ("cache_queried_tokens", _OWN + "cache_queried_tokens_total", "Prompt tokens whose engine told of its prefix cache."),
         ("cached_tokens", _OWN + "cached_tokens_total", "Those that it found there."),
     ):
@@ -324,12 +344,20 @@ def render(scrape: Scrape) -> bytes:
         ("requests", "Answers by API key."),
         ("prompt_tokens", "Prompt tokens of the answers, by API key."),
         ("answer_tokens", "Tokens of the answers, by API key."),
+        ("shed", "Requests turned away, by API key."),
     ):
         name = f"{_OWN}key_{attribute}_total"
-        family(name, "counter", about, [f"{name}{{{one.labels}}} {getattr(one, attribute):g}" for one in tenants])
+        family(name, "counter", about, [f"{name}{{{one.labels}}} {_number(getattr(one, attribute))}" for one, _ in tenants])
+    name = _OWN + "key_waiting_requests"
+    family(name, "gauge", "Requests that wait for their turn, by API key.", [f"{name}{{{t.labels}}} {n}" for t, n in tenants])
     for name, (kind, about, value) in scrape.scalars.items():
         family(_OWN + name, kind, about, [f"{_OWN}{name} {value:g}"])
     return ("\n".join(out) + "\n").encode()
+
+
+def _number(value: float) -> str:
+    """As few digits as tell it exactly: `:g` would round a count of millions."""
+    return str(int(value)) if float(value).is_integer() else repr(value)
 
 
 def _worker_lines(name: str, attribute: str, workers: Iterable[WorkerGauges]) -> Iterator[str]:

@@ -8,7 +8,8 @@ questions, each asked of everybody in turn, several rounds, medians kept:
   streams     what 50 streams of 200 chunks, 20 ms apart, cost in TTFT and CPU
 
 `direct` is the engine itself; `ours` an aggregated pool with a default configuration, `ours_pd` the hand-off from prefill to
-decode. Known peers are installed on their first use: sglang-router, vllm-router, litellm, nginx. Any other is NAME=COMMAND:
+decode. Known peers are installed on their first use: sglang-router, vllm-router, litellm, nginx; `bare` is the least that a
+router in Python can be (no limits, no metrics, nothing), which says what a machine's kernel takes. Any other is NAME=COMMAND:
 it is started on the router's core, {port}, {engine1} and {engine2} are replaced, and it must serve POST
 /v1/chat/completions for model "m".
 

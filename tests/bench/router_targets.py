@@ -250,7 +250,13 @@ http {{
     return f"sh {script} {{engine1}} {{engine2}} {{port}}"
 
 
+def _bare(folder: Path) -> str:
+    """What a router costs that does nothing: see `tests.bench.bare_router`."""
+    return f"{sys.executable} -m tests.bench.bare_router --port {{port}} --engines {{engine1}} {{engine2}}"
+
+
 KNOWN: dict[str, Callable[[Path], str]] = {
+    "bare": _bare,
     "sglang-router": _sglang,
     "vllm-router": _vllm,
     "litellm": _litellm,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pool_planner.performance.profile import Profile, ProfileError, decode_curve, prefill_curve
 from router.__main__ import main
-from router.adaptive import AdaptiveStage, Predictor
+from router.adaptive import AdaptiveStage, Predictor, Waiting
 from router.config import validate
 from router.config_pools import GridConfig, ModelConfig, PoolConfig
 from router.foreign import translate
@@ -70,6 +70,15 @@ def test_a_prompt_waits_for_those_ahead_of_it() -> None:
     behind = one.predict([Load(unstarted=2, unstarted_tokens=4000), Load(unstarted=1, unstarted_tokens=2000)], 1000, 100, 20.0)
     assert behind.ttft_ms == pytest.approx(300.0)
     assert behind.cost == alone.cost
+
+
+def test_what_waits_in_the_router_is_ahead_too() -> None:
+    """Four prompts of 2,000 tokens wait for two engines: two of them for each, 400 ms."""
+    waiting = Waiting(requests=4, tokens=8000)
+    prefill = predictor("prefill").predict([Load(), Load()], 1000, 100, 20.0, waiting)
+    assert prefill.ttft_ms == pytest.approx(500.0)
+    decode = predictor("decode").predict([Load()], 900, 200, 20.0, Waiting(requests=50, tokens=45_000))
+    assert decode.itl_ms == pytest.approx(10.0 * (1 + 2 * 0.51), rel=0.02)
 
 
 def test_decode_slows_with_what_is_resident() -> None:

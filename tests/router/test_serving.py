@@ -110,7 +110,12 @@ async def test_models_and_health(start_router: StartRouter, start_engine: StartE
         async with router.session.get(router.base + path) as answer:
             assert answer.status == status, path
             body = await answer.json()
+            made = answer.headers["x-request-id"]
+        async with router.session.get(router.base + path, headers={"x-request-id": "mine-7"}) as answer:
+            assert answer.headers["x-request-id"] == "mine-7" != made
     assert body["error"]["code"] == "not_found"
+    async with router.session.put(router.base + "/v1/chat/completions") as answer:
+        assert (answer.status, len(answer.headers["x-request-id"]) > 8) == (405, True)
     await router.put_endpoints(1, {})
     async with router.session.get(router.base + "/ready") as answer:
         assert answer.status == 200
