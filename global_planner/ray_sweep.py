@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from global_planner.replay.arrivals import Workload, merge
 from global_planner.replay.policies import policy
-from global_planner.replay.simulator import Scenario
+from global_planner.replay.scenario import Scenario
 from global_planner.replay.summary import Numbers
 from global_planner.replay.sweep import Variant, run
 

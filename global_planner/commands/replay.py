@@ -12,7 +12,7 @@ from global_planner.commands.look import told_errors
 from global_planner.commands.options import duration
 
 if TYPE_CHECKING:  # imports happen in the command, so that --help is quick
-    from global_planner.replay.simulator import ColdStart
+    from global_planner.replay.scenario import ColdStart
     from global_planner.replay.world import Fault
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -111,7 +111,7 @@ def replay(
         _compile()
     from global_planner.replay.policies import POLICIES
     from global_planner.replay.run import ReplayOptions, play, read_sources, table
-    from global_planner.replay.simulator import Scenario
+    from global_planner.replay.scenario import Scenario
     from global_planner.replay.sources import parse_source
     from global_planner.topology_file import load_profiles, load_topology, with_budget
 
@@ -180,7 +180,7 @@ def _start(text: str, pools: list[str]) -> tuple[str, int]:
 
 
 def _cold_start(text: str) -> ColdStart:
-    from global_planner.replay.simulator import ColdStart
+    from global_planner.replay.scenario import ColdStart
 
     mean, _, cv = text.partition(":")
     try:

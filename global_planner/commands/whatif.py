@@ -13,7 +13,7 @@ import click
 from global_planner.commands.look import told_errors
 
 if TYPE_CHECKING:  # imports happen in the command, so that --help is quick
-    from global_planner.replay.simulator import Scenario
+    from global_planner.replay.scenario import Scenario
     from global_planner.replay.summary import Numbers
 
 
@@ -59,7 +59,7 @@ def whatif(
         from global_planner.ray_sweep import swept
         from global_planner.replay.policies import POLICIES
         from global_planner.replay.run import read_sources
-        from global_planner.replay.simulator import Scenario
+        from global_planner.replay.scenario import Scenario
         from global_planner.replay.sources import parse_source
         from global_planner.replay.sweep import variants, varied
         from global_planner.topology_file import load_profiles, load_topology

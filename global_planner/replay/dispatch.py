@@ -60,7 +60,7 @@ class Dispatch:
         self._total_s = config.timeouts.total_s
         self._attempts = config.retry.attempts
         self._budget = RetryBudget(ratio=config.retry.ratio, burst=config.retry.burst)
-        self._waiting: dict[Ticket, Flight] = {}
+        self._waiting: dict[int, Flight] = {}  # by the number of their tickets
         self._serial = 0
         self._scores = scores
         self._changed = changed
@@ -114,13 +114,13 @@ class Dispatch:
         if verdict != "waiting":
             self._turn_away(flight, now)
             return False
-        self._waiting[ticket] = flight
+        self._waiting[ticket.seq] = flight
         for station in flight.route.assigned:
             station.waiting += 1
             station.waiting_tokens += flight.isl
         for victim, _ in self.admission.overflow():
             self._turn_away(self._leave(victim), now)
-        if ticket in self._waiting:
+        if ticket.seq in self._waiting:
             if self.admission.has_token(ticket, now):
                 self.pump(now)
             else:
@@ -129,7 +129,7 @@ class Dispatch:
 
     def _leave(self, ticket: Ticket) -> Flight:
         """Out of the waiting room."""
-        flight = self._waiting.pop(ticket)
+        flight = self._waiting.pop(ticket.seq)
         for station in flight.route.assigned:
             station.waiting -= 1
             station.waiting_tokens -= flight.isl

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 from global_planner.replay.engine_cost import BLOCK_TOKENS, blocks
 from pool_planner.performance.profile import Profile, ProfileError, profile_from_raw, raw_profile
@@ -84,27 +84,56 @@ class EngineSpec:
         return None
 
 
-class EngineRequest(NamedTuple):
+# A replay makes millions of the next two: plain classes, because those are what can be compiled; nobody changes them.
+
+
+class EngineRequest:
     """One request as an engine sees it: `isl` prompt tokens, exactly `osl` output tokens. The first `cached_tokens` of the
     prompt are in the prefix cache. `kv_transferred`: a prefill engine holds the prompt's blocks, and they are fetched.
     `hold_kv`: keep the prompt's blocks after the last token, for a decode engine to fetch."""
 
-    id: str
-    isl: int
-    osl: int
-    cached_tokens: int = 0
-    kv_transferred: bool = False
-    hold_kv: bool = False
+    __slots__ = ("cached_tokens", "hold_kv", "id", "isl", "kv_transferred", "osl")
+
+    def __init__(
+        self, *, id: str, isl: int, osl: int, cached_tokens: int = 0, kv_transferred: bool = False, hold_kv: bool = False
+    ) -> None:
+        self.id = id
+        self.isl = isl
+        self.osl = osl
+        self.cached_tokens = cached_tokens
+        self.kv_transferred = kv_transferred
+        self.hold_kv = hold_kv
+
+    def __repr__(self) -> str:
+        return (
+            f"EngineRequest(id={self.id!r}, isl={self.isl}, osl={self.osl}, cached_tokens={self.cached_tokens}, "
+            f"kv_transferred={self.kv_transferred}, hold_kv={self.hold_kv})"
+        )
 
 
-class EngineEvent(NamedTuple):
+class EngineEvent:
     """What happened to a request at `at_s` (model seconds, exact). `tokens` have come out by then. `kv_expired`: a finished
     prefill's blocks were not fetched in time."""
 
-    kind: EventKind
-    id: str
-    at_s: float
-    tokens: int = 0
+    __slots__ = ("at_s", "id", "kind", "tokens")
+
+    def __init__(self, *, kind: EventKind, id: str, at_s: float, tokens: int = 0) -> None:
+        self.kind: EventKind = kind
+        self.id = id
+        self.at_s = at_s
+        self.tokens = tokens
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, EngineEvent):
+            return NotImplemented
+        mine, theirs = (self.kind, self.id, self.at_s, self.tokens), (other.kind, other.id, other.at_s, other.tokens)
+        return mine == theirs
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.id, self.at_s, self.tokens))
+
+    def __repr__(self) -> str:
+        return f"EngineEvent(kind={self.kind!r}, id={self.id!r}, at_s={self.at_s!r}, tokens={self.tokens})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ from global_planner.compile import budget_of
 from global_planner.config import Topology
 from global_planner.demo.figures import LIMIT, QUIET, Figure, figure, hue, pale, pool_colors, trace
 from global_planner.demo.series import Line
+from global_planner.replay.scenario import Outcome
 from global_planner.replay.scores import EDGES_S, OverTime
-from global_planner.replay.simulator import Outcome
 
 POINTS = 600
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8f3f00", "#566274")

@@ -9,7 +9,7 @@ from html import escape
 from global_planner.demo.report import Decision, Section, decisions, page, section, table
 from global_planner.demo.words import percent_text
 from global_planner.replay import figures
-from global_planner.replay.simulator import Outcome
+from global_planner.replay.scenario import Outcome
 from global_planner.replay.summary import Numbers
 
 _TRAFFIC = "What the workload offers, whatever became of it."

@@ -27,7 +27,8 @@ from global_planner.replay.arrivals import Workload, merge
 from global_planner.replay.contenders import Contender
 from global_planner.replay.policies import policy
 from global_planner.replay.report import number, percent, render
-from global_planner.replay.simulator import Outcome, Scenario, Simulation
+from global_planner.replay.scenario import Outcome, Scenario
+from global_planner.replay.simulator import Simulation
 from global_planner.replay.sources import Source, load
 from global_planner.replay.summary import Numbers, plain, summarise
 from global_planner.replay.trace import TraceError

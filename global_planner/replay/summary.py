@@ -11,8 +11,8 @@ from global_planner.compile import planner_setups_of
 from global_planner.config import GroupConfig
 from global_planner.replay.arrivals import Workload
 from global_planner.replay.needs import PoolLoad, capacity_of, pool_loads, setups_by_pool
+from global_planner.replay.scenario import Outcome
 from global_planner.replay.scores import OverTime, Score, quantile_s
-from global_planner.replay.simulator import Outcome
 from global_planner.replay.timeline import Timeline
 from pool_planner.performance.profile import Profile
 from pool_planner.setup import PoolSetup

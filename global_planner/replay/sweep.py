@@ -12,7 +12,8 @@ from global_planner.demo.report import Section, page, section, table
 from global_planner.replay.contenders import Contender
 from global_planner.replay.figures import frontier
 from global_planner.replay.report import number, percent
-from global_planner.replay.simulator import Scenario, simulate
+from global_planner.replay.scenario import Scenario
+from global_planner.replay.simulator import simulate
 from global_planner.replay.summary import Numbers, summarise
 from global_planner.topology_file import with_budget
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from global_planner.config import Topology
 from global_planner.replay.arrivals import Arrivals, Workload, merge
-from global_planner.replay.simulator import Scenario
+from global_planner.replay.scenario import Scenario
 from pool_planner.performance.interpolation import DecodeCurve, PrefillCurve
 from pool_planner.performance.profile import Profile, load_profile
 from tests.bench.outcome_traces import DATA, azure, copies, drawn, mooncake, servegen, week

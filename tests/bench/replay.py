@@ -61,7 +61,8 @@ def measure(kind: str, requests: int, replicas: int, shape: str, load_replicas: 
 
     from global_planner.replay.arrivals import arrivals, merge
     from global_planner.replay.policies import policy
-    from global_planner.replay.simulator import Scenario, simulate
+    from global_planner.replay.scenario import Scenario
+    from global_planner.replay.simulator import simulate
     from global_planner.topology_file import load_profiles, parse_topology
 
     fast = PROFILE.exists()

@@ -25,8 +25,9 @@ from global_planner.ports import Endpoint, PoolEndpoints
 from global_planner.replay.arrivals import Workload, arrivals, merge
 from global_planner.replay.contenders import objective
 from global_planner.replay.engine_spec import EngineSpec, raw_spec
+from global_planner.replay.scenario import Scenario
 from global_planner.replay.scores import COMPLETED
-from global_planner.replay.simulator import Scenario, simulate
+from global_planner.replay.simulator import simulate
 from global_planner.replay.workload import Request
 from global_planner.router_client import RouterClient
 from pool_planner.clock import SpeedClock

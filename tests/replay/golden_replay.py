@@ -13,7 +13,8 @@ import numpy as np
 
 from global_planner.replay.policies import policy
 from global_planner.replay.run import read_sources, summary_bytes
-from global_planner.replay.simulator import ColdStart, Scenario, simulate
+from global_planner.replay.scenario import ColdStart, Scenario
+from global_planner.replay.simulator import simulate
 from global_planner.replay.sources import parse_source
 from global_planner.replay.summary import summarise
 from global_planner.replay.workload import WorkloadParameters, generate

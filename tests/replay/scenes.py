@@ -9,7 +9,7 @@ import numpy as np
 
 from global_planner.config import Topology
 from global_planner.replay.arrivals import Workload, arrivals, merge
-from global_planner.replay.simulator import Scenario
+from global_planner.replay.scenario import Scenario
 from global_planner.topology_file import load_profiles, parse_topology
 
 PROFILE = Path(__file__).parents[2] / "examples/two-models/profile"

@@ -11,7 +11,8 @@ from global_planner.compile import engine_specs
 from global_planner.config import Topology
 from global_planner.replay.arrivals import Workload, arrivals, merge
 from global_planner.replay.contenders import objective
-from global_planner.replay.simulator import Outcome, Scenario, Simulation
+from global_planner.replay.scenario import Outcome, Scenario
+from global_planner.replay.simulator import Simulation
 from pool_planner.performance.profile import Profile
 from tests.engine.engines import profile
 

@@ -13,8 +13,9 @@ from global_planner.replay.arrivals import arrivals, merge
 from global_planner.replay.contenders import objective
 from global_planner.replay.engine import Replica
 from global_planner.replay.engine_spec import EngineRequest
+from global_planner.replay.scenario import ColdStart, Outcome
 from global_planner.replay.scores import COMPLETED
-from global_planner.replay.simulator import ColdStart, Outcome, simulate
+from global_planner.replay.simulator import simulate
 from global_planner.replay.world import Fault
 from global_planner.topology_file import load_profiles
 from tests.replay.scenes import scenario, steady, topology
