@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pool_planner.records import quick
 from pool_planner.types import PlannerStatus, Report, Role
 
 ReplicaState = Literal["starting", "ready", "draining", "terminating"]
@@ -146,6 +147,7 @@ class RunnerUp:
     value_per_gpu: float
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolGrant:
     """One line of an allocation. `reason` is a sentence; `binding` names the limit that bound (None: nothing bound);
@@ -174,6 +176,7 @@ class PriorityRate:
     admitted_rps: float
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupGrant:
     """What a group attains with its grant, and the rate the router may admit for it now (None: unlimited). `rules`: sentences

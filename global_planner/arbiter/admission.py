@@ -17,10 +17,14 @@ def admitted_rps(group: GroupView) -> float | None:
     """
     total = 0.0
     for path in group.paths:
-        known = [rate for stage in path if (rate := _stage_rps(group, stage)) is not None]
-        if not known:
+        least: float | None = None
+        for stage in path:
+            rate = _stage_rps(group, stage)
+            if rate is not None and (least is None or rate < least):
+                least = rate
+        if least is None:
             return None
-        total += min(known)
+        total += least
     return total
 
 
@@ -30,7 +34,12 @@ def rates_by_priority(group: GroupView, admitted: float | None) -> tuple[Priorit
 
     Priorities that the router does not tell apart cannot be limited, so their load counts before all others.
     """
-    if admitted is None or not any(pool.by_priority for pool in group.pools):
+    if admitted is None:
+        return ()
+    for pool in group.pools:
+        if pool.by_priority:
+            break
+    else:
         return ()
     loads = _loads_by_priority(group)
     if loads is None:
@@ -90,8 +99,12 @@ def _ready_rps(pool: PoolView) -> float | None:
     load, it is never less than the load."""
     if pool.capacity is None or pool.holding is None or pool.holding.unknown is not None:
         return None
-    ready = sum(1 for replica in pool.holding.replicas if replica.state == "ready")
-    rate = pool.capacity[min(ready, len(pool.capacity) - 1)]
-    if pool.now and pool.now[min(ready, len(pool.now) - 1)] >= 1.0:
+    ready = 0
+    for replica in pool.holding.replicas:
+        if replica.state == "ready":
+            ready += 1
+    capacity, now = pool.capacity, pool.now
+    rate = capacity[ready] if ready < len(capacity) else capacity[-1]
+    if now and (now[ready] if ready < len(now) else now[-1]) >= 1.0:
         return max(rate, pool.load)
     return rate

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from global_planner.arbiter.knapsack import Choice, Floats, Ints, first_true, knapsack, segment_max
+from global_planner.arbiter.knapsack import Choice, Floats, Ints, first_true, knapsack, segment_max, starts_of
 from global_planner.arbiter.lagrange import choose_within
 
 
@@ -29,8 +29,7 @@ class Options:
 
     @property
     def starts(self) -> Ints:
-        result: Ints = np.concatenate(([0], np.cumsum(self.sizes)[:-1])).astype(np.int64)
-        return result
+        return starts_of(self.sizes)
 
 
 def choose(options: Options, capacity: Floats) -> Choice:
@@ -38,24 +37,23 @@ def choose(options: Options, capacity: Floats) -> Choice:
     starts = options.starts
     owner = np.repeat(np.arange(len(starts)), options.sizes)
     room = capacity - options.weights[starts].sum(axis=0)
-    fits = np.all(options.weights - options.weights[starts][owner] <= room + 1e-9, axis=1)
+    beyond = options.weights - options.weights[starts][owner]
+    fits = (beyond <= room + 1e-9).all(axis=1)
     if not fits.all():  # what does not even fit alone is left out: with little room, nearly everything
         fits[starts] = True
-        kept = np.flatnonzero(fits)
-        sizes = np.bincount(owner[kept], minlength=len(starts)).astype(np.int64)
+        kept = fits.nonzero()[0]
+        sizes = np.bincount(owner[kept], minlength=len(starts))
         fewer = replace(options, values=options.values[kept], weights=options.weights[kept], sizes=sizes)
-        choice = _choose(fewer, room)
+        choice = _choose(fewer, beyond[kept], room)
         return replace(choice, picks=kept[choice.picks])
-    return _choose(options, room)
+    return _choose(options, beyond, room)
 
 
-def _choose(options: Options, room: Floats) -> Choice:
-    """`choose`, with `room` beyond what the first options take."""
+def _choose(options: Options, weights: Floats, room: Floats) -> Choice:
+    """`choose`, with `room` and `weights` beyond what the first options take."""
     starts = options.starts
-    owner = np.repeat(np.arange(len(starts)), options.sizes)
     scale = float(np.abs(options.values).max(initial=0.0)) or 1.0  # tolerances below are for values near 1
     worth, reference = options.values / scale, options.reference / scale
-    weights = options.weights - options.weights[starts][owner]
     need = np.maximum.reduceat(weights, starts, axis=0).sum(axis=0) if len(starts) else np.zeros_like(room)
     binding = np.flatnonzero(need > room + 1e-9)
     draws = np.maximum.reduceat(weights[:, binding] > 0.0, starts, axis=0)
@@ -68,12 +66,14 @@ def _choose(options: Options, room: Floats) -> Choice:
             picks, bound, exact = result.picks, result.bound, result.exact
             solvers.add(result.solver)
             continue
-        part = np.isin(owner, members)
+        inside_it = np.zeros(len(starts), dtype=bool)
+        inside_it[members] = True
+        part = np.repeat(inside_it, options.sizes)
         sizes = options.sizes[members]
         values = worth[part]
         inside = weights[np.ix_(part, binding[rows])]
         result = _solve(values, inside, sizes, room[binding[rows]], reference)
-        places = np.flatnonzero(part)
+        places = part.nonzero()[0]
         picks[members] = places[result.picks]
         bound += result.bound
         exact = exact and result.exact
@@ -82,24 +82,23 @@ def _choose(options: Options, room: Floats) -> Choice:
 
 
 def _solve(values: Floats, weights: Floats, sizes: Ints, room: Floats, reference: float) -> Choice:
-    starts = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)
+    starts = starts_of(sizes)
     owner = np.repeat(np.arange(len(sizes)), sizes)
     if weights.shape[1] == 0:
         tie = 1e-12 * max(1.0, float(np.abs(values).max(initial=0.0)))
         picks = first_true(values >= segment_max(values, starts)[owner] - tie, starts)
         return Choice(picks=picks, bound=float(values[picks].sum()), exact=True, solver="no limit")
     column = weights[:, 0]
-    whole = np.round(column)
-    if weights.shape[1] > 1 or bool(np.any(np.abs(column - whole) > 1e-9)):
+    whole = np.rint(column)
+    if weights.shape[1] > 1 or bool((np.abs(column - whole) > 1e-9).any()):
         return choose_within(values, weights, starts, sizes, room, reference)
     capacity = int(np.floor(room[0] + 1e-9))
     order = np.lexsort((-values, whole, owner))
     units = whole[order].astype(np.int64)
     # Among options of rising weight, those that add nothing to the value of a lighter one are left out.
-    rising = _rising(values[order], starts, owner)
-    kept = np.flatnonzero(rising)
-    kept_sizes = np.bincount(owner[kept], minlength=len(sizes)).astype(np.int64)
-    kept_starts = np.concatenate(([0], np.cumsum(kept_sizes)[:-1])).astype(np.int64)
+    kept = _rising(values[order], starts, owner).nonzero()[0]
+    kept_sizes = np.bincount(owner[kept], minlength=len(sizes))
+    kept_starts = starts_of(kept_sizes)
     divisor = int(np.gcd.reduce(units[kept])) or 1
     result = knapsack(values[order][kept], units[kept] // divisor, kept_starts, kept_sizes, capacity // divisor)
     return Choice(picks=order[kept[result.picks]], bound=result.bound, exact=result.exact, solver=result.solver)
@@ -122,7 +121,8 @@ def _components(draws: NDArray[np.bool_]) -> list[tuple[Ints, Sequence[int]]]:
     if limits == 1 and bool(draws.all()):
         return [(np.arange(classes, dtype=np.int64), [0])]
     label = list(range(limits))
-    for row in np.unique(draws, axis=0) if classes else draws:
+    codes = draws @ (1 << np.arange(limits, dtype=np.int64))
+    for row in draws[np.unique(codes, return_index=True)[1]] if limits > 1 else ():
         together = [label[place] for place in np.flatnonzero(row)]
         if len(set(together)) > 1:
             label = [min(together) if one in together else one for one in label]

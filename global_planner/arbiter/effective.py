@@ -20,7 +20,8 @@ from global_planner.types import GroupSpec, Override, PoolSpec
 
 @dataclass(slots=True, kw_only=True)
 class PoolRules:
-    """What holds for one pool now. `held`: why nobody may change it. `…_from`: the line that decided, or ""."""
+    """What holds for one pool now. `held`: why nobody may change it. `…_from`: the line that decided, or "". `told`: sentences
+    on what lines beyond the pool's own decided."""
 
     minimum: int
     maximum: int | None
@@ -31,9 +32,10 @@ class PoolRules:
     max_from: str = ""
     guarantee_from: str = ""
     load_from: str = ""
+    told: tuple[str, ...] = ()
 
     def sentences(self) -> tuple[str, ...]:
-        """What lines beyond the pool's own decided."""
+        """`told`, of what is in force now."""
         if not (self.min_from or self.max_from or self.guarantee_from or self.load_from):
             return ()
         told = (
@@ -102,6 +104,7 @@ def pool_rules(
         rules.maximum, rules.max_from = pool.growth_cap, "back-off after failed starts"
         rules.guarantee = min(rules.guarantee, pool.growth_cap)
         rules.minimum = min(rules.minimum, pool.growth_cap)
+    rules.told = rules.sentences()
     return rules
 
 

@@ -56,8 +56,9 @@ def bundles_of(
     """
     if len(group.paths) == 1:
         path = group.paths[0]
-        pools = [place for stage in path for place in stage]
-        if len(pools) == len(path) <= 2 and all(group.pools[place].now for place in pools):
+        first, last = path[0], path[-1]
+        single = len(path) <= 2 and len(first) == len(last) == 1
+        if single and group.pools[first[0]].now and group.pools[last[0]].now:
             return _simple(group, path, floors, caps, hi=hi)
     whole: _Ways | None = None
     for path, share, ceiling in zip(group.paths, group.path_shares(), group.ceilings, strict=True):
@@ -81,10 +82,12 @@ def bundles_of(
 
 def above(group: GroupView, bundles: Bundles, counts: Sequence[int]) -> Bundles | None:
     """The part of `bundles` (of `group`) from `counts` up, which need not be searched for again; None: it must be."""
-    one = tuple(counts)
-    if len(group.paths) != 1 or any(len(stage) > 1 for stage in group.paths[0]) or one not in bundles.counts:
+    if len(group.paths) != 1 or max(map(len, group.paths[0])) > 1:
         return None
-    place = bundles.counts.index(one)
+    try:
+        place = bundles.counts.index(tuple(counts))
+    except ValueError:
+        return None
     return Bundles(attainment=bundles.attainment[place:], counts=bundles.counts[place:], thinned=bundles.thinned)
 
 
@@ -103,7 +106,7 @@ def _simple(
     ceiling = group.ceilings[0]
     level = min(level_a, level_b, ceiling)
     attainment, found = [level], [tuple(floors)]
-    in_order, counts = first == 0 and len(floors) == 2, list(floors)
+    pair, counts = len(floors) == 2 and first != second, list(floors)
     while level < ceiling:
         beyond = level + _SAME
         while level_a <= beyond and a < end_a:
@@ -118,8 +121,8 @@ def _simple(
         if level > ceiling:
             level = ceiling
         attainment.append(level)
-        if in_order and second == 1:
-            found.append((a, b))
+        if pair:
+            found.append((b, a) if first else (a, b))
         else:
             counts[second], counts[first] = b, a
             found.append(tuple(counts))

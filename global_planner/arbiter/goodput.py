@@ -8,6 +8,8 @@ exceed what the giver may lose (see `judge`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import gt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +31,7 @@ def solve_goodput(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], m
     if not policy.stability:
         _raise_from_free(plan, ranks)
         return
-    plan.counts = [
-        [max(plan.reserved[g][p], min(pool.low, plan.caps[g][p])) for p, pool in enumerate(group.pools)]
-        for g, group in enumerate(plan.groups)
-    ]
+    plan.counts = plan.kept()
     if bool((plan.room() >= -EPS).all()):
         _raise_from_free(plan, ranks)
     _move(plan, policy, ranks, moves_left)
@@ -52,9 +51,8 @@ def _raise_from_free(plan: Plan, ranks: Mapping[str, int]) -> None:
         if wants:
             capacity = plan.room() + plan.usage(plan.counts, wants)
             menu = menu_of(wants, [bundles.counts for bundles in found])
-            values = np.concatenate(
-                [plan.groups[g].scale * np.array(bundles.attainment) for g, bundles in zip(wants, found, strict=True)]
-            )
+            levels = chain.from_iterable([bundles.attainment for bundles in found])
+            values = plan.scales[wants][menu.owner] * np.fromiter(levels, dtype=np.float64, count=len(menu.owner))
             take_best(plan, menu, values, capacity, ranks, priority_class)
 
 
@@ -98,7 +96,7 @@ def _settle(
     return {
         g: gain
         for g, gain in zip(menu.members, gains.tolist(), strict=True)
-        if gain > 0.0 and any(after > now for after, now in zip(plan.counts[g], before[g], strict=True))
+        if gain > 0.0 and any(map(gt, plan.counts[g], before[g]))
     }
 
 
@@ -121,7 +119,7 @@ def _offers(
     change, fresh = sure_changes(groups, menu, at_present)
     waits = np.array([_cold_start_s(plan.groups[g], plan.counts[g], plan.caps[g], policy) for g in members])
     weight = np.array([group.weight for group in groups])[owner]
-    inertia = INERTIA * np.array([group.scale for group in groups])[owner]
+    inertia = INERTIA * plan.scales[members][owner]
     values = weight * (change - (waits / policy.move_horizon_s)[owner] * fresh) - inertia
     if policy.cache_loss_s > 0 and any(pool.hit_rate for group in groups for pool in group.pools):
         values -= policy.cache_loss_s / policy.move_horizon_s * _cooled(groups, menu, at_present)
@@ -156,12 +154,14 @@ def _crosses(option: Sequence[int], present: Sequence[int]) -> bool:
 
 def _cold_start_s(group: GroupView, present: Sequence[int], caps: Sequence[int], policy: ArbiterPolicy) -> float:
     """The longest cold start among the pools that may grow: the whole path waits for it."""
-    times = [
-        policy.cold_start_s if pool.holding is None or pool.holding.cold_start_s is None else pool.holding.cold_start_s
-        for pool, now, cap in zip(group.pools, present, caps, strict=True)
-        if cap > now
-    ]
-    return max(times, default=0.0)
+    longest = 0.0
+    for pool, now, cap in zip(group.pools, present, caps, strict=True):
+        if cap > now:
+            measured = None if pool.holding is None else pool.holding.cold_start_s
+            one = policy.cold_start_s if measured is None else measured
+            if one > longest:
+                longest = one
+    return longest
 
 
 def _cooled(groups: Sequence[GroupView], menu: Menu, present: NDArray[np.int64]) -> Floats:

@@ -13,20 +13,20 @@ from global_planner.arbiter.knapsack import first_true, segment_max
 from global_planner.arbiter.menu import menu_of, weights_of
 from global_planner.arbiter.plan import EPS, Plan
 from global_planner.arbiter.state import ArbiterPolicy
-from global_planner.arbiter.view import GroupView, PoolView
+from global_planner.arbiter.view import PoolView
 from global_planner.types import Allocation, GroupGrant, PoolGrant, RoundInputs, RunnerUp
 
 ROUNDING = 1e-9
 """Distance to the bound, relative to all that there is to serve, below which a value is the optimum."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Next:
-    """The most valuable step up of a group: replicas it adds by pool, what they take of each limit, and weighted requests/s
-    gained per GPU."""
+    """The most valuable step up of a group: replicas it adds by pool (and 0 beyond its pools), what they take of each limit,
+    and weighted requests/s gained per GPU."""
 
-    adds: tuple[int, ...]
-    needs: tuple[float, ...]
+    adds: list[int]
+    needs: list[float]
     value_per_gpu: float
 
 
@@ -37,34 +37,35 @@ def allocation_of(plan: Plan, inputs: RoundInputs, policy: ArbiterPolicy) -> All
     ups = _best_by_type(plan, nexts)
     pool_grants: dict[str, PoolGrant] = {}
     group_grants: dict[str, GroupGrant] = {}
-    value = 0.0
+    value = whole = 0.0
     for g, group in enumerate(plan.groups):
-        counts = plan.counts[g]
-        attained = group.attainment(counts)
-        value += group.scale * attained
+        name, scale, step = group.spec.name, group.scale, nexts[g]
+        attained = group.attainment(plan.counts[g])
+        worth = scale * attained
+        value += worth
+        whole += scale
         admitted = admitted_rps(group)
-        group_grants[group.spec.name] = GroupGrant(
-            group=group.spec.name,
+        group_grants[name] = GroupGrant(
+            group=name,
             load_rps=group.load,
-            attainment=min(1.0, attained),
+            attainment=attained if attained < 1.0 else 1.0,
             admitted_rps=admitted,
             by_priority=rates_by_priority(group, admitted),
-            value=group.scale * attained,
+            value=worth,
             rules=group.rules,
         )
         for p, pool in enumerate(group.pools):
-            pool_grants[pool.spec.name] = _grant(plan, g, p, nexts[g], ups, room, policy)
+            pool_grants[pool.spec.name] = _grant(plan, g, p, step, ups, room, policy)
     slack = sum(plan.slacks.values())
-    none = GroupGrant(group="", load_rps=0.0, attainment=0.0)
+    for spec in inputs.groups:
+        if spec.name not in group_grants:  # it has no pools
+            group_grants[spec.name] = GroupGrant(group=spec.name, load_rps=0.0, attainment=0.0)
     return Allocation(
-        pools=tuple(pool_grants[spec.name] for spec in inputs.pools if spec.name in pool_grants),
-        groups=tuple(
-            group_grants.get(spec.name, GroupGrant(group=spec.name, load_rps=none.load_rps, attainment=none.attainment))
-            for spec in inputs.groups
-        ),
+        pools=tuple([pool_grants[spec.name] for spec in inputs.pools if spec.name in pool_grants]),
+        groups=tuple([group_grants[spec.name] for spec in inputs.groups]),
         objective=policy.objective,
         value=value,
-        gap=slack / (value + slack) if slack > ROUNDING * sum(group.scale for group in plan.groups) else 0.0,
+        gap=slack / (value + slack) if slack > ROUNDING * whole else 0.0,
         solver=_solver(plan.solvers),
         infeasible=plan.infeasible,
     )
@@ -79,26 +80,33 @@ def _solver(used: Sequence[str]) -> str:
 
 def _next_steps(plan: Plan) -> list[_Next | None]:
     """What each group would take next, were there room: the bundle above its counts of the most value per GPU."""
-    steps: list[_Next | None] = [None] * len(plan.groups)
-    members = [g for g, group in enumerate(plan.groups) if group.scale > 0 and len(plan.growth(g).counts) > 1]
+    groups = plan.groups
+    steps: list[_Next | None] = [None] * len(groups)
+    members, found = [], []
+    for g, scale in enumerate(plan.scales.tolist()):
+        if scale > 0.0:
+            bundles = plan.growth(g)
+            if len(bundles.counts) > 1:
+                members.append(g)
+                found.append(bundles)
     if not members:
         return steps
-    menu = menu_of(members, [plan.growth(g).counts for g in members])
+    menu = menu_of(members, [bundles.counts for bundles in found])
     owner, starts = menu.owner, menu.starts
-    levels = np.fromiter(chain.from_iterable(plan.growth(g).attainment for g in members), dtype=np.float64, count=len(owner))
-    scale = np.array([plan.groups[g].scale for g in members])
-    gpus = np.zeros((len(members), menu.counts.shape[1]))
-    for i, g in enumerate(members):
-        gpus[i, : len(plan.groups[g].pools)] = [pool.gpus for pool in plan.groups[g].pools]
+    every = chain.from_iterable([bundles.attainment for bundles in found])
+    levels = np.fromiter(every, dtype=np.float64, count=len(owner))
+    width = menu.counts.shape[1]
+    gpus = np.array([[pool.gpus for pool in groups[g].pools] + [0] * (width - len(groups[g].pools)) for g in members])
     added = menu.counts - menu.counts[starts][owner]
-    per_gpu = scale[owner] * (levels - levels[starts][owner]) / np.maximum((added * gpus[owner]).sum(axis=1), 1.0)
+    taken = (added * gpus[owner]).sum(axis=1)
+    per_gpu = plan.scales[members][owner] * (levels - levels[starts][owner]) / np.maximum(taken, 1)
     per_gpu[starts] = 0.0
     best = first_true(per_gpu >= (segment_max(per_gpu, starts) * (1.0 - EPS))[owner], starts)
     weights = weights_of(plan, menu)
     needs = np.maximum(weights[best] - weights[starts], 0.0).tolist()
     for g, adds, takes, value in zip(members, added[best].tolist(), needs, per_gpu[best].tolist(), strict=True):
         if value > 0.0:
-            steps[g] = _Next(adds=tuple(adds[: len(plan.groups[g].pools)]), needs=tuple(takes), value_per_gpu=value)
+            steps[g] = _Next(adds=adds, needs=takes, value_per_gpu=value)
     return steps
 
 
@@ -109,7 +117,7 @@ def _best_by_type(plan: Plan, nexts: Sequence[_Next | None]) -> Mapping[str, lis
         if step is None:
             continue
         seen = set[str]()
-        for pool, add in zip(group.pools, step.adds, strict=True):
+        for pool, add in zip(group.pools, step.adds, strict=False):
             if add > 0 and pool.spec.gpu_type not in seen:
                 seen.add(pool.spec.gpu_type)
                 found.setdefault(pool.spec.gpu_type, []).append((-step.value_per_gpu, pool.spec.name, group.spec.name))
@@ -130,33 +138,33 @@ def _grant(
 ) -> PoolGrant:
     group = plan.groups[g]
     pool, granted = group.pools[p], plan.counts[g][p]
+    spec, owner = pool.spec, group.spec.name
     marginal = step.value_per_gpu if step is not None and step.adds[p] > 0 else None
     runner_up = None
-    for best, owner in ups.get(pool.spec.gpu_type, ()):
-        if owner != group.spec.name:
+    for best, other in ups.get(spec.gpu_type, ()):
+        if other != owner:
             runner_up = best
             break
-    binding = _binding(plan, g, p, step, room)
+    short = pool.held is None and pool.wanted is not None and granted < pool.wanted
+    binding = _binding(plan, g, p, step, room) if short else None
     return PoolGrant(
-        pool=pool.spec.name,
+        pool=spec.name,
         wanted=pool.wanted,
         granted=granted,
         before=pool.before,
         held=pool.held is not None,
-        reason=_reason(plan, group, pool, granted, binding, marginal, runner_up, g, policy),
+        reason=_reason(plan, pool, granted, binding, marginal, runner_up, g, policy),
         binding=binding,
         marginal_value=marginal,
         runner_up=runner_up if binding is not None else None,
-        rules=pool.rules.sentences(),
+        rules=pool.rules.told,
     )
 
 
 def _binding(plan: Plan, g: int, p: int, step: _Next | None, room: Sequence[float]) -> str | None:
-    """The limit that keeps a pool below what it wants; None: it has that, or is held."""
+    """The limit that keeps a pool below what it wants, which it is."""
     group = plan.groups[g]
     pool, granted = group.pools[p], plan.counts[g][p]
-    if pool.held is not None or pool.wanted is None or granted >= pool.wanted:
-        return None
     rules = pool.rules
     if rules.maximum is not None and granted >= rules.maximum:
         return rules.max_from or f"max_replicas {rules.maximum}"
@@ -181,7 +189,6 @@ def _binding(plan: Plan, g: int, p: int, step: _Next | None, room: Sequence[floa
 
 def _reason(
     plan: Plan,
-    group: GroupView,
     pool: PoolView,
     granted: int,
     binding: str | None,
@@ -202,33 +209,32 @@ def _reason(
         return f"{head}: {pool.rules.min_from or 'its minimum'}; nothing is known of its demand"
     if pool.current is not None and granted < pool.current:
         return f"{head}: {_why_lowered(pool, granted, runner_up, policy)}"
-    parts = [_why_enough(pool, granted)]
+    told = f"{head}: {_why_enough(pool, granted)}"
     if pool.current is not None and granted > pool.current:
-        parts.append("paid by a group where the GPUs are worth less" if g in plan.moved else "paid from free GPUs")
+        told += "; paid by a group where the GPUs are worth less" if g in plan.moved else "; paid from free GPUs"
     if binding is not None:
-        parts.append(_why_no_more(plan, binding, marginal, runner_up))
-    return f"{head}: {'; '.join(part for part in parts if part)}"
+        told += f"; {_why_no_more(plan, binding, marginal, runner_up)}"
+    return told
 
 
 def _change(pool: PoolView, granted: int) -> str:
-    of = f" of {pool.wanted} wanted" if pool.wanted is not None and granted < pool.wanted else ""
-    if pool.current is None or granted == pool.current:
+    current, wanted = pool.current, pool.wanted
+    of = f" of {wanted} wanted" if wanted is not None and granted < wanted else ""
+    if current is None or granted == current:
         return f"kept at {granted}{of}"
-    return f"{'raised' if granted > pool.current else 'lowered'} {pool.current} -> {granted}{of}"
+    return f"{'raised' if granted > current else 'lowered'} {current} -> {granted}{of}"
 
 
 def _why_enough(pool: PoolView, granted: int) -> str:
-    rules = pool.rules
-    assert pool.wanted is not None
-    if granted == pool.floor and granted > pool.wanted:
-        return f"{rules.min_from or 'its minimum'} is {granted}"
-    if granted < pool.wanted:
-        return f"{pool.load:.3g} req/s needs {pool.wanted}"
-    if granted > pool.wanted and pool.need is not None and granted > pool.need:
+    wanted = pool.wanted
+    assert wanted is not None
+    if granted <= wanted:
+        return f"{pool.load:.3g} req/s needs {wanted}"
+    if granted == pool.floor:
+        return f"{pool.rules.min_from or 'its minimum'} is {granted}"
+    if pool.need is not None and granted > pool.need:
         return f"{max(pool.need, pool.floor)} would do, but not for long enough yet"
-    if granted > pool.wanted:
-        return f"{pool.load:.3g} req/s needs {pool.wanted}, 1.1 x that needs {pool.need}"
-    return f"{pool.load:.3g} req/s needs {pool.wanted}"
+    return f"{pool.load:.3g} req/s needs {wanted}, 1.1 x that needs {pool.need}"
 
 
 def _why_lowered(pool: PoolView, granted: int, runner_up: RunnerUp | None, policy: ArbiterPolicy) -> str:
@@ -252,7 +258,7 @@ def _why_no_more(plan: Plan, binding: str, marginal: float | None, runner_up: Ru
         text = "taking GPUs from another group would cost more than it gains"
     else:
         text = binding
-    worth = [] if marginal is None else [f"{marginal:.2g} req/s here"]
-    if runner_up is not None and worth:
-        worth.append(f"{runner_up.value_per_gpu:.2g} at {runner_up.pool}")
-    return f"{text}; the next GPU would be worth {', '.join(worth)}" if worth else text
+    if marginal is None:
+        return text
+    there = "" if runner_up is None else f", {runner_up.value_per_gpu:.2g} at {runner_up.pool}"
+    return f"{text}; the next GPU would be worth {marginal:.2g} req/s here{there}"

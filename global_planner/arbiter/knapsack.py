@@ -33,6 +33,13 @@ class Choice:
     solver: str = "knapsack"
 
 
+def starts_of(sizes: Ints) -> Ints:
+    """Where each class begins, from their sizes."""
+    starts = np.zeros(len(sizes), dtype=np.int64)
+    np.cumsum(sizes[:-1], out=starts[1:])
+    return starts
+
+
 def segment_max(values: Floats, starts: Ints) -> Floats:
     """Maximum of each class; `starts[g]` is where class g begins."""
     result: Floats = np.maximum.reduceat(values, starts)
@@ -85,24 +92,26 @@ def _break_price(
     """The price of a unit that solves the relaxation; the lightest and the heaviest of its solutions; its value by class."""
     ends = np.append(starts[1:], len(values)) - 1
     fits, over = starts.astype(np.int64), ends
+    value_fits, weight_fits = float(values[fits].sum()), int(weights[fits].sum())
+    value_over, weight_over = float(values[over].sum()), int(weights[over].sum())
     while True:
-        value_fits, weight_fits = float(values[fits].sum()), int(weights[fits].sum())
-        value_over, weight_over = float(values[over].sum()), int(weights[over].sum())
         price = (value_over - value_fits) / (weight_over - weight_fits)
         profit = values - price * weights
         best = segment_max(profit, starts)
         among = profit >= (best - tie)[owner]
-        light, heavy = first_true(among, starts), last_true(among, starts)
+        light = first_true(among, starts)
         on_line = float(best.sum()) <= value_fits - price * weight_fits + tie * len(starts)
-        weight_light, weight_heavy = int(weights[light].sum()), int(weights[heavy].sum())
-        if on_line or weight_light <= capacity <= weight_heavy:
+        weight_light = int(weights[light].sum())
+        if weight_light > capacity and not on_line:
+            over, value_over, weight_over = light, float(values[light].sum()), weight_light
+            continue
+        heavy = last_true(among, starts)
+        weight_heavy = int(weights[heavy].sum())
+        if on_line or weight_heavy >= capacity:
             light = light if weight_light <= capacity else fits
             heavy = heavy if weight_heavy >= capacity else over
             return price, light, heavy, best
-        if weight_light > capacity:
-            over = light
-        else:
-            fits = heavy
+        fits, value_fits, weight_fits = heavy, float(values[heavy].sum()), weight_heavy
 
 
 def _fill(
@@ -180,6 +189,7 @@ def _core(
 
     cost = np.zeros(1)
     low = 0
+    most = slack * (1.0 + 1e-9)
     chosen: list[NDArray[np.int32]] = []
     for core, (next_low, next_high) in zip(cores, windows, strict=True):
         following = np.full(next_high - next_low + 1, np.inf)
@@ -191,9 +201,9 @@ def _core(
             candidate = cost[begin - offset - low : end - offset - low + 1] + loss
             target = following[begin - next_low : end - next_low + 1]
             wins = candidate < target
-            target[wins] = candidate[wins]
-            choice[begin - next_low : end - next_low + 1][wins] = number
-        following[following > slack * (1.0 + 1e-9)] = np.inf
+            np.copyto(target, candidate, where=wins)
+            np.copyto(choice[begin - next_low : end - next_low + 1], number, where=wins)
+        following[following > most] = np.inf
         chosen.append(choice)
         cost, low = following, next_low
 

@@ -18,11 +18,12 @@ def fill_wanted(plan: Plan, ranks: Mapping[str, int]) -> None:
     for _, members in plan.classes():
         for g in sorted(members, key=lambda g: ranks[plan.groups[g].spec.name]):
             group, counts, caps = plan.groups[g], plan.counts[g], plan.caps[g]
-            short = [
-                p
-                for p, pool in enumerate(group.pools)
-                if counts[p] < caps[p] and _at(pool.now, caps[p]) <= _at(pool.now, counts[p]) + EPS
-            ]
+            if counts == caps:
+                continue
+            short = []
+            for p, pool in enumerate(group.pools):
+                if counts[p] < caps[p] and _at(pool.now, caps[p]) <= _at(pool.now, counts[p]) + EPS:
+                    short.append(p)
             if not short or group.attainment(caps) > group.attainment(counts) + EPS:
                 continue
             for p in short:
@@ -32,12 +33,16 @@ def fill_wanted(plan: Plan, ranks: Mapping[str, int]) -> None:
 
 
 def _at(curve: Sequence[float], count: int) -> float:
-    return curve[min(count, len(curve) - 1)] if curve else 0.0
+    if count < len(curve):
+        return curve[count]
+    return curve[-1] if curve else 0.0
 
 
 def keep_fleet(plan: Plan, budget: Budget, ranks: Mapping[str, int], surplus_pools: Sequence[str]) -> None:
     """Do not shrink the fleet of a GPU type below its floor: pools keep what they would have given up, the highest class first;
     then the pools named for it take what is still missing."""
+    if not budget.min_total_gpus:
+        return
     place = {pool.spec.name: (g, p) for g, group in enumerate(plan.groups) for p, pool in enumerate(group.pools)}
     lowest_first = sorted(
         range(len(plan.groups)), key=lambda g: (-plan.groups[g].priority_class, ranks[plan.groups[g].spec.name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -28,23 +28,50 @@ class Limits:
     frozen: tuple[bool, ...]
     _rows: tuple[_Row, ...]
 
-    def draws(self, pool: PoolView) -> list[float]:
-        """What one replica of a pool takes of each limit; nothing where it is held: its charge is off the capacity."""
-        if pool.fixed_gpus is not None:
-            return [0.0] * len(self._rows)
-        return [row.per_gpu(pool) * pool.gpus for row in self._rows]
+    def draws(self, pools: Iterable[PoolView]) -> Array:
+        """What one replica of each pool takes of each limit (pools x limits); nothing where it is held: its charge is off the
+        capacity."""
+        nothing = [0.0] * len(self._rows)
+        kinds: dict[tuple[str, str], list[float]] = {}
+        taken = []
+        for pool in pools:
+            if pool.fixed_gpus is not None:
+                taken.append(nothing)
+                continue
+            kind = (pool.spec.gpu_type, pool.spec.namespace)
+            per_gpu = kinds.get(kind)
+            if per_gpu is None:
+                per_gpu = kinds[kind] = [row.per_gpu(pool) for row in self._rows]
+            gpus = pool.gpus
+            taken.append([each * gpus for each in per_gpu])
+        return np.array(taken, dtype=np.float64).reshape(len(taken), len(self._rows))
 
-    def blocks(self, pool: PoolView) -> str | None:
-        """Why a pool must not grow at all, or None."""
-        for name, frozen, row in zip(self.names, self.frozen, self._rows, strict=True):
-            if frozen and row.per_gpu(pool) > 0:
-                return f"nobody knows what a pool on {name} holds"
-            if row.prices is not None and row.covers(pool) and pool.spec.gpu_type not in row.prices:
-                return f"{name} counts cost, and {pool.spec.gpu_type} has no price"
-        for replica in () if pool.holding is None else pool.holding.replicas:
-            if replica.state == "starting" and replica.unschedulable is not None:
-                return f"a replica cannot be placed: {replica.unschedulable}"
-        return None
+    def blocked(self, pools: Iterable[PoolView]) -> dict[str, str]:
+        """By pool that must not grow at all, why."""
+        severe = [
+            (name, frozen, row)
+            for name, frozen, row in zip(self.names, self.frozen, self._rows, strict=True)
+            if frozen or row.prices is not None
+        ]
+        found = {}
+        for pool in pools:
+            if severe or (pool.holding is not None and pool.holding.replicas):
+                why = _blocks(pool, severe)
+                if why is not None:
+                    found[pool.spec.name] = why
+        return found
+
+
+def _blocks(pool: PoolView, severe: Sequence[tuple[str, bool, _Row]]) -> str | None:
+    for name, frozen, row in severe:
+        if frozen and row.per_gpu(pool) > 0:
+            return f"nobody knows what a pool on {name} holds"
+        if row.prices is not None and row.covers(pool) and pool.spec.gpu_type not in row.prices:
+            return f"{name} counts cost, and {pool.spec.gpu_type} has no price"
+    for replica in () if pool.holding is None else pool.holding.replicas:
+        if replica.state == "starting" and replica.unschedulable is not None:
+            return f"a replica cannot be placed: {replica.unschedulable}"
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,10 +38,7 @@ def solve_max_min(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], m
     """Set `plan.counts`. `ranks` and `moves_left` as for `goodput`."""
     plan.solvers.append("levels")
     if policy.stability:
-        plan.counts = [
-            [max(plan.reserved[g][p], min(pool.low, plan.caps[g][p])) for p, pool in enumerate(group.pools)]
-            for g, group in enumerate(plan.groups)
-        ]
+        plan.counts = plan.kept()
         if bool((plan.room() >= -EPS).all()):
             for _, members in plan.classes():
                 _climb(plan, members, plan.counts, plan.room(), ranks)

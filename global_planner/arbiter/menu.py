@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from global_planner.arbiter.choose import Options, choose
 from global_planner.arbiter.frontier import Counts
+from global_planner.arbiter.knapsack import starts_of
 from global_planner.arbiter.plan import Plan
 
 Floats = NDArray[np.float64]
@@ -24,27 +25,21 @@ TIE = 1e-10
 
 @dataclass(slots=True, kw_only=True)
 class Menu:
-    """Options of the groups `members`, consecutive: `sizes[i]` of member i, the first of which takes least. `counts`: options x
-    pools of a group (groups of fewer pools are filled up with 0)."""
+    """Options of the groups `members`, consecutive: `sizes[i]` of member i from `starts[i]`, the first of which takes least.
+    `owner`: place in `members` of each option. `counts`: options x pools of a group (groups of fewer pools are filled up with
+    0)."""
 
     members: list[int]
     sizes: Ints
+    owner: Ints
+    starts: Ints
     counts: Ints
-
-    @property
-    def owner(self) -> Ints:
-        """Place in `members` of each option."""
-        return np.repeat(np.arange(len(self.members)), self.sizes)
-
-    @property
-    def starts(self) -> Ints:
-        result: Ints = np.concatenate(([0], np.cumsum(self.sizes)[:-1])).astype(np.int64)
-        return result
 
     def only(self, keep: NDArray[np.bool_]) -> Menu:
         """The menu with the options of `keep` alone; every member keeps one at least."""
-        sizes = np.bincount(self.owner[keep], minlength=len(self.members)).astype(np.int64)
-        return Menu(members=self.members, sizes=sizes, counts=self.counts[keep])
+        owner = self.owner[keep]
+        sizes = np.bincount(owner, minlength=len(self.members))
+        return Menu(members=self.members, sizes=sizes, owner=owner, starts=starts_of(sizes), counts=self.counts[keep])
 
 
 def menu_of(members: list[int], options: Sequence[Sequence[Counts]]) -> Menu:
@@ -58,19 +53,16 @@ def menu_of(members: list[int], options: Sequence[Sequence[Counts]]) -> Menu:
         flat = chain.from_iterable((*row, *(0,) * (width - len(row))) for own in options for row in own)
     total = int(sizes.sum())
     counts = np.fromiter(flat, dtype=np.int64, count=total * width).reshape(total, width)
-    return Menu(members=members, sizes=sizes, counts=counts)
+    owner = np.repeat(np.arange(len(members)), sizes)
+    return Menu(members=members, sizes=sizes, owner=owner, starts=starts_of(sizes), counts=counts)
 
 
 def weights_of(plan: Plan, menu: Menu) -> Floats:
     """What each option draws of each limit (options x limits)."""
-    width = menu.counts.shape[1]
-    draws = np.zeros((len(menu.members), width, len(plan.limits.names)))
-    for i, g in enumerate(menu.members):
-        draws[i, : len(plan.draws[g])] = plan.draws[g]
-    owner = menu.owner
+    draws = plan.draws_by_place[:, menu.members]
     total = np.zeros((len(menu.counts), draws.shape[2]))
-    for p in range(width):
-        total += menu.counts[:, p, None] * draws[owner, p]
+    for p in range(menu.counts.shape[1]):
+        total += menu.counts[:, p, None] * draws[p][menu.owner]
     return total
 
 
@@ -81,15 +73,18 @@ def take_best(
     weights = weights_of(plan, menu)
     starts = menu.starts
     whole = float((np.maximum.reduceat(values, starts) - values[starts]).sum())
-    order = np.array([len(ranks) - ranks[plan.groups[g].spec.name] for g in menu.members], dtype=np.float64) / len(ranks)
-    judged = values * (1.0 + TIE * np.repeat(order, menu.sizes))
+    groups = plan.groups
+    order = np.array([len(ranks) - ranks[groups[g].spec.name] for g in menu.members], dtype=np.float64) / len(ranks)
+    judged = values * (1.0 + TIE * order[menu.owner])
     if weights.shape[1]:
         judged -= DEAR * whole * (weights / np.maximum(capacity, 1.0)).mean(axis=1)
-    reference = sum(plan.groups[g].scale for g in menu.members)
+    reference = sum(plan.scales[menu.members].tolist())
     choice = choose(Options(values=judged, weights=weights, sizes=menu.sizes, reference=reference), capacity)
     plan.slacks[priority_class] = max(0.0, choice.bound - float(judged[choice.picks].sum()))
     plan.solvers.append(choice.solver)
+    width = menu.counts.shape[1]
     for g, row in zip(menu.members, menu.counts[choice.picks].tolist(), strict=True):
-        plan.counts[g] = row[: len(plan.counts[g])]
+        own = len(plan.counts[g])
+        plan.counts[g] = row if own == width else row[:own]
     chosen: Floats = values[choice.picks]
     return chosen

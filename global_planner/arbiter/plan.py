@@ -24,9 +24,10 @@ EPS = 1e-9
 @dataclass(slots=True, kw_only=True)
 class Plan:
     """The decision as it grows, by position of the group: `reserved`, `caps` and `counts` are replicas by pool, `draws[g]` what
-    a replica of each pool takes of each limit. `blocked`: why pools must not grow. `slacks` by class: value that a better
-    choice could at most add. `moved`: groups raised with GPUs of others. `notes` by pool: what happened to it beyond plain
-    raising and lowering."""
+    a replica of each pool takes of each limit, and `draws_by_place` (place in the group x group x limit) the same with 0 where
+    a group has fewer pools than others; `scales[g]` is the value of attainment 1. `blocked`: why pools must not grow. `slacks`
+    by class: value that a better choice could at most add. `moved`: groups raised with GPUs of others. `notes` by pool: what
+    happened to it beyond plain raising and lowering."""
 
     view: View
     limits: Limits
@@ -40,7 +41,10 @@ class Plan:
     moved: set[int] = field(default_factory=set)
     notes: dict[str, str] = field(default_factory=dict)
     infeasible: tuple[str, ...] = ()
+    scales: Array
+    draws_by_place: Array
     _draws: Array
+    _classes: list[tuple[int, list[int]]]
     _growth: dict[int, tuple[list[int], Bundles]] = field(default_factory=dict)
 
     @property
@@ -49,8 +53,18 @@ class Plan:
 
     def classes(self) -> list[tuple[int, list[int]]]:
         """(priority class, positions of its groups), the highest first."""
-        ranks = sorted({group.priority_class for group in self.groups}, reverse=True)
-        return [(rank, [g for g, group in enumerate(self.groups) if group.priority_class == rank]) for rank in ranks]
+        return self._classes
+
+    def kept(self) -> list[list[int]]:
+        """What stability leaves every pool of what it has, within what is reserved for it and its cap."""
+        counts = []
+        for group, reserved, caps in zip(self.view.groups, self.reserved, self.caps, strict=True):
+            row = []
+            for pool, least, most in zip(group.pools, reserved, caps, strict=True):
+                low = pool.low if pool.low < most else most
+                row.append(low if low > least else least)
+            counts.append(row)
+        return counts
 
     def growth(self, g: int) -> Bundles:
         """The bundles of group g from its present counts up."""
@@ -96,19 +110,25 @@ class Plan:
 def start_plan(view: View, limits: Limits, ceilings: Mapping[str, tuple[int, str]] | None = None) -> Plan:
     """A plan in which every pool has what is reserved for it. `ceilings`: pools that cannot be raised beyond so many replicas,
     and why."""
-    rows = len(limits.names)
-    draws = [np.array([limits.draws(pool) for pool in group.pools]).reshape(len(group.pools), rows) for group in view.groups]
+    flat = limits.draws(pool for group in view.groups for pool in group.pools)
+    draws, place = [], 0
+    for group in view.groups:
+        draws.append(flat[place : place + len(group.pools)])
+        place += len(group.pools)
     floors = [[pool.floor for pool in group.pools] for group in view.groups]
-    blocked = {name: why for name, pool in view.pools.items() if (why := limits.blocks(pool)) is not None}
-    caps = [
-        [_cap(pool.cap, pool.current, pool.floor, blocked.get(pool.spec.name)) for pool in group.pools] for group in view.groups
-    ]
+    blocked = limits.blocked(view.pools.values())
+    if blocked:
+        caps = [
+            [_cap(pool.cap, pool.current, pool.floor, blocked.get(pool.spec.name)) for pool in group.pools]
+            for group in view.groups
+        ]
+    else:
+        caps = [[pool.cap for pool in group.pools] for group in view.groups]
     for g, group in enumerate(view.groups) if ceilings else ():
         for p, pool in enumerate(group.pools):
             if pool.spec.name in (ceilings or {}):
                 most, blocked[pool.spec.name] = (ceilings or {})[pool.spec.name]
                 caps[g][p] = max(pool.floor, min(caps[g][p], max(most, pool.current or 0)))
-    flat = np.concatenate(draws) if draws else np.zeros((0, rows))
     plan = Plan(
         view=view,
         limits=limits,
@@ -118,6 +138,9 @@ def start_plan(view: View, limits: Limits, ceilings: Mapping[str, tuple[int, str
         counts=[list(row) for row in floors],
         blocked=blocked,
         _draws=flat,
+        _classes=_classes_of(view.groups),
+        scales=np.array([group.scale for group in view.groups], dtype=np.float64),
+        draws_by_place=_by_place([len(group.pools) for group in view.groups], flat),
     )
     room = plan.room()
     if bool((room < -EPS).any()):
@@ -126,6 +149,25 @@ def start_plan(view: View, limits: Limits, ceilings: Mapping[str, tuple[int, str
     _reserve_guarantees(plan, room)
     plan.counts = [list(row) for row in plan.reserved]
     return plan
+
+
+def _by_place(widths: Sequence[int], flat: Array) -> Array:
+    """Rows of groups of `widths`, one after another, as place x group x column; 0 beyond a group's width."""
+    width, columns = max(widths, default=0), flat.shape[1]
+    if len(flat) == width * len(widths):
+        even: Array = flat.reshape(len(widths), width, columns).transpose(1, 0, 2)
+        return even
+    filled = np.zeros((width, len(widths), columns))
+    places = np.concatenate([np.arange(own) for own in widths])
+    filled[places, np.repeat(np.arange(len(widths)), widths)] = flat
+    return filled
+
+
+def _classes_of(groups: Sequence[GroupView]) -> list[tuple[int, list[int]]]:
+    members: dict[int, list[int]] = {}
+    for g, group in enumerate(groups):
+        members.setdefault(group.priority_class, []).append(g)
+    return sorted(members.items(), reverse=True)
 
 
 def _cap(cap: int, current: int | None, floor: int, blocked: str | None) -> int:
@@ -160,6 +202,8 @@ def _reserve_guarantees(plan: Plan, room: Array) -> None:
     for _, members in plan.classes():
         for g in members:
             for p, pool in enumerate(plan.groups[g].pools):
+                if pool.reserved <= plan.reserved[g][p]:
+                    continue
                 wanted = min(pool.reserved, plan.caps[g][p])
                 while plan.reserved[g][p] < wanted and bool((plan.draws[g][p] <= room + EPS).all()):
                     plan.reserved[g][p] += 1

@@ -50,7 +50,8 @@ def _history(pool: PoolView, at_s: float, hold_s: float) -> DemandHistory:
             by_priority=was.by_priority,
         )
     need = pool.need
-    kept = tuple(entry for entry in was.needs if entry[0] >= at_s - hold_s and entry[1] > need)
+    begin = at_s - hold_s
+    kept = [entry for entry in was.needs if entry[1] > need and entry[0] >= begin]
     return DemandHistory(
         said_at_s=at_s,
         load_rps=pool.load,
@@ -66,19 +67,25 @@ def _debts(state: ArbiterState, plan: Plan, policy: ArbiterPolicy) -> Mapping[st
     """GPU-seconds beyond what is reserved, counted while some group went short, halved every `debt_half_life_s`."""
     elapsed_s = 0.0 if state.at_s is None else max(0.0, plan.view.at_s - state.at_s)
     fade = 0.5 ** (elapsed_s / policy.debt_half_life_s) if policy.debt_half_life_s > 0 else 0.0
-    short = any(
-        count < pool.wanted
-        for group, counts in zip(plan.groups, plan.counts, strict=True)
-        for pool, count in zip(group.pools, counts, strict=True)
-        if pool.wanted is not None
-    )
+    counted_s = elapsed_s if _anybody_short(plan) else 0.0
     debts = {}
     for group, counts, reserved in zip(plan.groups, plan.counts, plan.reserved, strict=True):
-        borrowed = sum(max(0, count - own) * pool.gpus for pool, count, own in zip(group.pools, counts, reserved, strict=True))
-        debt = state.debts.get(group.spec.name, 0.0) * fade + (borrowed * elapsed_s if short else 0.0)
+        borrowed = 0
+        for pool, count, own in zip(group.pools, counts, reserved, strict=True):
+            if count > own:
+                borrowed += (count - own) * pool.gpus
+        debt = state.debts.get(group.spec.name, 0.0) * fade + borrowed * counted_s
         if debt > 1e-6:
             debts[group.spec.name] = debt
     return debts
+
+
+def _anybody_short(plan: Plan) -> bool:
+    for group, counts in zip(plan.groups, plan.counts, strict=True):
+        for pool, count in zip(group.pools, counts, strict=True):
+            if pool.wanted is not None and count < pool.wanted:
+                return True
+    return False
 
 
 def _moves(state: ArbiterState, plan: Plan) -> tuple[tuple[float, int], ...]:

@@ -1,6 +1,6 @@
 """One decision for everybody at once: from what is remembered, observed and proposed to an allocation. Pure.
 
-1. settle what is doubtful: rules in force, who is held, what each pool's demand is (view);
+1. settle what is doubtful: rules in force, who is held, what each pool's demand is (settle);
 2. reserve minima of every class, then guarantees (plan);
 3. choose counts by the objective (goodput, max_min, baselines), then what to do with what is left over; where the cluster
    tells its nodes, choose again without the replicas that would find no place on them;
@@ -8,6 +8,8 @@
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from global_planner.arbiter.baselines import solve_first_come, solve_proportional
 from global_planner.arbiter.goodput import solve_goodput
@@ -18,8 +20,8 @@ from global_planner.arbiter.maxmin import solve_max_min
 from global_planner.arbiter.placement import MOST_TRIES, without_place
 from global_planner.arbiter.plan import Plan, start_plan
 from global_planner.arbiter.remember import moves_left, remember, tie_ranks
+from global_planner.arbiter.settle import view_of
 from global_planner.arbiter.state import ArbiterPolicy, ArbiterState
-from global_planner.arbiter.view import view_of
 from global_planner.types import Allocation, RoundInputs
 
 __all__ = ["ArbiterPolicy", "ArbiterState", "arbitrate"]
@@ -43,15 +45,14 @@ def arbitrate(state: ArbiterState, inputs: RoundInputs, policy: ArbiterPolicy) -
 def _decided(plan: Plan, state: ArbiterState, inputs: RoundInputs, policy: ArbiterPolicy) -> Plan:
     if not plan.infeasible:
         ranks = tie_ranks(state, plan)
-        _solve(plan, state, inputs, policy)
+        _solve(plan, state, inputs, policy, ranks)
         if policy.objective in ("goodput", "max_min"):
             fill_wanted(plan, ranks)
         keep_fleet(plan, inputs.budget, ranks, policy.surplus_pools)
     return plan
 
 
-def _solve(plan: Plan, state: ArbiterState, inputs: RoundInputs, policy: ArbiterPolicy) -> None:
-    ranks = tie_ranks(state, plan)
+def _solve(plan: Plan, state: ArbiterState, inputs: RoundInputs, policy: ArbiterPolicy, ranks: Mapping[str, int]) -> None:
     if policy.objective == "goodput":
         solve_goodput(plan, policy, ranks, moves_left(state, policy, inputs.at_s))
     elif policy.objective == "max_min":

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from global_planner.types import Objective, Schedule
+from pool_planner.records import quick
 from pool_planner.types import Role
 
 __all__ = ["ArbiterPolicy", "ArbiterState", "DemandHistory", "Limit", "Schedule", "Selector"]
@@ -17,6 +18,7 @@ __all__ = ["ArbiterPolicy", "ArbiterState", "DemandHistory", "Limit", "Schedule"
 # ---- remembered ------------------------------------------------------------------------------------------------------
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemandHistory:
     """What one pool said lately.

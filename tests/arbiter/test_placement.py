@@ -13,7 +13,7 @@ from global_planner.arbiter import ArbiterPolicy, ArbiterState, arbitrate
 from global_planner.arbiter.limits import limits_of
 from global_planner.arbiter.placement import without_place
 from global_planner.arbiter.plan import start_plan
-from global_planner.arbiter.view import view_of
+from global_planner.arbiter.settle import view_of
 from global_planner.conditions import conditions
 from global_planner.rollout_state import RolloutState
 from global_planner.types import Holding, NodeRoom, Replica, RoundInputs

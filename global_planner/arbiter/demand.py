@@ -1,0 +1,90 @@
+"""What a proposal says of a pool's demand: whether it can be believed, and as curves of plain numbers. Pure."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from global_planner.arbiter.view import HEADROOM, PoolView
+from pool_planner.types import Proposal
+
+FULLY = 0.999
+"""Share of the best attainment within reach that counts as all of it."""
+
+
+def fault_of(proposal: Proposal) -> str | None:
+    """What makes a proposal senseless, or None."""
+    if not 0.0 <= proposal.load_rps < math.inf:
+        return f"load_rps is {proposal.load_rps}"
+    if proposal.wanted < 0:
+        return f"wanted is {proposal.wanted}"
+    curve, headroom = proposal.curve, proposal.attainment_headroom
+    if curve is not None and not _is_curve(curve.attainment):
+        return _no_curve("attainment")
+    if headroom is not None and not _is_curve(headroom):
+        return _no_curve("attainment_headroom")
+    capacity = None if curve is None else curve.capacity_rps
+    if capacity and not (math.isfinite(sum(capacity)) and min(capacity) >= 0.0):
+        return "capacity_rps is not finite and non-negative"
+    if proposal.prefix_hit_rate is not None and not 0.0 <= proposal.prefix_hit_rate <= 1.0:
+        return f"prefix_hit_rate is {proposal.prefix_hit_rate}"
+    parts = proposal.load_by_priority
+    if parts and not (math.isfinite(sum(parts.values())) and min(parts.values()) >= 0.0):
+        return "load_by_priority is not finite and non-negative"
+    return None
+
+
+def _no_curve(name: str) -> str:
+    return f"{name} is not a non-empty curve that rises within 0..1"
+
+
+def _is_curve(values: Sequence[float]) -> bool:
+    if not values or not (values[0] >= 0.0 and values[-1] <= 1.0):
+        return False
+    # Sorting what is in order is one pass without Python in it. NaN can hide from an order, but not from a sum.
+    return list(values) == sorted(values) and sum(values) >= 0.0
+
+
+def take_demand(pool: PoolView, proposal: Proposal) -> None:
+    """Load, curves and need from a believable proposal, times the load factor of a schedule."""
+    factor = pool.rules.load_factor
+    wanted = proposal.wanted if factor == 1.0 else math.ceil(proposal.wanted * factor - 1e-9)
+    pool.load, pool.wanted = proposal.load_rps * factor, wanted
+    pool.by_priority, pool.hit_rate = proposal.load_by_priority, proposal.prefix_hit_rate
+    curve = proposal.curve
+    if curve is None:
+        pool.now = [min(1.0, n / wanted) for n in range(wanted + 1)] if wanted else (1.0,)
+        top = math.ceil(wanted * HEADROOM)
+        pool.hi = [min(1.0, n / (wanted * HEADROOM)) for n in range(top + 1)] if wanted else (1.0,)
+    else:
+        pool.capacity = curve.capacity_rps or None
+        pool.now = curve.attainment
+        pool.hi = proposal.attainment_headroom or ()
+        if factor != 1.0 or not pool.hi:
+            pool.hi = share_carried(pool.capacity, pool.load * HEADROOM) or slower(pool.now, factor * HEADROOM)
+        if factor != 1.0:
+            pool.now = share_carried(pool.capacity, pool.load) or slower(pool.now, factor)
+    pool.need = max(wanted, bisect_left(pool.hi, FULLY * pool.hi[-1]))
+
+
+def share_carried(capacity: Sequence[float] | None, load: float) -> Sequence[float]:
+    if capacity is None:
+        return ()
+    return [min(1.0, rate / load) for rate in capacity] if load > 0 else (1.0,)
+
+
+def slower(curve: Sequence[float], factor: float) -> Sequence[float]:
+    """Attainment at `factor` times the load, where only that at the load is known: n replicas then do what n / factor do now.
+
+    >>> slower([0.0, 0.5, 1.0], 2.0)
+    [0.0, 0.25, 0.5, 0.75, 1.0]
+    """
+    last = len(curve) - 1
+    scaled = []
+    for n in range(math.ceil(last * factor) + 1):
+        place = min(n / factor, float(last))
+        left = int(place)
+        right = min(left + 1, last)
+        scaled.append(curve[left] + (place - left) * (curve[right] - curve[left]))
+    return scaled
