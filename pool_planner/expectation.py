@@ -15,6 +15,7 @@ from pool_planner.types import Forecast, Grant, Observation
 
 PRIOR_REQUESTS = 5.0  # weight of the lengths that the configuration expects, in requests
 _DEVIATE = NormalDist()
+LOST = 0.6  # of what was expected: a share of hits below it is a cache that is gone, above it noise
 MOST_CACHED = 0.95  # whatever the caches say now: a new replica begins with an empty one
 LEAST_PATIENCE = 0.1  # of the TTFT target, where prefill alone takes nearly all of it
 FULL = 0.9  # of the places in engines: above it, whoever comes waits
@@ -69,6 +70,7 @@ def expect(
     if remembered > BURST * load:
         reasons.append(f"{remembered:.2f} requests/s came lately in bursts shorter than a start, {load:.2f} were forecast")
         load = remembered
+    prompt_tokens = far.isl_tokens
     if extensions.length_distribution:
         far = replace(
             far,
@@ -78,7 +80,7 @@ def expect(
         isl, osl = state.isl.mix(far.isl_tokens), state.osl.mix(far.osl_tokens)
     else:
         isl, osl = LengthMix.of_mean(far.isl_tokens), LengthMix.of_mean(far.osl_tokens)
-    cached = _cached(state, observation) if extensions.uncached_tokens else 0.0
+    cached = _cached(state, observation, prompt_tokens, now, reach_s) if extensions.uncached_tokens else 0.0
     if cached > 0.0 and pool.role != "decode":
         reasons.append(f"{cached:.0%} of the prompt tokens are found in prefix caches")
     shape = Shape(isl=isl, osl=osl, arrival_cv2=state.arrivals.cv2, cached=cached)
@@ -117,13 +119,18 @@ def _patience_s(shape: Shape, pool: PoolSetup, config: PlannerConfig) -> float:
     return max(LEAST_PATIENCE * sla_s, sla_s - engine.prefill.ttft_ms(shape.computed.mean) / 1e3)
 
 
-def _cached(state: PoolState, observation: Observation) -> float:
-    """The share of prompt tokens that need no prefill: as followed over time, or what it is now where that is less. A cache
+def _cached(state: PoolState, observation: Observation, prompt_tokens: float, now: float, reach_s: float) -> float:
+    """The share of prompt tokens that will need no prefill, as forecast; until that is known, as followed over time. A cache
     that has just been lost, with the replica that had it, is not planned with."""
-    followed, now = state.prefix_hit_rate, observation.prefix_hit_rate
-    if followed is None:
+    share, seen = state.prefix_hit_rate, observation.prefix_hit_rate
+    if share is None:
         return 0.0
-    return min(MOST_CACHED, followed if now is None else min(followed, now))
+    uncached = state.forecaster.uncached_tokens(at_s=now, horizon_s=reach_s)
+    if uncached is not None and prompt_tokens > 0.0:
+        share = 1.0 - min(1.0, uncached / prompt_tokens)
+    if seen is not None and seen < LOST * share:
+        share = seen
+    return min(MOST_CACHED, share)
 
 
 def _grounded(forecast: float, seen: float, prior: float) -> float:

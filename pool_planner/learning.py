@@ -81,6 +81,7 @@ def learn(state: PoolState, observation: Observation, pool: PoolSetup, config: P
         observation.osl_tokens if pool.role != "prefill" else None,
         at_s=observation.at_s,
         interval_s=observation.interval_s,
+        uncached=_uncached(observation) if config.extensions.uncached_tokens and pool.role != "decode" else None,
     )
     arrivals = state.arrivals
     if partial or requests is None or (state.observation is not None and state.observation.front_door_up is not True):
@@ -99,6 +100,13 @@ def learn(state: PoolState, observation: Observation, pool: PoolSetup, config: P
     if config.enable_load_scaling:
         state = _regress(state, observation, pool)
     return state
+
+
+def _uncached(observation: Observation) -> float | None:
+    """Mean prompt tokens that no prefix cache had."""
+    if observation.isl_tokens is None or observation.prefix_hit_rate is None:
+        return None
+    return observation.isl_tokens * max(0.0, 1.0 - observation.prefix_hit_rate)
 
 
 def _followed(known: float | None, seen: float | None, interval_s: float) -> float | None:

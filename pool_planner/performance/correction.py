@@ -7,7 +7,9 @@ what a queue adds is the load's doing, not the engine's.
 
 The factor of ITL is a power law of the profiled ITL: what a profile misses is often a cost a step (large where steps are
 short) or a cost a sequence (large where they are long). Level and slope are a Kalman filter over log(observed / profiled);
-a slope is believed only once observations at different loads show one. On 981 measured points of 43 deployments this halves
+a slope is believed only once observations at different loads show one. Loads that differ by less than what an interval's
+arrivals vary by chance count as one load (`SAME_LOAD`): latencies do not follow that part of the difference, which would look
+like a slope of -1 and add up over days. On 981 measured points of 43 deployments this halves
 the error of simulated curves after ten observations, where a factor alone leaves 62 % of it (tests/bench/curves.py).
 """
 
@@ -23,6 +25,7 @@ FACTOR_STEP = 0.1  # the most that one sample moves the ITL factor where it was 
 FACTOR_LIMITS = (0.5, 2.0)
 SLOPE_LIMITS = (-0.5, 0.5)  # corrected ITL must still rise with profiled ITL
 REACH = math.log(4.0)  # the slope holds up to 4 x the ITL of the first observation, and down to a quarter
+SAME_LOAD = 0.1  # profiled ITLs closer than this (log) to that of the last load count as the same
 # Standard deviations of log factors: of the level and the slope before any observation, of one observation, and of how far the
 # level drifts from one to the next (a steady gain of a quarter).
 LEVEL_SD, SLOPE_SD, SAMPLE_SD, DRIFT_SD = 0.3, 0.15, 0.1, 0.03
@@ -32,14 +35,16 @@ RATIO_LIMITS = (0.1, 10.0)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correction:
     """`ttft_offset_ms` is added to modelled TTFT. ITL is multiplied by `itl_factor` where it is profiled as `itl_reference_ms`
-    (that of the first observation), elsewhere by that times (profiled / reference) ** `itl_slope`. `itl_covariance`: how
-    uncertain log factor and slope are (variance of the one, of the other, covariance). `ttft_ratio` and `itl_ratio` are the
-    guide's factors (observed over profiled, as last seen); they are used by the plain formulas only."""
+    (that of the first observation), elsewhere by that times (profiled / reference) ** `itl_slope`. `itl_distance`: log distance
+    from the reference of the load that the last observation was at. `itl_covariance`: how uncertain log factor and slope are
+    (variance of the one, of the other, covariance). `ttft_ratio` and `itl_ratio` are the guide's factors (observed over
+    profiled, as last seen); they are used by the plain formulas only."""
 
     ttft_offset_ms: float = 0.0
     itl_factor: float = 1.0
     itl_slope: float = 0.0
     itl_reference_ms: float | None = None
+    itl_distance: float = 0.0
     itl_covariance: tuple[float, float, float] = (LEVEL_SD**2, SLOPE_SD**2, 0.0)
     ttft_ratio: float = 1.0
     itl_ratio: float = 1.0
@@ -85,6 +90,8 @@ class Correction:
         profiled_ms = self.profiled_itl_ms(expected_ms)
         known = self if self.itl_reference_ms is not None else replace(self, itl_reference_ms=profiled_ms)
         distance = known._distance(profiled_ms)
+        if abs(distance - known.itl_distance) < SAME_LOAD:
+            distance = known.itl_distance
         level, slope, both = known.itl_covariance
         level = min(LEVEL_SD**2, level + DRIFT_SD**2)
         at_level, at_slope = level + distance * both, both + distance * slope
@@ -104,6 +111,7 @@ class Correction:
                 slope - at_slope**2 / total,
                 both - at_level * at_slope / total,
             ),
+            itl_distance=distance,
             itl_samples=known.itl_samples + 1,
         )
 

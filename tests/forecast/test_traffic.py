@@ -102,6 +102,23 @@ def test_a_length_never_seen_is_unknown_unless_there_is_a_fallback_or_nobody_cam
     assert nobody is not None and (nobody.requests_per_s, nobody.isl_tokens) == (0.0, 0.0)
 
 
+def test_what_no_cache_has_is_a_series_of_its_own_from_the_first_time_that_it_is_told() -> None:
+    """Prompts grow and what is new in them does not: its forecast follows itself, not their length."""
+    traffic = forecaster(predictor="auto")
+    for minute in range(1, 60):
+        isl, new = 1000.0 + 100.0 * minute, 800.0
+        told = None if minute < 5 or minute == 30 else new
+        traffic.learn(60.0, isl, 10.0, at_s=60.0 * minute, interval_s=60.0, uncached=told)
+        if minute == 4:
+            assert traffic.uncached_tokens(at_s=240.0, horizon_s=60.0) is None
+            assert set(traffic.accuracy()) == {"requests", "isl", "osl"}
+    seen = traffic.forecast(at_s=3540.0, horizon_s=180.0)
+    assert seen is not None and seen.isl_tokens > 6500.0
+    assert traffic.uncached_tokens(at_s=3540.0, horizon_s=180.0) == pytest.approx(800.0)
+    traffic.learn(60.0, 6900.0, 10.0, at_s=3600.0, interval_s=60.0, uncached=0.0)
+    assert traffic.accuracy()["uncached"][0].scored > 50, "all of it found is a value, not a gap"
+
+
 def test_bursts_raise_the_quantile_and_never_the_mean_above_it() -> None:
     traffic = forecaster(predictor="auto")
     for minute in range(1, 200):

@@ -258,6 +258,17 @@ def test_without_a_difference_in_load_only_the_level_is_learnt() -> None:
     assert correction.itl_ms(60.0) == pytest.approx(66.0, rel=0.01)
 
 
+def test_noise_in_the_load_teaches_no_slope() -> None:
+    """The load is told 5 % wrong each time, and latencies follow the true one: a month of that is not a flat engine."""
+    rng = random.Random(5)
+    correction = Correction()
+    for _ in range(4000):
+        told = 30.0 * rng.uniform(0.95, 1.05)
+        correction = correction.with_itl(observed_ms=33.0 * rng.uniform(0.95, 1.05), expected_ms=correction.itl_ms(told))
+    assert abs(correction.itl_slope) < 0.01
+    assert correction.itl_ms(60.0) == pytest.approx(66.0, rel=0.03)
+
+
 def test_no_single_sample_moves_the_correction_far() -> None:
     correction = Correction()
     for _ in range(50):

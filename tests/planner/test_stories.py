@@ -306,6 +306,27 @@ def test_prompt_tokens_found_in_prefix_caches_are_not_planned_for() -> None:
     assert cached.wanted == all_.wanted, "a replica that took its cache with it is missed in the interval that shows it"
 
 
+def test_conversations_that_grow_longer_are_not_more_prefill_where_the_history_is_cached() -> None:
+    """Each prompt is the whole conversation so far; new in it are 500 tokens, always."""
+    grown, followed = Story(have=1, load_predictor="kalman"), Story(have=1, load_predictor="kalman")
+    for minute in range(30):
+        isl = 1000.0 + 150.0 * minute
+        grown.step(3.0, isl=isl, prefix_hit_rate=1.0 - 500.0 / isl)
+        followed.step(3.0, isl=isl, prefix_hit_rate=0.5)
+    assert grown.wanted < 0.5 * followed.wanted
+    assert "91% of the prompt tokens" in grown.reasons
+
+
+def test_a_cache_that_is_less_lucky_for_once_is_not_lost() -> None:
+    story = Story(have=1)
+    story.run(900, 3.0, prefix_hit_rate=0.5)
+    settled = story.wanted
+    story.step(3.0, prefix_hit_rate=0.4)
+    assert story.wanted == settled
+    story.step(3.0, prefix_hit_rate=0.1)
+    assert story.wanted > settled
+
+
 def test_what_decode_holds_does_not_shrink_with_the_prefix_cache() -> None:
     hit, missed = Story(have=1, role="decode"), Story(have=1, role="decode")
     hit.run(300, 1.0, prefix_hit_rate=0.9)
