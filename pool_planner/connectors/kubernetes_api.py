@@ -34,6 +34,7 @@ from pool_planner.types import ClusterUnavailable, Conflict
 
 Access = Literal["auto", "in-cluster", "kubeconfig"]
 CALL_TIMEOUT_S = 5.0
+LIST_TIMEOUT_S = 30.0
 BACKOFF_S = 0.1
 BACKOFF_MAX_S = 2.0
 RETRIED = frozenset({429, 500, 502, 503, 504})
@@ -97,13 +98,16 @@ class KubernetesApi:
         """The object at a path. Retries within `deadline_s`."""
         return self._retried("GET", path, None, None, verb=verb, resource=resource, deadline_s=deadline_s)[0]
 
-    def list(self, path: str, *, resource: str, selector: str = "", limit: int = 500) -> tuple[list[dict[str, Any]], str]:
-        """All objects of a collection, consistently, and the version at which they were; in pages of `limit`."""
+    def list(
+        self, path: str, *, resource: str, selector: str = "", limit: int = 500, deadline_s: float = LIST_TIMEOUT_S
+    ) -> tuple[list[dict[str, Any]], str]:
+        """All objects of a collection, consistently, and the version at which they were; in pages of `limit`, each within
+        `deadline_s`, retries included."""
         items: list[dict[str, Any]] = []
         following = ""
         while True:
             query = {"limit": str(limit), **({"continue": following} if following else {}), **_selected(selector)}
-            page = self.get(f"{path}?{urlencode(query)}", verb="list", resource=resource, deadline_s=30.0)
+            page = self.get(f"{path}?{urlencode(query)}", verb="list", resource=resource, deadline_s=deadline_s)
             items += page.get("items") or []
             metadata = page.get("metadata") or {}
             following = metadata.get("continue") or ""

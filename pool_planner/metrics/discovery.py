@@ -3,7 +3,7 @@
     pods of the DGD ──► those that serve: frontends (they route), or the engines themselves with `vllm_series` ──► URLs
 
 Pods are told by the name of their DGD, as everywhere; where the label is missing, by their Dynamo namespace. Pods come and
-go, so a list older than `REFRESH_S` is read again before an observation; an API server that does not answer costs nothing but
+go, so a list older than `REFRESH_S` is read again before an observation; an API server that does not answer costs a second and
 news.
 """
 
@@ -28,13 +28,17 @@ SERVING = ("worker", "prefill", "decode", "main")
 PORTS = ("metrics", "system", "http")  # names of container ports, the first that there is
 PORT = 8000  # where frontends and engines listen when no port has a name
 REFRESH_S = 10.0
+LIST_S = 5.0  # wall seconds after which the list is given up, for now
+PATIENCE_S = 1.0  # wall seconds that an observation waits for the list of pods
 OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class Pods(Protocol):
     """What is needed of the Kubernetes API (`connectors.kubernetes_api.KubernetesApi`). Blocks. Raises ClusterUnavailable."""
 
-    def list(self, path: str, *, resource: str, selector: str = "") -> tuple[list[dict[str, Any]], str]: ...
+    def list(
+        self, path: str, *, resource: str, selector: str = "", deadline_s: float = ...
+    ) -> tuple[list[dict[str, Any]], str]: ...
 
 
 def metrics_urls(
@@ -95,7 +99,7 @@ class Discovery:
 
     def find(self) -> tuple[str, ...]:
         """The URLs now; none is no error here. Blocks. Raises ClusterUnavailable."""
-        items, _ = self._pods.list(self._path, resource="pods", selector=TYPE_LABEL)
+        items, _ = self._pods.list(self._path, resource="pods", selector=TYPE_LABEL, deadline_s=LIST_S)
         return metrics_urls(items, dgd=self._dgd, dynamo_namespace=self._dynamo_namespace, types=self._types)
 
     def __str__(self) -> str:
@@ -152,9 +156,10 @@ class DiscoveredScrape:
     ) -> None:
         self._discovery = discovery
         self._scrape = RouterScrape((), series, timeout_s=timeout_s, token=token)
-        self._refresh_s = refresh_s
+        self.refresh_s = refresh_s
         self._clock = clock
         self._looked_s: float | None = None
+        self._looking: asyncio.Task[tuple[str, ...]] | None = None
         self._problem = ""
 
     async def sample(self) -> None:
@@ -172,18 +177,31 @@ class DiscoveredScrape:
         return self._scrape.pending(pool)
 
     async def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
         await self._scrape.close()
 
     async def _look(self) -> None:
-        """Read the list of pods again when it is old. Raises MetricsUnavailable while no pod is known."""
+        """Read the list of pods again when it is old. An API server that takes long is not waited for: the pods that are known
+        are read meanwhile. Raises MetricsUnavailable while no pod is known."""
         now = self._clock()
-        if self._looked_s is None or now - self._looked_s >= self._refresh_s:
+        if self._looking is None and (self._looked_s is None or now - self._looked_s >= self.refresh_s):
             self._looked_s = now
-            try:
-                self._scrape.urls = await asyncio.to_thread(self._discovery.find)
-                self._problem = f"{self._discovery}: there are none"
-            except ClusterUnavailable as error:
-                self._problem = f"{self._discovery}: {error}"
+            self._looking = asyncio.create_task(asyncio.to_thread(self._discovery.find))
+        if self._looking is not None:
+            await asyncio.wait({self._looking}, timeout=PATIENCE_S)
+            self._take_found(self._looking)
         if not self._scrape.urls:
             self._looked_s = None  # look again at the next call
             raise MetricsUnavailable(self._problem)
+
+    def _take_found(self, looking: asyncio.Task[tuple[str, ...]]) -> None:
+        if not looking.done():
+            self._problem = f"{self._discovery}: no answer yet"
+            return
+        self._looking = None
+        try:
+            self._scrape.urls = looking.result()
+            self._problem = f"{self._discovery}: there are none"
+        except ClusterUnavailable as error:
+            self._problem = f"{self._discovery}: {error}"
