@@ -344,8 +344,9 @@ def admission(
         grant = None if group.name in watched else grants.get(group.name)
         rate = None if grant is None else grant.admitted_rps
         burst = None if rate is None or burst_s is None else rate * burst_s
+        inside = None if grant is None else grant.in_flight
         less = {} if grant is None or rate is None else _less_than(rate, grant.by_priority)
-        admitted.append(GroupAdmission(model=group.model, admitted_rps=rate, burst=burst, by_priority=less))
+        admitted.append(GroupAdmission(model=group.model, admitted_rps=rate, burst=burst, in_flight=inside, by_priority=less))
     return tuple(admitted)
 
 

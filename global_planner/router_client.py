@@ -153,6 +153,7 @@ class RouterClient:
                 "model": group.model,
                 "admitted_rps": None if group.admitted_rps is None else group.admitted_rps * part,
                 "burst": None if group.burst is None else group.burst * part,
+                "in_flight": None if group.in_flight is None else group.in_flight * part,
                 "by_priority": {priority: rate * part for priority, rate in group.by_priority.items()},
             }
             for group in groups

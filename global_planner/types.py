@@ -180,13 +180,15 @@ class PriorityRate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupGrant:
     """What a group attains with its grant, and the rate the router may admit for it now (None: unlimited). `rules`: sentences
-    that name the selectors in force for it. `by_priority`: its rate by request priority, the most important first (empty: it
-    is unlimited, or nobody tells the priorities)."""
+    that name the selectors in force for it. `in_flight`: how many requests may be under way at once (None: any number).
+    `by_priority`: its rate by request priority, the most important first (empty: it is unlimited, or nobody tells the
+    priorities)."""
 
     group: str
     load_rps: float
     attainment: float
     admitted_rps: float | None = None
+    in_flight: float | None = None
     value: float = 0.0
     rules: tuple[str, ...] = ()
     by_priority: tuple[PriorityRate, ...] = ()

@@ -67,6 +67,7 @@ class _GroupMessage(_Message):
     model: str
     admitted_rps: Rate | None
     burst: Rate | None = None
+    in_flight: Rate | None = None
     by_priority: dict[str, Rate] = Field(default_factory=dict)
 
 
@@ -194,7 +195,9 @@ class Admin:
     def _put_admission(self, body: bytes) -> tuple[int, Any]:
         message = _AdmissionMessage.model_validate_json(body)
         limits = {
-            group.model: RateLimit(rate_rps=group.admitted_rps, burst=group.burst, by_priority=group.by_priority)
+            group.model: RateLimit(
+                rate_rps=group.admitted_rps, burst=group.burst, in_flight=group.in_flight, by_priority=group.by_priority
+            )
             for group in message.groups
         }
         valid_s = message.valid_s if message.valid_s is not None else self._queue.plan_valid_s
@@ -219,6 +222,7 @@ class Admin:
                 "version": admission.plan_version,
                 "source": "plan" if admission.plan_in_force else "own",
                 "admitted_rps": {name: admission.limit_of(name).rate_rps for name in self._models},
+                "in_flight": {name: admission.limit_of(name).in_flight for name in self._models},
                 "by_priority": {name: dict(admission.limit_of(name).by_priority) for name in self._models},
             },
             "pools": [

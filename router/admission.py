@@ -23,10 +23,12 @@ Reason = Literal["rate", "starting", "full"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimit:
     """`rate_rps` None: unlimited. `burst` is how many requests may come at once (default: one second's worth, at least 1).
-    `by_priority` bounds single request priorities within it; of the burst they may use as large a part as of the rate."""
+    `in_flight`: how many may be under way at once (None: any number; one is let in always). `by_priority` bounds single request
+    priorities within it; of the burst they may use as large a part as of the rate."""
 
     rate_rps: float | None = None
     burst: float | None = None
+    in_flight: float | None = None
     by_priority: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -84,6 +86,10 @@ class Ticket:
     paid: bool = False
     seq: int = 0
 
+    def __hash__(self) -> int:
+        # As any object's own. Said here because a compiled class that compares loses it.
+        return id(self)
+
     def __lt__(self, other: Ticket) -> bool:
         return (-self.priority, self.seq) < (-other.priority, other.seq)
 
@@ -111,7 +117,8 @@ class _Line:
 
 
 class Admission:
-    """The door of one router process. `own` gives each model's importance (priority class) and its own limit."""
+    """The door of one router process. `own` gives each model's importance (priority class) and its own limit;
+    `under_way(model)` tells how many of its requests are with ready engines now."""
 
     def __init__(
         self,
@@ -120,9 +127,11 @@ class Admission:
         room: int,
         starting_retry_after_s: float,
         now: float,
+        under_way: Callable[[str], int] = lambda model: 0,
     ) -> None:
         self._lines = {model: _Line(importance=importance, own=limit) for model, (importance, limit) in own.items()}
         self._room = room
+        self._under_way = under_way
         self._starting_retry_after_s = starting_retry_after_s
         self._seq = 0
         self._waiting = 0
@@ -170,7 +179,8 @@ class Admission:
         ticket.seq = ticket.seq or self._seq
         if ticket.paid:
             line.shares.refund(ticket)
-        if usable and not line.waiting and self._affords(line, ticket, now):
+        placed = ticket.paid or self._places(ticket.model, line) >= 1.0
+        if usable and not line.waiting and placed and self._affords(line, ticket, now):
             self._let_in(line, ticket)
             return "admitted"
         if self._waiting >= self._room and not self._outranks(ticket):
@@ -206,7 +216,10 @@ class Admission:
         refused: list[tuple[Ticket, Refusal]] = []
         if not self._waiting:
             return admitted, refused
-        for line in self._lines.values():
+        for model, line in self._lines.items():
+            if not line.waiting:
+                continue
+            places = self._places(model, line)
             gone: list[Ticket] = []
             for ticket in line.shares.order(line.waiting):
                 if now >= ticket.deadline_s:
@@ -214,7 +227,8 @@ class Admission:
                     reason: Reason = "rate" if can else "starting"
                     refused.append((ticket, Refusal(reason=reason, retry_after_s=self._retry_after(line, can))))
                     gone.append(ticket)
-                elif self._affords(line, ticket, now) and fits(ticket):
+                elif (ticket.paid or places >= 1.0) and self._affords(line, ticket, now) and fits(ticket):
+                    places -= 1.0
                     self._let_in(line, ticket)
                     admitted.append(ticket)
                     gone.append(ticket)
@@ -251,6 +265,16 @@ class Admission:
 
     def waiting(self, model: str) -> list[Ticket]:
         return self._lines[model].waiting
+
+    @property
+    def bounds_in_flight(self) -> bool:
+        """Whether what ends may let somebody in who waits."""
+        return any(line.waiting and line.limit.in_flight is not None for line in self._lines.values())
+
+    def _places(self, model: str, line: _Line) -> float:
+        """How many more requests may be under way now."""
+        most = line.limit.in_flight
+        return float("inf") if most is None else max(1.0, most) - self._under_way(model)
 
     def _affords(self, line: _Line, ticket: Ticket, now: float) -> bool:
         """Whether the rate lets it in now."""

@@ -103,7 +103,11 @@ class RouterApp:
         self.duplicates = Duplicates(self.endpoints.pools, upstream=self._upstream, loop=loop, now=now, speed=speed, say=say)
         own = {m.model: (m.priority_class, RateLimit(rate_rps=m.own_admitted_rps, burst=m.own_burst)) for m in config.models}
         admission = Admission(
-            own, room=config.queue.limit, starting_retry_after_s=config.queue.starting_retry_after_s, now=now()
+            own,
+            room=config.queue.limit,
+            starting_retry_after_s=config.queue.starting_retry_after_s,
+            now=now(),
+            under_way=self._under_way,
         )
         self.door = Door(
             admission,
@@ -233,6 +237,10 @@ class RouterApp:
         return 404, _error("There is no such path.", "not_found")
 
     # -- waking --------------------------------------------------------------------------------------------------------
+
+    def _under_way(self, model: str) -> int:
+        """Requests of a model that are with ready engines now."""
+        return sum(one.in_flight for pool in self.endpoints.pools.values() if pool.model == model for one in pool.ready)
 
     def _met_zero(self, model: str) -> None:
         """A request waits for an endpoint: ask the planner for one, not more than every few seconds."""

@@ -305,7 +305,7 @@ class Attempts:
     def _freed(self, pool: Pool, endpoint: Endpoint) -> None:
         if not endpoint.known and endpoint.idle:
             pool.refresh()
-        if pool.config.is_bounded and self._door.waiting:
+        if self._door.waiting and (pool.config.is_bounded or self._door.admission.bounds_in_flight):
             self._door.pump()
 
     # -- failures --------------------------------------------------------------------------------------------------------

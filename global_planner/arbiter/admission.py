@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from global_planner.arbiter.view import GroupView, PoolView
-from global_planner.types import PriorityRate
+from global_planner.types import Holding, PriorityRate
 
 
 def admitted_rps(group: GroupView) -> float | None:
@@ -25,6 +25,24 @@ def admitted_rps(group: GroupView) -> float | None:
         if least is None:
             return None
         total += least
+    return total
+
+
+def admitted_in_flight(group: GroupView, admitted: float | None) -> float | None:
+    """How many requests may be under way in the ready replicas of the group at once, where `admitted` requests/s come in; None:
+    unlimited, because a pool does not say. Prefill has what it has at its own rate, and as much less where fewer come in."""
+    if admitted is None:
+        return None
+    total = 0.0
+    for path in group.paths:
+        for stage in path:
+            pools = [group.pools[place] for place in stage]
+            inside = [_ready_in_flight(pool) for pool in pools]
+            known = [count for count in inside if count is not None]
+            if len(known) < len(pools):
+                return None
+            passing = _stage_rps(group, stage) if pools[0].spec.role == "prefill" else None
+            total += sum(known) * (min(1.0, admitted / passing) if passing else 1.0)
     return total
 
 
@@ -99,12 +117,23 @@ def _ready_rps(pool: PoolView) -> float | None:
     load, it is never less than the load."""
     if pool.capacity is None or pool.holding is None or pool.holding.unknown is not None:
         return None
-    ready = 0
-    for replica in pool.holding.replicas:
-        if replica.state == "ready":
-            ready += 1
+    ready = _ready(pool.holding)
     capacity, now = pool.capacity, pool.now
     rate = capacity[ready] if ready < len(capacity) else capacity[-1]
     if now and (now[ready] if ready < len(now) else now[-1]) >= 1.0:
         return max(rate, pool.load)
     return rate
+
+
+def _ready_in_flight(pool: PoolView) -> float | None:
+    if pool.in_flight is None or pool.holding is None or pool.holding.unknown is not None:
+        return None
+    return pool.in_flight[min(_ready(pool.holding), len(pool.in_flight) - 1)]
+
+
+def _ready(holding: Holding) -> int:
+    ready = 0
+    for replica in holding.replicas:
+        if replica.state == "ready":
+            ready += 1
+    return ready

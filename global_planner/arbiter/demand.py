@@ -27,6 +27,9 @@ def fault_of(proposal: Proposal) -> str | None:
     capacity = None if curve is None else curve.capacity_rps
     if capacity and not (math.isfinite(sum(capacity)) and min(capacity) >= 0.0):
         return "capacity_rps is not finite and non-negative"
+    inside = None if proposal.curve is None else proposal.curve.in_flight
+    if inside and not (math.isfinite(sum(inside)) and min(inside) >= 0.0):
+        return "in_flight is not finite and non-negative"
     if proposal.prefix_hit_rate is not None and not 0.0 <= proposal.prefix_hit_rate <= 1.0:
         return f"prefix_hit_rate is {proposal.prefix_hit_rate}"
     parts = proposal.load_by_priority
@@ -59,6 +62,7 @@ def take_demand(pool: PoolView, proposal: Proposal) -> None:
         pool.hi = [min(1.0, n / (wanted * HEADROOM)) for n in range(top + 1)] if wanted else (1.0,)
     else:
         pool.capacity = curve.capacity_rps or None
+        pool.in_flight = curve.in_flight or None
         pool.now = curve.attainment
         pool.hi = proposal.attainment_headroom or ()
         if factor != 1.0 or not pool.hi:

@@ -8,7 +8,7 @@ from itertools import chain
 
 import numpy as np
 
-from global_planner.arbiter.admission import admitted_rps, rates_by_priority
+from global_planner.arbiter.admission import admitted_in_flight, admitted_rps, rates_by_priority
 from global_planner.arbiter.knapsack import first_true, segment_max
 from global_planner.arbiter.menu import menu_of, weights_of
 from global_planner.arbiter.plan import EPS, Plan
@@ -50,6 +50,7 @@ def allocation_of(plan: Plan, inputs: RoundInputs, policy: ArbiterPolicy) -> All
             load_rps=group.load,
             attainment=attained if attained < 1.0 else 1.0,
             admitted_rps=admitted,
+            in_flight=admitted_in_flight(group, admitted),
             by_priority=rates_by_priority(group, admitted),
             value=worth,
             rules=group.rules,

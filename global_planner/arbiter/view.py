@@ -39,6 +39,7 @@ class PoolView:
     now: Sequence[float] = ()
     hi: Sequence[float] = ()
     capacity: Sequence[float] | None = None
+    in_flight: Sequence[float] | None = None
     need: int | None = None
     floor: int = 0
     reserved: int = 0

@@ -52,7 +52,13 @@ class Dispatch:
         }
         own = {m.model: (m.priority_class, RateLimit(rate_rps=m.own_admitted_rps, burst=m.own_burst)) for m in config.models}
         queue = config.queue
-        self.admission = Admission(own, room=queue.limit, starting_retry_after_s=queue.starting_retry_after_s, now=0.0)
+        self.admission = Admission(
+            own,
+            room=queue.limit,
+            starting_retry_after_s=queue.starting_retry_after_s,
+            now=0.0,
+            under_way=lambda model: self.lanes[model].under_way,
+        )
         self.flights: dict[str, Flight] = {}
         self.pump_at_s = inf
         self._limited = limited
@@ -258,7 +264,7 @@ class Dispatch:
                 self._done_with_prefill(flight)
             elif kind == "finished":
                 self._answered(flight, endpoint, now)
-        if self._waiting and station.config.is_bounded:
+        if self._waiting and (station.config.is_bounded or self.admission.bounds_in_flight):
             self.pump(now)
 
     def _prefilled(self, flight: Flight, endpoint: Endpoint, now: float) -> None:

@@ -145,6 +145,7 @@ class Lane:
         self._osl_tokens = FIRST_OSL
         self._told_lengths = told_lengths
         self._stations = stations
+        self._own = [stations[pool.name] for pool in config.pools]
         # Without a grid or predictions, and with limits that all differ, a way depends only on the limits a prompt is within.
         limits = {
             role: [pool.isl_max_tokens or inf for pool in config.role_pools(role)] for role in ("prefill", "decode", "agg")
@@ -153,6 +154,11 @@ class Lane:
         self._limits = sorted({limit for each in limits.values() for limit in each if limit < inf})
         self._known: list[Route | None] | None = [None] * (len(self._limits) + 1) if plain else None
         self._routes: dict[tuple[Path, ...], Route] = {}
+
+    @property
+    def under_way(self) -> int:
+        """Requests that are with ready engines now."""
+        return sum([station.crowd for station in self._own])
 
     def expected_osl(self, osl: int) -> float:
         """Tokens that an answer of `osl` will probably have, as the router sees it."""

@@ -64,7 +64,8 @@ class Endpoint:
 
 class Station:
     """One pool. `started`, `offered` (by request priority), `shed` count as the router's series do; `answers` are (isl, osl,
-    TTFT s, ITL s or NaN, duration s) of the requests that were answered through it since somebody took them."""
+    TTFT s, ITL s or NaN, duration s) of the requests that were answered through it since somebody took them. `crowd`: requests
+    that are with ready endpoints."""
 
     __slots__ = (
         "_index",
@@ -73,6 +74,7 @@ class Station:
         "_picker",
         "answers",
         "config",
+        "crowd",
         "endpoints",
         "name",
         "offered",
@@ -93,6 +95,7 @@ class Station:
         self.started = 0
         self.offered: dict[int, int] = {0: 0}
         self.shed = 0
+        self.crowd = 0
         self.waiting = 0
         self.waiting_tokens = 0.0
         self.answers: list[tuple[int, int, float, float, float]] = []
@@ -106,7 +109,8 @@ class Station:
         for endpoint in [one for one in self.endpoints.values() if not one.known]:
             if endpoint.in_flight == 0 and endpoint.pending_kv == 0:
                 del self.endpoints[endpoint.id]
-        self.ready = [one for one in self.endpoints.values() if one.state == "ready" and one.known and one.engine is not None]
+        self.ready = [one for one in self.endpoints.values() if _is_ready(one)]
+        self.crowd = sum([one.in_flight for one in self.ready])
         if self._index is not None:
             self._index.rebuild(self.ready)
 
@@ -148,12 +152,19 @@ class Station:
     def sent(self, endpoint: Endpoint, tokens: float) -> None:
         """A request of so many tokens went to an endpoint."""
         endpoint.in_flight += 1
+        self.crowd += 1
         endpoint.outstanding_tokens += tokens
         if self._index is not None:
             self._index.moved(endpoint.id, endpoint.outstanding_tokens, endpoint.in_flight)
 
     def ended(self, endpoint: Endpoint, tokens: float) -> None:
         endpoint.in_flight -= 1
+        if _is_ready(endpoint):
+            self.crowd -= 1
         endpoint.outstanding_tokens -= tokens
         if self._index is not None:
             self._index.moved(endpoint.id, endpoint.outstanding_tokens, endpoint.in_flight)
+
+
+def _is_ready(endpoint: Endpoint) -> bool:
+    return endpoint.state == "ready" and endpoint.known and endpoint.engine is not None

@@ -277,7 +277,9 @@ class World:
         self._plans += 1
         self.admitted = tuple(groups)
         limits = {
-            group.model: RateLimit(rate_rps=group.admitted_rps, burst=group.burst, by_priority=group.by_priority)
+            group.model: RateLimit(
+                rate_rps=group.admitted_rps, burst=group.burst, in_flight=group.in_flight, by_priority=group.by_priority
+            )
             for group in groups
         }
         self._dispatch.put_plan(self._plans, limits, valid_s=self._plan_valid_s, now=self.now_s)

@@ -25,18 +25,21 @@ HEADROOM = 1.1  # a lower number of replicas is safe only where it carries this 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
     """`rps[n]`: the highest rate at which n replicas meet the target, n = 0..max; `share_met(rate)[n]` what share of the
-    requests meets the SLA when all of `rate` is admitted. `binding` names the constraint, `notes` what people must know."""
+    requests meets the SLA when all of `rate` is admitted. `in_flight[n]`: how many requests may be with n replicas at once
+    (None: nobody knows). `binding` names the constraint, `notes` what people must know."""
 
     rps: tuple[float, ...]
     share_met: Callable[[float], Sequence[float]]
     binding: Literal["ttft", "itl", "kv", "both"]
     notes: tuple[str, ...] = ()
+    in_flight: tuple[float, ...] | None = None
 
     def curve(self, load_rps: float) -> DemandCurve:
         return DemandCurve(
             attainment=attainment(self.rps, load_rps),
             attainment_open=_rising(self.share_met(load_rps)),
             capacity_rps=self.rps,
+            in_flight=self.in_flight,
         )
 
     def needed(self, load_rps: float) -> int | None:
@@ -90,7 +93,21 @@ def queueing_capacity(engine: Engine, shape: Shape, correction: Correction, *, t
     def share_met(rate: float) -> tuple[float, ...]:
         return (0.0 if rate > 0.0 else 1.0, *share(np.full_like(n, rate), planned=False).tolist())
 
-    return Capacity(rps=(0.0, *_rising(rps.tolist())), share_met=share_met, binding=binding, notes=tuple(notes))
+    inside = np.zeros_like(n)
+    if decode is not None:
+        # The router balances as far as whole sequences divide (see `queueing.share_within`).
+        inside += np.maximum(n, n * decode.limit - np.sqrt(n))
+    if prefill is not None:
+        # By Little's law: those that wait and are computed at the planned rate.
+        stay_s = queueing.mean_ttft_s(rps, n, prefill.mix, shape.arrival_cv2)
+        inside += np.maximum(n, rps * np.where(np.isfinite(stay_s), stay_s, engine.ttft_ms / 1e3))
+    return Capacity(
+        rps=(0.0, *_rising(rps.tolist())),
+        share_met=share_met,
+        binding=binding,
+        notes=tuple(notes),
+        in_flight=(0.0, *_rising(inside.tolist())),
+    )
 
 
 def plain_capacity(

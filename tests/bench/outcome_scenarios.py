@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from global_planner.config import Topology
 from global_planner.compile import planner_setups_of
+from global_planner.config import Topology
 from global_planner.replay.arrivals import Arrivals, Workload, merge
 from global_planner.replay.needs import PEAK_BIN_S, pool_loads, setups_by_pool, static_replicas
 from global_planner.replay.scenario import Scenario
@@ -63,7 +63,9 @@ class Case:
         profile = slowed(load_profile(H200), self.slow)
         topology = self._topology(self.budget or UNBOUNDED)
         if self.budget is None:
-            topology = self._topology(tight_gpus(self, topology, profile, workload if not quick else merge(list(self.traffic(self.span_s)))))
+            topology = self._topology(
+                tight_gpus(self, topology, profile, workload if not quick else merge(list(self.traffic(self.span_s))))
+            )
         pools = [pool.name for group in topology.groups for pool in group.pools]
         starts = [count for model in self.models for count in model.start]
         return Scenario(
@@ -112,13 +114,14 @@ class Case:
 
 
 def tight_gpus(each: Case, topology: Topology, profile: Profile, workload: Workload) -> int:
-    """The budget of a scenario of contention: TIGHT of the sum of what each pool needs at its own peak, counted as `static_peak`
-    counts it. That looks at the busiest PEAK_BIN_S of engines as they were measured, so of engines that are slower, and get as
+    """The budget of a scenario of contention: TIGHT of the sum of what each pool needs at its own peak, counted as
+    `static_peak` counts it. That looks at the busiest PEAK_BIN_S of engines as they were measured, so of engines that are slower, and get as
     much less traffic, at as much more. Nothing here knows what any policy makes of it."""
     setups = setups_by_pool(planner_setups_of(topology, dict.fromkeys(dict(pool_loads(topology, workload)), profile)))
     loads = pool_loads(topology, workload)
     own_peaks = sum(
-        static_replicas(setups[pool], load, each.span_s, peak=True, bin_s=PEAK_BIN_S * each.slow) for pool, load in loads.items()
+        static_replicas(setups[pool], load, each.span_s, peak=True, bin_s=PEAK_BIN_S * each.slow)
+        for pool, load in loads.items()
     )
     return round(TIGHT * own_peaks)
 
