@@ -144,10 +144,12 @@ class ArbiterConfig(Section):
     ready by then is cancelled; its pool then does not grow for `backoff_s` (absent: the cluster's cold start), doubled with
     every further failure up to `backoff_max_s`.
 
-    `admission`: what the router lets in. `rate`: what the plan says that the ready replicas carry. `sla`: also no more to a
-    prefill engine than it can begin in time; who has waited at the router for a fifth of the TTFT is turned away (503, try
-    again), because what it would get is too late and would delay the next. Under overload many are served well instead of all
-    too late.
+    `admission`: what the router lets in. Both let in the rate that the plan says the ready replicas carry, and no more requests
+    at once than they hold within the SLA. `sla` (the default): also no more to a prefill engine than it can begin in time; who
+    has waited at the router for a fifth of the TTFT is turned away (429 or 503, try again), because what it would get is too
+    late and would delay the next. Under overload as many are served within their SLA as the plan says. `rate`: whoever comes
+    waits up to `router.queue_deadline_s`; under overload all who are served have then waited nearly that long, and hardly any
+    is in time: for clients that would rather have a late answer than none.
 
     `admission_burst_s`: the router lets so many seconds' worth of a group's admitted rate through at once (one request at
     least): engines absorb a short burst sooner than its requests would come to their turn.
@@ -169,7 +171,7 @@ class ArbiterConfig(Section):
     start_limit_s: PositiveFloat = 300.0
     backoff_s: PositiveFloat | None = None
     backoff_max_s: PositiveFloat = 1800.0
-    admission: Literal["rate", "sla"] = "rate"
+    admission: Literal["rate", "sla"] = "sla"
     admission_burst_s: NonNegativeFloat = 20.0
     journal_max_mb: PositiveInt = 64
     journal_max_age_s: PositiveFloat | None = None

@@ -122,17 +122,25 @@ def _pool(outcome: Outcome, pool: str) -> Numbers:
 
 def curve_check(outcome: Outcome, group: GroupConfig, over_time: OverTime) -> Numbers:
     """What the proposals said of the replicas that were ready, with and without admission, against what requests attained;
-    means over requests. A path attains the minimum of its stages. None where nothing was said."""
+    means over requests. A path attains the minimum of its stages. None where nothing was said.
+
+    With admission that is a rate: what is short of the load that was planned for carries so many requests/s of what came, which
+    is less, because planners plan for the upper end of what may come and for what waits. Without admission it is the share
+    at the planned load: what a cliff is at another load cannot be told from there."""
     timeline = outcome.timeline
     at_s = np.asarray(timeline.at_s)
     if not at_s.size:
         return {"with_admission": None, "without_admission": None, "attained": None}
     bins = np.minimum((at_s / over_time.width_s).astype(np.int64), over_time.requests.size - 1)
+    came_rps = over_time.requests[bins] / over_time.width_s
     said: dict[str, float | None] = {}
     known = np.zeros(at_s.size, dtype=bool)
+    roles = {pool.role: [other.name for other in group.pools if other.role == pool.role] for pool in group.pools}
     for name, column in (("with_admission", "closed"), ("without_admission", "open")):
-        roles = {pool.role: [other.name for other in group.pools if other.role == pool.role] for pool in group.pools}
-        attained = np.minimum.reduce([_said_of_stage(timeline, pools, column) for pools in roles.values()])
+        shares, loads = zip(*(_said_of_stage(timeline, pools, column) for pools in roles.values()), strict=True)
+        if column == "closed":
+            shares = tuple(_of_what_came(share, load, came_rps) for share, load in zip(shares, loads, strict=True))
+        attained = np.minimum.reduce(shares)
         known = np.isfinite(attained)
         weight = over_time.requests[bins][known]
         said[name] = float((attained[known] * weight).sum() / weight.sum()) if weight.sum() else None
@@ -141,13 +149,22 @@ def curve_check(outcome: Outcome, group: GroupConfig, over_time: OverTime) -> Nu
     return {**said, "attained": float(over_time.met[inside].sum() / requests) if requests else None}
 
 
-def _said_of_stage(timeline: Timeline, pools: Sequence[str], column: str) -> np.ndarray:
-    """The load-weighted mean of a stage's pools, by round; NaN where none said anything. An idle pool starves nobody."""
+def _said_of_stage(timeline: Timeline, pools: Sequence[str], column: str) -> tuple[np.ndarray, np.ndarray]:
+    """The load-weighted mean of a stage's pools, by round, and their load; NaN where none said anything. An idle pool starves
+    nobody."""
     loads = np.array([np.nan_to_num(np.asarray(timeline.pools[pool]["load_rps"])) for pool in pools])
     shares = np.array([np.asarray(timeline.pools[pool][column]) for pool in pools])
     whole = loads.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.where(whole > 0.0, np.nansum(loads * shares, axis=0) / whole, np.nan))
+        return np.asarray(np.where(whole > 0.0, np.nansum(loads * shares, axis=0) / whole, np.nan)), whole
+
+
+def _of_what_came(share: np.ndarray, planned_rps: np.ndarray, came_rps: np.ndarray) -> np.ndarray:
+    """The share of what came that is carried where `share` of what was planned for would be; who carries all of that is not
+    known to be short of anything."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        carried = np.where(came_rps > 0.0, share * planned_rps / came_rps, 1.0)
+    return np.asarray(np.where(share < 1.0, np.minimum(1.0, carried), share))
 
 
 # ---- capacity of one stage that the other cannot use

@@ -45,6 +45,22 @@ def test_what_may_be_admitted(short: int, long: int, decode: int, admitted: floa
     assert decide(told).groups[0].admitted_rps == pytest.approx(admitted)
 
 
+def test_as_many_may_be_under_way_as_the_ready_replicas_hold() -> None:
+    """Prefill holds 3 requests a replica at its own rate, decode 20 whatever the rate."""
+    told = ready({"chat-short": 9, "chat-long": 3, "chat-decode": 5})
+    each = {"chat-short": 3.0, "chat-long": 3.0, "chat-decode": 20.0}
+    reports = []
+    for report in told.reports:
+        assert isinstance(report, Proposal) and report.curve is not None
+        inside = tuple(each[report.pool] * n for n in range(len(report.curve.attainment)))
+        reports.append(replace(report, curve=replace(report.curve, in_flight=inside)))
+    # Decode lets in 5 of the 12 req/s that prefill would carry, so prefill has 5/12 of the 36 that it could hold.
+    grant = decide(replace(told, reports=tuple(reports))).groups[0]
+    assert (grant.admitted_rps, grant.in_flight) == pytest.approx((5.0, 5 * 20.0 + 36.0 * 5 / 12))
+    # One pool does not say: nobody knows.
+    assert decide(replace(told, reports=(*reports[:2], told.reports[2]))).groups[0].in_flight is None
+
+
 def test_what_nobody_can_tell_is_not_limited() -> None:
     counts = {"chat-short": 6, "chat-long": 2, "chat-decode": 3}
     # Of the prefill stage nothing is known: decode alone limits.

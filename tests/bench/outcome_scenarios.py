@@ -115,8 +115,8 @@ class Case:
 
 def tight_gpus(each: Case, topology: Topology, profile: Profile, workload: Workload) -> int:
     """The budget of a scenario of contention: TIGHT of the sum of what each pool needs at its own peak, counted as
-    `static_peak` counts it. That looks at the busiest PEAK_BIN_S of engines as they were measured, so of engines that are slower, and get as
-    much less traffic, at as much more. Nothing here knows what any policy makes of it."""
+    `static_peak` counts it. That looks at the busiest PEAK_BIN_S of engines as they were measured, so of engines that are
+    slower, and get as much less traffic, at as much more. Nothing here knows what any policy makes of it."""
     setups = setups_by_pool(planner_setups_of(topology, dict.fromkeys(dict(pool_loads(topology, workload)), profile)))
     loads = pool_loads(topology, workload)
     own_peaks = sum(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,12 +12,13 @@ import pytest
 from global_planner.compile import engine_specs
 from global_planner.config import RouterConfig
 from global_planner.replay.arrivals import arrivals, merge
-from global_planner.replay.contenders import objective
+from global_planner.replay.contenders import Contender, objective
 from global_planner.replay.engine import Replica
 from global_planner.replay.engine_spec import EngineRequest
 from global_planner.replay.scenario import ColdStart, Outcome
 from global_planner.replay.scores import COMPLETED
 from global_planner.replay.simulator import simulate
+from global_planner.replay.summary import summarise
 from global_planner.replay.world import Fault
 from global_planner.topology_file import load_profiles
 from tests.replay.scenes import scenario, steady, topology
@@ -137,15 +140,32 @@ def test_prefixes_that_were_computed_before_cost_nothing_again() -> None:
     assert times[True][5] < 0.5 * times[False][5]
 
 
-def test_admission_by_sla_serves_many_well_where_rates_serve_all_too_late() -> None:
-    """Three times what one prefill replica can do, and no room to grow: with rates alone, what was let in before the first plan
-    delays everything after it; bounded by what an engine begins in time, a good part is served within its SLA."""
-    workload = steady(rps=3.0, minutes=4, osl=4)
-    met = {}
-    for admission in ("rate", "sla"):
-        here = topology(budget=2)
+@pytest.mark.parametrize(
+    ("budget", "rps", "osl", "agg"),
+    [
+        pytest.param(6, 1.5, 120, False, id="decode is short"),
+        pytest.param(6, 1.5, 120, True, id="aggregated"),
+        pytest.param(4, 3.0, 20, False, id="prefill is short"),
+    ],
+)
+def test_replay_shows_which_of_the_two_attainment_curves_is_true(budget: int, rps: float, osl: int, agg: bool) -> None:
+    """Twice what the budget carries and more. With admission, what the proposals' curve says of the replicas that are ready is
+    attained, within 10 % of it; without, the cliff is. Rates alone let everybody wait until it is too late."""
+    workload = steady(rps=rps, minutes=10, osl=osl)
+
+    def attained(admission: Literal["rate", "sla"], contender: Contender = GOODPUT) -> Mapping[str, float]:
+        here = topology(budget=budget, agg=agg)
         here = here.model_copy(update={"arbiter": here.arbiter.model_copy(update={"admission": admission})})
-        total = simulate(scenario(here, workload), GOODPUT).total()
+        play = scenario(here, workload)
+        outcome = simulate(play, contender)
+        total = outcome.total()
         assert total.requests == len(workload) == total.completed + total.shed + total.failed
-        met[admission] = total.attainment or 0.0
-    assert met["sla"] > 0.2 > 2 * met["rate"], met
+        curves: Mapping[str, float] = summarise(outcome, play.profiles, workload)["models"]["m0"]["curves"]
+        return curves
+
+    closed, opened = attained("sla"), attained("sla", replace(GOODPUT, admission=False))
+    assert closed["attained"] == pytest.approx(closed["with_admission"], rel=0.1)
+    assert 0.3 < closed["attained"] < 0.6
+    assert opened["attained"] == pytest.approx(opened["without_admission"], abs=0.02)
+    if not agg:
+        assert attained("rate")["attained"] < 0.1 * closed["attained"]

@@ -40,6 +40,31 @@ def test_a_rate_lets_in_a_burst_and_then_one_at_a_time() -> None:
     assert admission.next_event_s(1.0) is None
 
 
+def test_no_more_are_under_way_than_the_plan_says_whatever_the_rate_allows() -> None:
+    """Decoding is hardly faster with a larger crowd, so a crowd that is too large already would stay so at any rate that the
+    replicas carry: it is waited for until it is small enough."""
+    crowd = 0
+    admission = Admission({"m": (0, RateLimit())}, room=10, starting_retry_after_s=7.0, now=0.0, under_way=lambda model: crowd)
+    admission.put_plan(1, {"m": RateLimit(rate_rps=100.0, in_flight=3.5)}, valid_s=60.0, now=0.0)
+    for crowd in range(3):  # noqa: B007 - the admission reads it
+        assert admission.offer(ticket(), 0.0, True) == "admitted"
+    crowd = 3
+    late, later = ticket(), ticket()
+    assert [admission.offer(one, 0.0, True) for one in (late, later)] == ["waiting", "waiting"]
+    assert admission.bounds_in_flight and admission.pump(1.0, always) == ([], [])
+    crowd = 2  # one has ended: one comes in, however many tokens there are
+    assert admission.pump(2.0, always) == ([late], [])
+    crowd = 3
+    # Who was let in before and comes back from a failed engine has its place.
+    assert admission.offer(late, 2.5, True) == "waiting" and admission.pump(2.5, always)[0] == [late]
+    # A plan with no room for anybody still lets one in at a time: otherwise nobody would ever learn better.
+    admission.put_plan(2, {"m": RateLimit(rate_rps=100.0, in_flight=0.2)}, valid_s=60.0, now=3.0)
+    crowd = 1
+    assert admission.pump(3.0, always) == ([], [])
+    crowd = 0
+    assert admission.pump(4.0, always) == ([later], [])
+
+
 def test_the_more_important_go_first_and_nobody_overtakes_within_a_priority() -> None:
     admission = door(m=(0, RateLimit(rate_rps=1.0, burst=1.0)))
     admission.offer(ticket(), 0.0, True)
