@@ -139,14 +139,15 @@ def test_admission_by_sla_bounds_what_an_engine_has_before_it_and_how_long_a_req
     """TTFT 6 s, hand-off 50 ms and one and a half decode steps of 500 ms: a quarter of 5.2 s is 1.3 s, in which the demo's
     engine computes 1,522 tokens (200 ms + 0.72 ms each). A fifth of the TTFT is for the turn at the router."""
     profiles = load_profiles(topology())
-    chat = compiled.router_config_of(topology(put("arbiter.admission", "sla")), profiles=profiles).models[0]
+    chat = compiled.router_config_of(topology(), profiles=profiles).models[0]
     assert chat.patience_s == pytest.approx(1.2)
     assert [pool.max_outstanding_tokens for pool in chat.pools] == [
         pytest.approx(1522, abs=5),
         None,
         pytest.approx(1522, abs=5),
     ]
-    for plain in (compiled.router_config_of(topology(), profiles=profiles), compiled.router_config_of(topology())):
+    rates = topology(put("arbiter.admission", "rate"))
+    for plain in (compiled.router_config_of(rates, profiles=profiles), compiled.router_config_of(topology())):
         assert {model.patience_s for model in plain.models} == {None}
         assert {pool.max_outstanding_tokens for model in plain.models for pool in model.pools} == {None}
 
