@@ -1,20 +1,30 @@
 "use strict";
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const narrow = window.matchMedia("(max-width: 640px)").matches;
+const dark = window.matchMedia("screen and (prefers-color-scheme: dark)").matches;
+const ink = dark ? "#e4e9f0" : "#1b2430";
+const grid = dark ? "#2c3644" : "#e6eaf0";
+// On a dark page black lines would be invisible, and the darkest hues nearly so.
+const lighter = { "#000000": "#e4e9f0", "#0072b2": "#56b4e9", "#004c7a": "#3d93cc", "#8f3f00": "#c9793a", "#00523b": "#2f9c7b", "#7a3a5e": "#b5719a", "#566274": "#a3afbf", "#a8200d": "#ff6b54" };
+function shown(value) {
+  if (typeof value === "string") return lighter[value] || value;
+  if (Array.isArray(value) || value === null || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, shown(inner)]));
+}
 for (const figure of figures) {
   const layout = Object.assign({
-    font: { family: "system-ui, -apple-system, Segoe UI, DejaVu Sans, sans-serif", size: 12, color: "#1b2430" },
+    font: { family: "system-ui, -apple-system, Segoe UI, DejaVu Sans, sans-serif", size: 12, color: ink },
     margin: { l: 48, r: 14, t: 8, b: 40 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     hovermode: "x unified",
-    hoverlabel: { namelength: -1 },
+    hoverlabel: { namelength: -1, bgcolor: dark ? "#252e3a" : "#ffffff", font: { color: ink } },
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
   }, figure.layout);
-  layout.xaxis = Object.assign({ title: { text: "model minutes", standoff: 6 }, gridcolor: "#e6eaf0", zeroline: false, ticksuffix: "" }, figure.layout.xaxis);
-  layout.yaxis = Object.assign({ gridcolor: "#e6eaf0", rangemode: "tozero", zerolinecolor: "#b8c0cc", automargin: true }, figure.layout.yaxis);
+  layout.xaxis = Object.assign({ title: { text: "model minutes", standoff: 6 }, gridcolor: grid, zeroline: false, ticksuffix: "" }, figure.layout.xaxis);
+  layout.yaxis = Object.assign({ gridcolor: grid, rangemode: "tozero", zerolinecolor: dark ? "#566274" : "#b8c0cc", automargin: true }, figure.layout.yaxis);
   if (narrow) layout.legend.font = { size: 10 };
-  Plotly.newPlot(figure.id, figure.data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
+  Plotly.newPlot(figure.id, dark ? figure.data.map(shown) : figure.data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
 }
 const rows = Array.from(document.querySelectorAll("#decisions tbody tr"));
 const pool = document.getElementById("pool");

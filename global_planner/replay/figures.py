@@ -19,6 +19,7 @@ from global_planner.replay.scores import EDGES_S, OverTime
 POINTS = 600
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8f3f00", "#566274")
 DASHES = ("solid", "dash", "dot", "dashdot")
+PATTERNS = ("", "/", "x", ".", "-", "\\", "+", "|")  # bars differ in more than colour, as lines do
 
 
 def traffic(topology: Topology, outcome: Outcome) -> list[Figure]:
@@ -105,8 +106,50 @@ def attainment(topology: Topology, outcomes: Sequence[Outcome]) -> list[Figure]:
             with np.errstate(divide="ignore", invalid="ignore"):
                 share = np.where(over_time.requests > 0, over_time.met / np.maximum(over_time.requests, 1), np.nan)
             data.append(trace(_binned(over_time, share), outcome.policy, color=_color(index), dash=_dash(index)))
-        figures.append(figure(f"attainment-{group.name}", group.model, data, y="share within both SLAs"))
+        figures.append(_percent(figure(f"attainment-{group.name}", group.model, data, y="share within both SLAs")))
     return figures
+
+
+def priorities(topology: Topology, outcomes: Sequence[Outcome]) -> list[Figure]:
+    """The share of requests within both SLAs of every group, those that are served first on the left, and within a group of
+    every request priority: a bar for each policy. Nothing where there is only one group and one priority."""
+    rows = [
+        (group, priority)
+        for group in sorted(topology.groups, key=lambda group: -group.priority)
+        for priority in sorted({each for outcome in outcomes for each in outcome.scores[group.model]}, reverse=True)
+    ]
+    if len(rows) < 2:
+        return []
+    several = {group.name for group, _ in rows if sum(other.name == group.name for other, _ in rows) > 1}
+    labels = [
+        f"{group.name}<br>class {group.priority}" + (f", requests of {priority}" if group.name in several else "")
+        for group, priority in rows
+    ]
+    data = []
+    for index, outcome in enumerate(outcomes):
+        scores = [outcome.scores[group.model].get(priority) for group, priority in rows]
+        shares = [None if score is None else score.attainment for score in scores]
+        data.append({
+            "type": "bar",
+            "name": outcome.policy,
+            "x": labels,
+            "y": [None if share is None else round(share, 4) for share in shares],
+            "marker": {"color": _color(index), "pattern": {"shape": PATTERNS[index % len(PATTERNS)], "solidity": 0.25}},
+            "text": [None if share is None else f"{100 * share:.0f}" for share in shares],
+            "textposition": "outside",
+            "cliponaxis": False,
+            "customdata": [0 if score is None else score.requests for score in scores],
+            "hovertemplate": "%{y:.1%} of %{customdata:,} requests",
+        })  # fmt: skip
+    drawn = figure("priorities", "Attainment by priority", data, y="share within both SLAs")
+    drawn["layout"]["xaxis"] = {
+        "title": {"text": "served first \u2192 served last", "standoff": 6},
+        "type": "category",
+        "automargin": True,
+    }
+    drawn["layout"]["yaxis"] |= {"range": [0, 1.08], "tickformat": ".0%"}
+    drawn["layout"] |= {"barmode": "group", "bargap": 0.25, "hovermode": "closest"}
+    return [drawn]
 
 
 def latencies(topology: Topology, outcomes: Sequence[Outcome]) -> list[Figure]:
@@ -147,8 +190,9 @@ def distributions(topology: Topology, outcomes: Sequence[Outcome]) -> list[Figur
                 data.append(trace(line, outcome.policy, color=_color(index), dash=_dash(index)))
             data.append(trace(Line(x=(limit, limit), y=(0.0, 1.0)), "SLA", color=LIMIT, dash="dash"))
             drawn = figure(f"cdf-{metric}-{group.name}", f"{group.model}: {metric.upper()}", data, y="share of answers")
-            drawn["layout"]["xaxis"] = {"title": {"text": "ms", "standoff": 6}, "type": "log"}
-            figures.append(drawn)
+            # 1, 2 and 5 of each decade: more would overlap.
+            drawn["layout"]["xaxis"] = {"title": {"text": "ms", "standoff": 6}, "type": "log", "dtick": "D2"}
+            figures.append(_percent(drawn))
     return figures
 
 
@@ -175,7 +219,13 @@ def frontier(name: str, points: Sequence[tuple[str, float, float]]) -> Figure:
         )
     drawn = figure(name, "Attainment against GPU-hours", data, y="share within both SLAs")
     drawn["layout"] |= {"xaxis": {"title": {"text": "GPU-hours", "standoff": 6}}, "hovermode": "closest", "showlegend": False}
-    drawn["layout"]["yaxis"]["rangemode"] = "normal"
+    drawn["layout"]["yaxis"] |= {"rangemode": "normal", "tickformat": ".3~p"}
+    return drawn
+
+
+def _percent(drawn: Figure) -> Figure:
+    """With an axis of shares from 0 to 100 %."""
+    drawn["layout"]["yaxis"] |= {"range": [0, 1.02], "tickformat": ".0%"}
     return drawn
 
 

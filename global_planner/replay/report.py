@@ -16,6 +16,10 @@ _TRAFFIC = "What the workload offers, whatever became of it."
 _COST = "GPU-hours over the whole time, starting and ending replicas included, against the share of all offered requests."
 _GPUS = "Running, starting and still ending replicas count. Stacked by pool."
 _ATTAINMENT = "By the time of arrival, over all offered requests: who is shed or fails misses."
+_PRIORITIES = (
+    "Over all offered requests of the whole time. Classes that are served first stand on the left; with requests of several "
+    "priorities in one group, each has its own bar."
+)
 _LATENCY = "Of answered requests, by the time of arrival: median and 95 %."
 _CDF = "Of answered requests. The dashed line is the SLA."
 _REPLICAS = "What each pool's planner wanted, what the arbiter granted, and what was ready to serve."
@@ -42,6 +46,7 @@ def render(
         Section("cost", "What it costs and what it gives", _COST, "wide", figures.cost(outcomes)),
         Section("gpus", "Charged GPUs against the budget", _GPUS, beside, [f for o in outcomes for f in figures.charged(o)]),
         Section("attainment", "Attainment over time", _ATTAINMENT, "two", figures.attainment(first.topology, outcomes)),
+        Section("priorities", "Attainment by priority", _PRIORITIES, "wide", figures.priorities(first.topology, outcomes)),
         Section("latency", "Latency against the SLA", _LATENCY, "two", figures.latencies(first.topology, outcomes)),
         Section("cdf", "How latencies are distributed", _CDF, "two", figures.distributions(first.topology, outcomes)),
         Section("replicas", "Replicas", _REPLICAS, "two" if len(outcomes) == 2 else "", _side_by_side(outcomes)),

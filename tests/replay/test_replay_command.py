@@ -47,6 +47,25 @@ def test_two_policies_side_by_side_and_the_same_bytes_again(rates: Path, tmp_pat
     assert (again / "report.html").read_bytes() == (first / "report.html").read_bytes()
 
 
+def test_the_report_shows_who_was_served_first(rates: Path, tmp_path: Path) -> None:
+    """Two groups, one with requests of two priorities: a bar for each, those served first on the left."""
+    more = f"chat={rates},isl=600,osl=60,scale=0.5,priority=3"
+    words = ("--topology", str(EXAMPLE), "--trace", f"chat={rates},isl=600,osl=60", "--trace", more, "--trace")
+    status, told = run(*words, f"code={rates},isl=300,osl=30", "--policy", "static_mean", "--out", str(tmp_path / "out"))
+    assert status == 0, told
+    page = (tmp_path / "out" / "report.html").read_text()
+    figures = json.loads(page.split('id="figures">')[1].split("</script>")[0])
+    [drawn] = [figure for figure in figures if figure["id"] == "plot-priorities"]
+    [bars] = drawn["data"]
+    assert [label.split("<br>") for label in bars["x"]] == [
+        ["chat", "class 0, requests of 3"], ["chat", "class 0, requests of 0"], ["code", "class 0"],
+    ]  # fmt: skip
+    scores = json.loads((tmp_path / "out" / "summary.json").read_text())["policies"]["static_mean"]["models"]
+    by_hand = [scores["demo/chat"]["priorities"]["3"], scores["demo/chat"]["priorities"]["0"], scores["demo/code"]]
+    assert bars["y"] == pytest.approx([one["attainment"] for one in by_hand], abs=1e-4)
+    assert bars["customdata"] == [one["requests"] for one in by_hand]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
