@@ -26,6 +26,7 @@ from global_planner.replay.contenders import Contender, objective
 from global_planner.replay.policies import POLICIES, policy
 from global_planner.replay.simulator import simulate
 from global_planner.replay.summary import summarise
+from tests.bench.outcome_peer import MODES, PEER, has_peer, peer_figures
 from tests.bench.outcome_scenarios import CASES, Case, case
 from tests.bench.outcome_traces import TRACES
 
@@ -59,7 +60,9 @@ def contender(name: str) -> Contender:
 
 
 def run_one(name: str, who: str, quick: bool) -> dict[str, Any]:
-    """The figures of one policy in one scenario."""
+    """The figures of one policy in one scenario, or of a mode of the peer."""
+    if who.startswith(PEER):
+        return peer_figures(case(name), who.removeprefix(PEER), quick=quick)
     scenario = case(name).scenario(quick=quick)
     began = time.process_time()
     outcome = simulate(scenario, contender(who))
@@ -112,7 +115,7 @@ def judge(each: Case, told: Mapping[str, Mapping[str, Any]], *, quick: bool) -> 
 
 def run(names: Sequence[str], policies: Sequence[str], *, quick: bool, jobs: int) -> dict[str, Any]:
     told: dict[str, dict[str, Any]] = {name: {} for name in names}
-    todo = [(name, who) for name in names for who in policies]
+    todo = [(name, who) for name in names for who in policies if not who.startswith(PEER) or has_peer(case(name))]
     with ProcessPoolExecutor(max_workers=jobs) as pool:
         doing = {pool.submit(run_one, name, who, quick): (name, who) for name, who in todo}
         for count, done in enumerate(as_completed(doing), start=1):
@@ -124,7 +127,7 @@ def run(names: Sequence[str], policies: Sequence[str], *, quick: bool, jobs: int
             )  # fmt: skip
     scenarios = {}
     for name in names:
-        ordered = {who: told[name][who] for who in policies}
+        ordered = {who: told[name][who] for who in policies if who in told[name]}
         scenarios[name] = {
             "about": case(name).about,
             "policies": ordered,
@@ -143,10 +146,10 @@ def table(result: Mapping[str, Any]) -> str:
                 f"{'-' if figures[key] is None else format(figures[key], '.3f'):>6}"
                 for key in ("ttft_attainment", "itl_attainment", "attainment")
             )
-            jain = figures["jain_fairness"]
+            jain, half = figures["jain_fairness"], figures["half_granted_gpu_hours"]
             lines.append(
                 f"  {who:14} {shares} {figures['gpu_hours']:8.2f} {figures['violations']:10d} {figures['moves']:6d} "
-                f"{figures['half_granted_gpu_hours']:6.2f} {'-' if jain is None else format(jain, '.3f'):>6}"
+                f"{'-' if half is None else format(half, '.2f'):>6} {'-' if jain is None else format(jain, '.3f'):>6}"
             )
         for target in scenario["targets"]:
             mark = "reached" if target["reached"] else "MISSED"
@@ -167,6 +170,10 @@ def main() -> None:
     parser.add_argument("--scenario", default=",".join(names), metavar="A,B", help="default: all")
     parser.add_argument("--policies", default=",".join(ORDER), metavar="A,B", help=f"of {', '.join((FRUGAL, *POLICIES))}")
     parser.add_argument("--quick", action="store_true", help="a part of each scenario; fewer targets are judged")
+    parser.add_argument(
+        "--peer", nargs="?", const=",".join(MODES), metavar="MODE,…",
+        help=f"also ai-dynamo's own replay and planner, in scenarios of one model (default: all its modes, {', '.join(MODES)})",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at once (default: 1)")
     options = parser.parse_args()
     asked, policies = options.scenario.split(","), options.policies.split(",")
@@ -174,11 +181,14 @@ def main() -> None:
         strangers = [name for name in chosen if name not in known]
         if strangers:
             parser.error(f"{what}: no {strangers[0]!r} (has: {', '.join(known)})")
+    modes = options.peer.split(",") if options.peer else []
+    if strange := [mode for mode in modes if mode not in MODES]:
+        parser.error(f"--peer: no mode {strange[0]!r} (has: {', '.join(MODES)})")
     if options.jobs < 1:
         parser.error(f"--jobs: {options.jobs} must be 1 or more")
     if not TRACES.is_dir():
         parser.error(f"the public traces are not at {TRACES}")
-    result = run(asked, policies, quick=options.quick, jobs=options.jobs)
+    result = run(asked, [*policies, *(PEER + mode for mode in modes)], quick=options.quick, jobs=options.jobs)
     print(table(result))
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=2) + "\n")

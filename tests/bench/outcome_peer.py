@@ -26,6 +26,7 @@ from pool_planner.performance.profile import Profile
 from tests.bench.forecast_peers import environment
 from tests.bench.outcome_scenarios import Case
 
+PEER = "dynamo:"  # before the name of a mode, among policies
 MODES: Mapping[str, Mapping[str, Any]] = {
     "sla": {"optimization_target": "sla", "enable_throughput_scaling": True, "enable_load_scaling": True},
     "sla-load": {"optimization_target": "sla", "enable_throughput_scaling": False, "enable_load_scaling": True},
