@@ -24,6 +24,7 @@ from typing import Any
 
 from global_planner.replay.contenders import Contender, objective
 from global_planner.replay.policies import POLICIES, policy
+from global_planner.replay.scenario import Outcome
 from global_planner.replay.simulator import simulate
 from global_planner.replay.summary import summarise
 from tests.bench.outcome_peer import MODES, PEER, has_peer, peer_figures
@@ -72,8 +73,17 @@ def run_one(name: str, who: str, quick: bool) -> dict[str, Any]:
         "gpu_hours": round(sum(outcome.gpu_hours.values()), 4),
         "requests": outcome.total().requests,
         "shed": outcome.total().shed,
+        "violations_by_priority": violations_by_priority(outcome),
         "cpu_s": round(time.process_time() - began, 1),
     }
+
+
+def violations_by_priority(outcome: Outcome) -> dict[str, int]:
+    """Violations by the priority class of the models, the highest first: who pays where there is not enough for all."""
+    told: dict[int, int] = {}
+    for group in outcome.topology.groups:
+        told[group.priority] = told.get(group.priority, 0) + outcome.of_model(group.model).violations
+    return {str(rank): told[rank] for rank in sorted(told, reverse=True)}
 
 
 def judge(each: Case, told: Mapping[str, Mapping[str, Any]], *, quick: bool) -> list[dict[str, Any]]:
@@ -151,6 +161,10 @@ def table(result: Mapping[str, Any]) -> str:
                 f"  {who:14} {shares} {figures['gpu_hours']:8.2f} {figures['violations']:10d} {figures['moves']:6d} "
                 f"{'-' if half is None else format(half, '.2f'):>6} {'-' if jain is None else format(jain, '.3f'):>6}"
             )
+        told = {who: figures["violations_by_priority"] for who, figures in scenario["policies"].items()}
+        if any(len(by_class) > 1 for by_class in told.values()):
+            lines.append(f"  violations by priority class ({', '.join(next(iter(told.values())))}):")
+            lines += [f"  {who:14} {' '.join(f'{count:6d}' for count in by_class.values())}" for who, by_class in told.items()]
         for target in scenario["targets"]:
             mark = "reached" if target["reached"] else "MISSED"
             lines.append(f"  {mark:8} {target['target']}: {target['got']} (asked: {target['asked']})")
