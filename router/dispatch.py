@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from router.accounting import AccessLog, ModelState, Progress
 from router.admission import Refusal, RetryBudget, Ticket
@@ -128,7 +129,10 @@ class Dispatch:
         verdict = self._door.try_enter(ticket)
         if verdict is True:
             return None
-        return await self._door.wait(ticket) if verdict is False else verdict
+        refusal = await self._door.wait(ticket) if verdict is False else verdict
+        if refusal is not None and refusal.reason == "starting" and self._served(ticket.paths):
+            return replace(refusal, reason="full")  # all that could take it had enough to do
+        return refusal
 
     async def _persist(self, progress: Progress, ticket: Ticket, client: ClientConnection) -> None:
         """Attempt until the client has an answer."""
@@ -162,12 +166,15 @@ class Dispatch:
 
     def _patience_s(self, model: ModelState, paths: tuple[Path, ...]) -> float:
         """How long a request may wait: for its turn a part of what its SLA leaves, for a replica to start the whole time."""
-        pools, most = self._pools, self._config.queue.deadline_s
+        most = self._config.queue.deadline_s
         if model.config.patience_s is None:
             return most
+        return min(most, model.config.patience_s) if self._served(paths) else most
+
+    def _served(self, paths: tuple[Path, ...]) -> bool:
+        """Whether some way has ready endpoints at every stage, full or not."""
         stages = [[stage for stage in (path.prefill, path.serve) if stage] for path in paths]
-        served = any(all(any(pools[name].ready for name in stage) for stage in path) for path in stages)
-        return min(most, model.config.patience_s) if served else most
+        return any(all(any(self._pools[name].ready for name in stage) for stage in path) for path in stages)
 
     def _load(self, name: str) -> float:
         return self._pools[name].load()

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.router.conftest import MODEL, Running, StartEngine, StartRouter, until
-from tests.router.engines import DONE, SSE_HEAD, FakeEngine, answering, chat_chunk, chunk, sending
+from tests.router.engines import DONE, SSE_HEAD, FakeEngine, answering, chat_chunk, chunk, hang, sending
 
 PD = [{"name": "p", "role": "prefill", "dynamo_namespace": "demo-chat-main"}, {"name": "d", "role": "decode"}]
 
@@ -120,6 +120,40 @@ async def test_a_sleeping_model_answers_503_when_the_deadline_passes(start_route
     assert (await router.state())["groups"][0]["shed"] == 1
 
 
+async def test_no_more_are_under_way_than_the_plan_says(start_router: StartRouter, start_engine: StartEngine) -> None:
+    """The plan lets one request be under way: three come at once, and each begins when the one before it has ended. One that
+    finds no place until its deadline is told that the model has enough to do, not that it starts."""
+    engine = await start_engine(itl_s=0.004)
+    router = await start_router([{"name": "a", "role": "agg", "endpoints": [engine.url]}], queue={"deadline_s": 20.0})
+    groups = [{"model": MODEL, "admitted_rps": 1000.0, "in_flight": 1.0}]
+    assert (await call(router, "PUT", "/admin/admission", {"version": 1, "groups": groups}))[0] == 200
+    assert (await router.state())["admission"]["in_flight"] == {MODEL: 1.0}
+    most = 0
+
+    async def watched() -> tuple[int, dict[str, Any], dict[str, str]]:
+        nonlocal most
+        answer = asyncio.ensure_future(router.chat())
+        while not answer.done():
+            most = max(most, engine.running)
+            await asyncio.sleep(0.001)
+        return answer.result()
+
+    assert [status for status, _, _ in await asyncio.gather(*(watched() for _ in range(3)))] == [200, 200, 200]
+    assert most == 1 and len(engine.calls) == 3
+
+
+async def test_engines_that_are_full_are_not_said_to_start(start_router: StartRouter, start_engine: StartEngine) -> None:
+    engine = await start_engine(script=hang)
+    pool = {"name": "a", "role": "agg", "endpoints": [engine.url], "max_in_flight": 1}
+    router = await start_router([pool], speed=100.0, queue={"deadline_s": 5.0})
+    first = asyncio.ensure_future(router.chat())
+    await until(lambda: engine.running == 1)
+    status, body, _ = await router.chat()
+    assert (status, body["error"]["code"]) == (429, "overloaded")
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+
+
 async def test_the_plans_rate_holds_until_it_expires(start_router: StartRouter, start_engine: StartEngine) -> None:
     engine = await start_engine()
     queue = {"limit": 0, "deadline_s": 1.0}
@@ -142,6 +176,7 @@ async def test_the_plans_rate_holds_until_it_expires(start_router: StartRouter, 
         "version": 1,
         "source": "own",
         "admitted_rps": {MODEL: None},
+        "in_flight": {MODEL: None},
         "by_priority": {MODEL: {}},
     }
     assert [(await router.chat())[0] for _ in range(4)] == [200] * 4
