@@ -16,7 +16,7 @@ import uvloop
 
 from pool_planner.clock import clock_from_environment
 from router.app import RouterApp
-from router.commands import grid
+from router.commands import grid, settings
 from router.config import ANY_MODEL, ConfigError, RouterConfig
 from router.forms import load, predictors_of
 from router.tokens import Tokenizer
@@ -75,6 +75,7 @@ The JSON of an existing global router (mode, num_prefill_pools, ...) is taken as
 deployment's topology is taken too: the router then serves its groups.
 \b
   pool-router --config router.yaml --check     # say what is wrong, start nothing
+  pool-router settings                         # every key: what it means, its type, its default
   pool-router grid --topology topology.yaml    # a selection grid from the pools' curves
   curl localhost:8001/metrics                  # what the planner reads
   curl localhost:8001/admin/state              # endpoints, load, queues
@@ -177,6 +178,7 @@ def main(
 
 
 main.add_command(grid)
+main.add_command(settings)
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,7 @@ from router.config_pools import ModelConfig
 from router.endpoints import Endpoint, Pool
 from router.exchange import Relayed
 from router.message import Request
-from router.metrics import FrontendMetrics, OutcomeMetrics, PoolMetrics, TenantMetrics
+from router.metrics import FrontendMetrics, OutcomeMetrics, TenantMetrics
 from router.openai import Call, Lengths, cached_in, usage_in
 from router.outliers import per_thousand
 from router.policy import Ask, Stages
@@ -74,6 +74,7 @@ class Progress:
 
     __slots__ = (
         "_assigned",
+        "_counts",
         "_expected",
         "_prefill",
         "_prefilled_s",
@@ -122,25 +123,27 @@ class Progress:
         self._prefilled_s: float | None = None
         self._sent_s = arrived_s
         self._expected: list[tuple[Predictor, Prediction, float]] = []
+        priority = call.priority or 0
         for pool in assigned:
-            pool.metrics.arrived(call.priority or 0)
-        self.frontend = model.frontends[assigned[0].config.namespace_label]
+            pool.metrics.arrived(priority)
+        self.frontend = model.frontends[assigned[0].namespace]
         self.frontend.started += 1
-        model.outcomes.add(call.priority or 0, "offered")
+        self._counts = model.outcomes.of(priority)
+        self._counts["offered"] += 1
 
     def expects(self, pool: Pool, endpoint: Endpoint, now: float) -> None:
         """The request goes to this endpoint now: note what is predicted, to learn from it."""
-        predictor = self.model.predictors.get(pool.name)
-        if predictor is not None:
+        predictors = self.model.predictors
+        if predictors and (predictor := predictors.get(pool.name)) is not None:
             itl_ms = self.ask.itl_ms or self.model.config.default_itl_ms or 0.0
             predicted = predictor.predict([endpoint], self.ask.isl_tokens, self.ask.osl_tokens, itl_ms)
             self._expected = [one for one in self._expected if one[0].role != pool.role] + [(predictor, predicted, now)]
 
     def admitted(self) -> None:
-        self.model.outcomes.add(self.call.priority or 0, "admitted")
+        self._counts["admitted"] += 1
 
     def retried(self) -> None:
-        self.model.outcomes.add(self.call.priority or 0, "retried")
+        self._counts["retried"] += 1
 
     def shed(self) -> None:
         for pool in self._assigned:
@@ -173,7 +176,7 @@ class Progress:
         """The first end counts; later ones are what unwinding calls."""
         if self.outcome is None:
             self.outcome = outcome
-            self.model.outcomes.add(self.call.priority or 0, outcome)
+            self._counts[outcome] += 1
 
     def answered_by_prefill(self, pool: Pool, now: float) -> None:
         """The whole answer was the prefill engine's: one token, and nothing to decode."""
@@ -209,18 +212,11 @@ class Progress:
             endpoint.ttft_s = self.ttft_s
         if itl_s is not None:
             endpoint.itl_s = itl_s
-        shown: list[FrontendMetrics | PoolMetrics] = [frontend, pool.metrics]
+        ttft_s = self.ttft_s
+        frontend.observe(ttft_s, itl_s, isl, osl, duration_s)
+        pool.metrics.observe(ttft_s, itl_s, isl, osl, duration_s)
         if self._prefill is not None:
-            shown.append(self._prefill[0].metrics)
-        for series in shown:
-            if self.ttft_s is not None:
-                series.ttft.observe(self.ttft_s)
-            if itl_s is not None:
-                series.itl.observe(itl_s)
-            series.isl.observe(isl)
-            if osl is not None:
-                series.osl.observe(osl)
-            series.duration.observe(duration_s)
+            self._prefill[0].metrics.observe(ttft_s, itl_s, isl, osl, duration_s)
         first_s = exchange.first_s if exchange.is_stream and pool.role == "agg" else None
         if itl_s is None and osl is not None and osl >= LONG_TOKENS and not exchange.is_stream:
             # The first token is in it, but hardly counts.
@@ -230,11 +226,12 @@ class Progress:
     def _measure(self, pool: Pool, exchange: Relayed) -> tuple[float, float | None, float | None]:
         """(ISL, OSL, ITL in s) of a whole answer, from its usage where it tells, else estimated; sets TTFT and tokens."""
         lengths = self.model.lengths
-        prompt, completion = usage_in(exchange.tail)
+        tail = exchange.tail
+        prompt, completion = usage_in(tail)
         if prompt is not None:
             lengths.learn_isl(self.call, prompt)
             # After a hand-over the answer is decode's, and what it found there are the blocks that prefill sent.
-            if self._prefill is None and (cached := cached_in(exchange.tail)) is not None:
+            if self._prefill is None and (cached := cached_in(tail)) is not None:
                 pool.metrics.cache_queried_tokens += prompt
                 pool.metrics.cached_tokens += min(cached, prompt)
         isl = float(prompt) if prompt is not None else self.ask.isl_tokens

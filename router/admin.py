@@ -129,7 +129,7 @@ class Admin:
             (b"GET", b"/admin/state"): self._state,
         }
 
-    async def serve(self, request: Request, client: ClientConnection) -> None:
+    def serve(self, request: Request, client: ClientConnection) -> None:
         """Answer one admin request."""
         method, path = request.method, request.path
         if path == b"/health":

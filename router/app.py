@@ -9,7 +9,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import count
 from pathlib import Path as FilePath
 
@@ -194,16 +194,15 @@ class RouterApp:
 
     # -- the public listener -------------------------------------------------------------------------------------------
 
-    async def serve(self, request: Request, client: ClientConnection) -> None:
-        """Answer one request of a client."""
+    def serve(self, request: Request, client: ClientConnection) -> Awaitable[None] | None:
+        """Answer one request of a client; what has to be waited for, if anything."""
         path, method = request.path, request.method
         if not request.request_id:
             request.request_id = b"%b-%x" % (self._prefix, next(self._numbers))
         if request.origin and self._origins is not None:
             client.extra = self._origins.answer(request)
         if method == b"POST" and path in COMPLETION_PATHS:
-            await self.dispatch.serve(request, client)
-            return
+            return self.dispatch.serve(request, client)
         named = b"x-request-id: %b\r\n" % request.request_id
         if method == b"OPTIONS" and request.origin and self._origins is not None:
             client.respond(204, b"", extra=named + (PREFLIGHT if client.extra else b""))
@@ -214,6 +213,7 @@ class RouterApp:
         else:
             status, body = self._get(path, request.authorization)
             client.respond(status, body, head=method == b"HEAD", extra=named)
+        return None
 
     def _get(self, path: bytes, authorization: bytes) -> tuple[int, bytes]:
         if path == b"/health":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 
@@ -92,13 +92,18 @@ class Attempts:
         # Rooms must differ between router processes too.
         self._rooms = random.SystemRandom()
 
-    async def run(self, progress: Progress, path: Path, tried: set[str], client: ClientConnection) -> Failure | None:
-        """One try along a path. None: the client has an answer, whole or broken off."""
-        if not path.prefill:
-            chosen = self._pick(path.serve, progress.ask, tried)
-            if chosen is None:
-                return Failure("no endpoint is left", free=True)
-            return await self._relay(progress, *chosen, progress.call.raw, tried, client)
+    def run(
+        self, progress: Progress, path: Path, tried: set[str], client: ClientConnection
+    ) -> Coroutine[None, None, Failure | None]:
+        """One try along a path, to be awaited at once. None: the client has an answer, whole or broken off."""
+        if path.prefill:
+            return self._with_prefill(progress, path, tried, client)
+        chosen = self._pick(path.serve, progress.ask, tried)
+        if chosen is None:
+            return _none_left()
+        return self._relay(progress, *chosen, progress.call.raw, tried, client)
+
+    async def _with_prefill(self, progress: Progress, path: Path, tried: set[str], client: ClientConnection) -> Failure | None:
         chosen = self._pick([name for name in path.prefill if self.readers(path, name, tried)], progress.ask, tried)
         if chosen is None:
             return Failure("no endpoint is left", free=True)
@@ -274,14 +279,14 @@ class Attempts:
         target = request.path + b"?" + request.query if request.query else request.path
         # A key of ours is nobody else's business; without keys, what the client says is for the engine.
         passed = request.authorization if not self._keys.required else b""
-        lines = [*request.forward, b"authorization: %b\r\n" % passed] if passed else request.forward
-        return b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b" % (
+        return b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b%b\r\n%b" % (
             link.base_path,
             target,
             link.host_header,
             len(body),
             request.request_id,
-            b"".join(lines),
+            b"".join(request.forward),
+            b"authorization: %b\r\n" % passed if passed else b"",
             body,
         )
 
@@ -305,7 +310,7 @@ class Attempts:
     def _freed(self, pool: Pool, endpoint: Endpoint) -> None:
         if not endpoint.known and endpoint.idle:
             pool.refresh()
-        if self._door.waiting and (pool.config.is_bounded or self._door.admission.bounds_in_flight):
+        if self._door.waiting and (pool.bounded or self._door.admission.bounds_in_flight):
             self._door.pump()
 
     # -- failures --------------------------------------------------------------------------------------------------------
@@ -330,6 +335,10 @@ class Attempts:
             # An engine that fails fast would look idle and attract everything: it must count as failing.
             self._endpoints.failed(pool, endpoint, refused=False)
         return Failure(f"the engine answered {status}", kept=kept, collected=collected)
+
+
+async def _none_left() -> Failure:
+    return Failure("no endpoint is left", free=True)
 
 
 def pass_on(client: ClientConnection, request: Request, exchange: Collected) -> None:

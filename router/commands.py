@@ -1,4 +1,5 @@
-"""[I/O] What `pool-router` can do besides serving: `grid`, a selection grid from the pools' curves."""
+"""[I/O] What `pool-router` can do besides serving: `grid`, a selection grid from the pools' curves, and `settings`, what can be
+configured."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import click
 import orjson
 
 from pool_planner.types import Role
-from router.config import ConfigError
+from router import reference
+from router.config import ConfigError, RouterConfig
 from router.config_pools import GridConfig, ModelConfig
 from router.forms import every_predictor, load
 from router.grid import MARGIN, RESOLUTION, as_global_router, grids
@@ -138,3 +140,24 @@ def _show(model: ModelConfig, made: Mapping[Role, GridConfig]) -> None:
 def _edge(axis: Any, index: int) -> float:
     low: float = axis.min + (axis.max - axis.min) * index / axis.resolution
     return low
+
+
+@click.command(
+    epilog="""\b
+  pool-router settings                      # everything
+  pool-router settings models[].pools[]     # one section
+  pool-router settings --schema > router.schema.json    # for editors that check YAML by a JSON Schema
+"""
+)
+@click.argument("section", required=False)
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of the configuration instead.")
+def settings(section: str | None, schema: bool) -> None:
+    """Every key of the configuration: what it means, its type and its default."""
+    if schema:
+        click.echo(orjson.dumps(RouterConfig.model_json_schema(), option=orjson.OPT_INDENT_2))
+        return
+    known = reference.sections()
+    if section is not None and section not in known:
+        near = [path for path in known if path and section.strip("[]") in path]
+        raise click.UsageError(f"{section!r} is no section; there are {', '.join(near or filter(None, known))}")
+    click.echo("\n".join(reference.whole()) if section is None else reference.described(section), nl=False)

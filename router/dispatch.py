@@ -83,14 +83,9 @@ class Dispatch:
             return
         if model.tokenizer is not None:
             call.counted = await model.tokenizer.count(call)
-        ask = Ask(
-            isl_tokens=model.lengths.isl(call),
-            osl_tokens=model.lengths.osl(call),
-            ttft_ms=call.ttft_ms,
-            itl_ms=call.itl_ms,
-            priority=call.priority,
-            blocks=prefix_blocks(call) if model.by_prefix else (),
-        )
+        lengths = model.lengths
+        blocks = prefix_blocks(call) if model.by_prefix else ()
+        ask = Ask(lengths.isl(call), lengths.osl(call), call.ttft_ms, call.itl_ms, call.priority, blocks)
         paths = model.stages.paths(ask, self._load)
         tenant = self._keys.tenants[key.name] if key is not None else None
         progress = Progress(model, request, call, ask, arrived, [self._pools[name] for name in paths[0].assigned], tenant)
@@ -107,11 +102,13 @@ class Dispatch:
         if key is not None:
             ticket.tenant, ticket.weight = key.name, key.weight
         try:
-            refusal = await self._enter(ticket)
-            if refusal is not None:
-                progress.shed()
-                self._turn_away(client, request, refusal)
-                return
+            verdict = self._door.try_enter(ticket)
+            if verdict is not True:
+                refusal = await self._door.wait(ticket) if verdict is False else verdict
+                if refusal is not None:
+                    progress.shed()
+                    self._turn_away(client, request, refusal)
+                    return
             progress.admitted()
             await self._persist(progress, ticket, client)
         except asyncio.CancelledError:
@@ -186,7 +183,10 @@ class Dispatch:
             return False
         if path.prefill:
             return any(pools[name].usable(without) and self._attempts.readers(path, name, without) for name in path.prefill)
-        return any(pools[name].usable(without) for name in path.serve)
+        for name in path.serve:  # noqa: SIM110 (asked for every request: a generator costs more than its answer)
+            if pools[name].usable(without):
+                return True
+        return False
 
     def room(self, path: Path) -> Room:
         """What the first stage of a usable way can take yet."""

@@ -80,7 +80,7 @@ class Pool:
 
     __slots__ = (
         *("by_planner", "config", "endpoints", "metrics", "model", "name", "on_trial", "outliers", "picker", "ready", "role"),
-        "compares_ttft",
+        *("bounded", "compares_ttft", "namespace"),
     )
 
     def __init__(self, config: PoolConfig, model: str, picker: Picker, outliers: OutlierConfig | None = None) -> None:
@@ -88,6 +88,8 @@ class Pool:
         self.name = config.name
         self.role: Role = config.role
         self.model = model
+        self.namespace = config.namespace_label
+        self.bounded = config.is_bounded
         self.picker = picker
         self.by_planner = False
         self.endpoints: dict[str, Endpoint] = {}
@@ -113,6 +115,8 @@ class Pool:
                 self.on_trial = [one for one in ready if self.outliers.on_trial(one.id)]
 
     def usable(self, without: Collection[str] = ()) -> Sequence[Endpoint]:
+        if not without and not self.bounded:
+            return self.ready
         config = self.config
         return usable(self.ready, max_in_flight=config.max_in_flight, without=without, max_tokens=config.max_outstanding_tokens)
 

@@ -31,7 +31,8 @@ class Flow(Protocol):
     def resume_reading(self) -> None: ...
 
 
-Application = Callable[[Request, "ClientConnection"], Awaitable[None]]
+# Answers at once, or says what has to be waited for until it has.
+Application = Callable[[Request, "ClientConnection"], Awaitable[None] | None]
 
 
 class ClientConnection(asyncio.Protocol):
@@ -146,6 +147,11 @@ class ClientConnection(asyncio.Protocol):
             request.forward.append(b"%b: %b\r\n" % (name, value))
             if lower in HINT_HEADERS:
                 request.hints[HINT_HEADERS[lower]] = value
+        elif lower == b"content-length":
+            if value.isdigit():
+                self._offered_length = int(value)
+                if self._offered_length > self._limits.max_body_bytes:
+                    self._refuse(413, f"The request body is longer than {self._limits.max_body_bytes} bytes.")
         elif lower == b"authorization":
             request.authorization = value
         elif lower == b"x-request-id":
@@ -154,10 +160,6 @@ class ClientConnection(asyncio.Protocol):
             request.origin = value
         elif lower == b"expect":
             self._expects_continue = value.lower() == b"100-continue"
-        elif lower == b"content-length" and value.isdigit():
-            self._offered_length = int(value)
-            if self._offered_length > self._limits.max_body_bytes:
-                self._refuse(413, f"The request body is longer than {self._limits.max_body_bytes} bytes.")
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -210,7 +212,9 @@ class ClientConnection(asyncio.Protocol):
 
     async def _serve(self, request: Request) -> None:
         try:
-            await self._server.application(request, self)
+            unfinished = self._server.application(request, self)
+            if unfinished is not None:
+                await unfinished
         finally:
             self._task = None
             self._flow = None

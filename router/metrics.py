@@ -75,27 +75,40 @@ class Histogram:
         yield f"{name}_count{{{labels}}} {running}"
 
 
-class PoolMetrics:
+class Latencies:
+    """The histograms of whole answers."""
+
+    __slots__ = ("duration", "isl", "itl", "osl", "ttft")
+
+    def __init__(self) -> None:
+        self.ttft = Histogram(TTFT_EDGES)
+        self.itl = Histogram(ITL_EDGES)
+        self.isl = Histogram(TOKEN_EDGES)
+        self.osl = Histogram(TOKEN_EDGES)
+        self.duration = Histogram(DURATION_EDGES)
+
+    def observe(self, ttft_s: float | None, itl_s: float | None, isl: float, osl: float | None, duration_s: float) -> None:
+        """One answer; None: it does not tell."""
+        if ttft_s is not None:
+            self.ttft.observe(ttft_s)
+        if itl_s is not None:
+            self.itl.observe(itl_s)
+        self.isl.observe(isl)
+        if osl is not None:
+            self.osl.observe(osl)
+        self.duration.observe(duration_s)
+
+
+class PoolMetrics(Latencies):
     """One pool's series (labels dynamo_namespace, model, pool, role). `offered`: arrivals by request priority. Of requests
     whose engine tells it: `cache_queried_tokens` of their prompts, of which `cached_tokens` were in its prefix cache."""
 
     __slots__ = (
-        *(
-            "cache_queried_tokens",
-            "cached_tokens",
-            "completed",
-            "duration",
-            "ejected",
-            "isl",
-            "itl",
-            "labels",
-            "offered",
-            "osl",
-        ),
-        *("role", "shed", "started", "ttft"),
+        *("cache_queried_tokens", "cached_tokens", "completed", "ejected", "labels", "offered", "role", "shed", "started"),
     )
 
     def __init__(self, *, model: str, pool: str, role: Role, namespace: str) -> None:
+        super().__init__()
         self.labels = _labels({"dynamo_namespace": namespace, "model": model.lower(), "pool": pool, "role": role})
         self.role = role
         self.started = 0
@@ -105,11 +118,6 @@ class PoolMetrics:
         self.ejected = 0
         self.cache_queried_tokens = 0
         self.cached_tokens = 0
-        self.ttft = Histogram(TTFT_EDGES)
-        self.itl = Histogram(ITL_EDGES)
-        self.isl = Histogram(TOKEN_EDGES)
-        self.osl = Histogram(TOKEN_EDGES)
-        self.duration = Histogram(DURATION_EDGES)
 
     def arrived(self, priority: int) -> None:
         """A request was assigned to the pool."""
@@ -118,21 +126,17 @@ class PoolMetrics:
         self.offered[name] = self.offered.get(name, 0) + 1
 
 
-class FrontendMetrics:
+class FrontendMetrics(Latencies):
     """One model's series as a frontend shows them, by the namespace of the pool that its requests enter (labels model,
     dynamo_namespace)."""
 
-    __slots__ = ("duration", "isl", "itl", "labels", "osl", "requests", "started", "ttft")
+    __slots__ = ("labels", "requests", "started")
 
     def __init__(self, *, model: str, namespace: str) -> None:
+        super().__init__()
         self.labels = _labels({"dynamo_namespace": namespace, "model": model.lower()})
         self.started = 0
         self.requests = 0
-        self.ttft = Histogram(TTFT_EDGES)
-        self.itl = Histogram(ITL_EDGES)
-        self.isl = Histogram(TOKEN_EDGES)
-        self.osl = Histogram(TOKEN_EDGES)
-        self.duration = Histogram(DURATION_EDGES)
 
 
 def priority_label(priority: int, known: Mapping[str, object]) -> str:
@@ -150,11 +154,12 @@ class OutcomeMetrics:
         self._model = model.lower()
         self._counts: dict[str, dict[Outcome, int]] = {"0": dict.fromkeys(OUTCOMES, 0)}
 
-    def add(self, priority: int, outcome: Outcome) -> None:
+    def of(self, priority: int) -> dict[Outcome, int]:
+        """The counts of a priority, to be added to."""
         counts = self._counts.get(str(priority))
         if counts is None:
             counts = self._counts.setdefault(priority_label(priority, self._counts), dict.fromkeys(OUTCOMES, 0))
-        counts[outcome] += 1
+        return counts
 
     def by_priority(self) -> Mapping[str, Mapping[Outcome, int]]:
         return self._counts

@@ -42,7 +42,7 @@ def error_body(message: str, *, kind: str, code: str | None = None, param: str |
     return dump({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Call:
     """One completion request. `chars` counts the prompt's text, `token_ids` its ready-made tokens; `pure_text` is false where
     the prompt holds parts that are neither (images): then returned usage teaches nothing about text. `counted`: tokens of the
@@ -56,11 +56,11 @@ class Call:
     token_ids: int
     pure_text: bool
     max_tokens: int | None
-    priority: int | None
-    ttft_ms: float | None
-    itl_ms: float | None
     texts: list[str]
     ids: list[Any]
+    priority: int | None = None
+    ttft_ms: float | None = None
+    itl_ms: float | None = None
     counted: int | None = None
 
 
@@ -87,24 +87,26 @@ def parse(raw: bytes) -> Call:
             length.chars += len(dump(body["tools"]))
     else:
         length.prompt(body.get("prompt"))
-    extra = body.get("extra_args")
-    nvext = body.get("nvext")
-    hints = nvext.get("agent_hints") if isinstance(nvext, dict) else None
-    return Call(
-        raw=raw,
-        body=body,
-        model=model,
-        stream=body.get("stream") is True,
-        chars=length.chars,
-        token_ids=length.token_ids,
-        pure_text=length.pure,
-        max_tokens=_count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")),
-        priority=_integer(hints.get("priority")) if isinstance(hints, dict) else None,
-        ttft_ms=_target(extra.get("ttft_target")) if isinstance(extra, dict) else None,
-        itl_ms=_target(extra.get("itl_target")) if isinstance(extra, dict) else None,
-        texts=length.texts,
-        ids=length.ids,
+    call = Call(
+        raw,
+        body,
+        model,
+        body.get("stream") is True,
+        length.chars,
+        length.token_ids,
+        length.pure,
+        _count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")),
+        length.texts,
+        length.ids,
     )
+    # What few requests carry is set only where it is.
+    nvext = body.get("nvext")
+    if isinstance(nvext, dict) and isinstance(hints := nvext.get("agent_hints"), dict):
+        call.priority = _integer(hints.get("priority"))
+    extra = body.get("extra_args")
+    if isinstance(extra, dict):
+        call.ttft_ms, call.itl_ms = _target(extra.get("ttft_target")), _target(extra.get("itl_target"))
+    return call
 
 
 class _Length:
@@ -127,7 +129,8 @@ class _Length:
         for message in messages:
             content = message.get("content") if isinstance(message, dict) else None
             if isinstance(content, str):
-                self.text(content)
+                self.chars += len(content)
+                self.texts.append(content)
             elif isinstance(content, list):
                 for part in content:
                     text = part.get("text") if isinstance(part, dict) else None

@@ -9,12 +9,12 @@ they read is the endpoints' own.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from math import ceil
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from pool_planner.types import Role
 from router.config_pools import AxisConfig, GridConfig, ModelConfig, Pick
@@ -22,10 +22,11 @@ from router.config_pools import AxisConfig, GridConfig, ModelConfig, Pick
 # ---- which pool -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(NamedTuple):
     """What of a request decides where it goes. Targets in model ms; None: the request names none. `osl_tokens` is how long the
-    answer will probably be; `blocks` are hashes of ever longer beginnings of the prompt (only where a pool picks by them)."""
+    answer will probably be; `blocks` are hashes of ever longer beginnings of the prompt (only where a pool picks by them).
+
+    A tuple, because one is made for every request, and a frozen dataclass takes four times as long to make."""
 
     isl_tokens: float
     osl_tokens: float = 256.0
@@ -128,6 +129,9 @@ class Path:
         return (*self.prefill[:1], *self.serve[:1])
 
 
+MAX_WAYS = 1024
+
+
 Route = Callable[[Ask, Callable[[str], float]], tuple[str, ...]]
 
 
@@ -139,20 +143,27 @@ class Stages:
         route = adaptive or (lambda role: Stage(model, role).route)
         self._routes = {role: route(role) for role in roles if model.role_pools(role)}
         self._decode_only = model.decodes_alone
+        # Few orders of pools are ever asked for: the same ways are the same objects.
+        self._known: dict[tuple[tuple[str, ...], ...], tuple[Path, ...]] = {}
 
     def paths(self, ask: Ask, load: Callable[[str], float]) -> tuple[Path, ...]:
         """The ways to serve a request, the wanted one first; never empty."""
-        ways = []
-        routes = self._routes
-        decode = routes["decode"](ask, load) if "decode" in routes else ()
-        prefill = routes["prefill"](ask, load) if "prefill" in routes else ()
+        order = tuple([route(ask, load) for route in self._routes.values()])
+        known = self._known.get(order)
+        if known is None:
+            if len(self._known) >= MAX_WAYS:
+                self._known.clear()
+            known = self._known[order] = tuple(self._ways(dict(zip(self._routes, order, strict=True))))
+        return known
+
+    def _ways(self, routes: Mapping[Role, tuple[str, ...]]) -> Iterator[Path]:
+        decode, prefill = routes.get("decode", ()), routes.get("prefill", ())
         if prefill and decode:
-            ways.append(Path(prefill=prefill, serve=decode))
+            yield Path(prefill=prefill, serve=decode)
         if "agg" in routes:
-            ways.append(Path(prefill=(), serve=routes["agg"](ask, load)))
+            yield Path(prefill=(), serve=routes["agg"])
         if prefill and decode and self._decode_only:
-            ways.append(Path(prefill=(), serve=decode, instead_of=prefill))
-        return tuple(ways)
+            yield Path(prefill=(), serve=decode, instead_of=prefill)
 
 
 # ---- which endpoint -------------------------------------------------------------------------------------------------
@@ -224,8 +235,9 @@ class LeastTokens:
         start = self.turn(count)
         best = endpoints[start]
         tokens, requests = best.outstanding_tokens, best.in_flight
-        for offset in range(1, count):
-            other = endpoints[(start + offset) % count]
+        # Negative indices: from the one after the start all around, without a remainder to compute.
+        for index in range(start + 1 - count, start):
+            other = endpoints[index]
             load = other.outstanding_tokens
             if load < tokens or (load == tokens and other.in_flight < requests):
                 best, tokens, requests = other, load, other.in_flight

@@ -181,12 +181,16 @@ class EngineLink:
         self.base_path = parts.path.rstrip("/").encode()
         self.host_header = parts.netloc.rpartition("@")[2].encode()
 
-    async def connection(self, timeout_wall_s: float, *, fresh: bool = False) -> EngineConnection:
-        """A connection that carries nothing now. Raises EngineFailed (phase connect)."""
-        while self._idle and not fresh:
+    def idle(self) -> EngineConnection | None:
+        """A connection that is there and carries nothing now."""
+        while self._idle:
             connection = self._idle.pop()
             if connection.open:
                 return connection
+        return None
+
+    async def connect(self, timeout_wall_s: float) -> EngineConnection:
+        """A new connection. Raises EngineFailed (phase connect)."""
         try:
             async with asyncio.timeout(timeout_wall_s):
                 _, made = await self._loop.create_connection(
@@ -238,7 +242,7 @@ class Upstream:
         """Send, and wait until the answer is whole. Raises EngineFailed. Cancellation drops the connection at once."""
         fresh = False
         while True:
-            connection = await link.connection(self._connect_wall_s, fresh=fresh)
+            connection = (None if fresh else link.idle()) or await link.connect(self._connect_wall_s)
             self.running[exchange] = connection
             if self._sweeper is None:
                 self._sweeper = self._loop.call_later(self._interval_wall_s, self._sweep)

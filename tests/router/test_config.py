@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from router.config import ConfigError, read, validate
+from router.__main__ import main
+from router.config import ConfigError, RouterConfig, read, validate
 from router.foreign import is_foreign, translate
+from router.reference import sections
 from tests.router.test_policy import disagg
 
 PD = [{"name": "p", "role": "prefill"}, {"name": "d", "role": "decode"}]
@@ -107,3 +111,23 @@ def test_forms_are_told_apart_and_read() -> None:
 def test_a_configuration_survives_its_own_json() -> None:
     config = validate(model(grids={"prefill": {"axes": [AXIS], "cells": ["p", "p"]}}))
     assert validate(read(config.model_dump_json().encode(), source="x")) == config
+
+
+def test_settings_tell_every_key() -> None:
+    """Every key of every section stands in the reference once, and every section says what it is for."""
+    told = CliRunner().invoke(main, ["settings"]).output
+    for path, section in sections().items():
+        part = CliRunner().invoke(main, ["settings", path]).output if path else told
+        assert part.startswith(path) and (section.__doc__ or "").split()[0] in part
+        for name in section.model_fields:
+            assert any(line.startswith(f"  {name} ") for line in part.splitlines()), (path, name)
+    assert "max_in_flight           whole number" in told
+    assert "eject_s      number        30\n" in told
+
+
+def test_settings_help_to_find_a_section() -> None:
+    told = CliRunner().invoke(main, ["settings", "pools"])
+    assert told.exit_code == 2
+    assert "there are models[].pools[], models[].pools[].discovery" in told.output
+    schema = json.loads(CliRunner().invoke(main, ["settings", "--schema"]).output)
+    assert set(schema["properties"]) == set(RouterConfig.model_fields)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from router import kubernetes_watch
 from router.config import ConfigError, validate
 from router.slices import Slices
 from router.types import EndpointSpec
@@ -254,7 +255,10 @@ def event(kind: str, version: str, item: dict[str, Any]) -> dict[str, Any]:
     return {"type": kind, "object": {**item, "metadata": {**item.get("metadata", {}), "resourceVersion": version}}}
 
 
-async def test_a_watch_goes_on_where_it_ended_and_starts_anew_when_it_is_too_old(start_router: StartRouter, api: Api) -> None:
+async def test_a_watch_goes_on_where_it_ended_and_starts_anew_when_it_is_too_old(
+    start_router: StartRouter, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes_watch, "BACKOFF_S", (0.02, 0.05))
     first, second = piece("s", at("10.0.0.1", "a")), piece("s", at("10.0.0.1", "a"), at("10.0.0.2", "b"))
     gone = {"type": "ERROR", "object": {"code": 410, "message": "too old resource version"}}
     kubeconfig, seen = await api(

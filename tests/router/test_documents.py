@@ -35,9 +35,11 @@ async def router(start_router: StartRouter, start_engine: StartEngine) -> Runnin
 
 
 def ask_everything(base: str, examples: int, **fixed: Any) -> int:
-    """Hypothesis asks each operation of the document at `base`; how many operations there are."""
+    """Hypothesis asks each operation of the document at `base`, with `fixed` those that take a body; how many they are."""
     schema = schemathesis.openapi.from_url(base + "/openapi.json")
     operations = [one.ok() for one in schema.get_all_operations()]
+    if fixed:
+        operations = [one for one in operations if one.method == "post"]
     for operation in operations:
 
         @settings(
@@ -60,7 +62,7 @@ def ask_everything(base: str, examples: int, **fixed: Any) -> int:
 async def test_clients_documents_are_true(router: Running) -> None:
     assert await asyncio.to_thread(ask_everything, router.base, EXAMPLES) == 6
     # Most random names are no model: ask again with one that is.
-    await asyncio.to_thread(ask_everything, router.base, EXAMPLES, model=MODEL)
+    assert await asyncio.to_thread(ask_everything, router.base, EXAMPLES, model=MODEL) == 2
     assert (await router.chat())[0] == 200
 
 
