@@ -42,9 +42,12 @@ def level_candidates() -> list[Bank]:
 def learning_candidates(step_s: float | None, horizons: Sequence[int]) -> list[Bank]:
     """Candidates that estimate coefficients, and where a day has a fitting number of bins those that look a day back."""
     day = bins_per_day(step_s)
-    banks: list[Bank] = [Autoregressions(AUTOREGRESSIONS, furthest=horizons[-1])]
+    banks: list[Bank] = [
+        DirectCorrections(horizons=horizons, day_bins=day),
+        Autoregressions(AUTOREGRESSIONS, furthest=horizons[-1]),
+    ]
     if day is not None:
-        banks += [DailyLag(day, horizons[-1]), DirectCorrections(horizons=horizons, day_bins=day)]
+        banks.append(DailyLag(day, horizons[-1]))
     return banks
 
 
@@ -54,14 +57,12 @@ class RecentBest:
     def __init__(self, *, step_s: float | None, horizons: Sequence[int], rules: Contest | None = None) -> None:
         self._horizons = tuple(sorted(set(horizons)))
         rules = rules or Contest()
-        # Corrections that begin with what suits traffic in general are known from the start.
-        known: list[Bank] = [*simple_candidates(), DirectCorrections(horizons=self._horizons, day_bins=None)]
-        learning = learning_candidates(step_s, self._horizons)
-        self._banks = known + learning
+        simple = simple_candidates()
+        self._banks = [*simple, *learning_candidates(step_s, self._horizons)]
         self.names = tuple(name for bank in self._banks for name in bank.names)
-        probation = [0.0 for bank in known for _ in bank.names] + [
-            rules.long_probation for bank in learning for _ in bank.names
-        ]
+        # Corrections that begin with what suits traffic in general are as good as known from the start.
+        known = {*(name for bank in simple for name in bank.names), *DirectCorrections.NAMES}
+        probation = [0.0 if name in known else rules.long_probation for name in self.names]
         self._board = Scoreboard(self._horizons, np.array(probation), rules)
         self._level_banks = len(level_candidates())
         self._levels: list[float] = []  # what they forecast now

@@ -82,7 +82,7 @@ class Autoregressions:
             if self._ahead is not None:
                 line[:, steps - done : steps] = self._ahead[:, ::-1]
             for at in range(steps - 1 - done, -1, -1):
-                line[:, at] = np.einsum("ki,ki->k", weights, line[:, at + 1 : at + 1 + longest]) + offset
+                line[:, at] = np.vecdot(weights, line[:, at + 1 : at + 1 + longest]) + offset
             self._ahead = line[:, steps - 1 :: -1]
         assert self._ahead is not None
         return self._ahead

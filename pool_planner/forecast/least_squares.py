@@ -34,9 +34,9 @@ class StackedLeastSquares:
         """One sample for each of the regressions `rows` (None: all): x (K, n), target (K,) of those."""
         some = slice(None) if rows is None else rows
         weights, covariance, limit = self.weights[some], self.covariance[some], self.limit[some]
-        error = np.minimum(CLIP, np.maximum(-CLIP, target - np.einsum("ki,ki->k", weights, x)))
+        error = np.minimum(CLIP, np.maximum(-CLIP, target - np.vecdot(weights, x)))
         reach = np.einsum("kij,kj->ki", covariance, x)
-        gain = reach / (self.forgetting + np.einsum("ki,ki->k", x, reach))[:, None]
+        gain = reach / (self.forgetting + np.vecdot(x, reach))[:, None]
         covariance = (covariance - gain[:, :, None] * reach[:, None, :]) / self.forgetting
         size = np.einsum("kii->k", covariance)
         if (size > limit).any():

@@ -211,6 +211,12 @@ def main(argv: list[str] | None = None) -> int:
         default=Path(__file__).parents[2] / ".cache/forecast-peers",
         help="where --peer installs them and keeps what they forecast",
     )
+    parser.add_argument(
+        "--longest",
+        type=int,
+        metavar="BINS",
+        help="leave out series with more bins, for everybody (a peer that refits on all of its history takes an hour for one)",
+    )
     parser.add_argument("--development", action="store_true", help="the series that the rules of auto were chosen on instead")
     parser.add_argument("--leave-trace-out", action="store_true", help="also auto with rules chosen by the other traces")
     arguments = parser.parse_args(argv)
@@ -224,11 +230,13 @@ def main(argv: list[str] | None = None) -> int:
     except FileNotFoundError as missing:
         print(f"skipped: {missing.filename} is missing from {arguments.data}")
         return 0
+    all_series = [series for series in all_series if arguments.longest is None or len(series.values) <= arguments.longest]
     results = {name: ours(name, all_series) for name in arguments.predictors.split(",")}
     if arguments.peer:
         results |= peer_tables(all_series, arguments.environments, arguments.peers.split(","))
     left_out = leave_trace_out(all_series) if arguments.leave_trace_out else None
     missed = check(results)
+    print(f"{len(all_series)} series" + ("" if arguments.longest is None else f" of at most {arguments.longest} bins"))
     print(show(results))
     print(show_early(results))
     if left_out is not None:
@@ -244,6 +252,7 @@ def main(argv: list[str] | None = None) -> int:
                 "horizons": HORIZONS,
                 "judged_from": "the second third of each series; `early` from the second fifth",
                 "series": len(all_series),
+                "longest_bins": arguments.longest,
                 "planned_on": "the 80 % quantile",
                 "arima_fits": "where they are offered: at 10 values, then when history has grown by a quarter or 100 bins",
             },

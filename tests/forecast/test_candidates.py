@@ -53,6 +53,7 @@ BANKS: dict[str, Bank] = {
     "theta": Theta(),
     "ar": Autoregressions([(2, False), (1, False), (2, True)]),
     "direct": DirectCorrections(horizons=(1, 3), day_bins=None),
+    "direct_daily": DirectCorrections(horizons=(1, 3), day_bins=24.0),
 }
 
 
