@@ -59,6 +59,26 @@ GUIDE = [
 ]
 
 
+# The guide's word for the type of each.
+TYPES = {
+    **dict.fromkeys(("enable_throughput_scaling", "enable_load_scaling", "no_correction", "load_predictor_log1p"), "bool"),
+    **dict.fromkeys(("throughput_adjustment_interval", "min_endpoint", "max_gpu_budget", "load_adjustment_interval"), "int"),
+    **dict.fromkeys(("load_learning_window", "load_scaling_down_sensitivity", "load_metric_samples"), "int"),
+    **dict.fromkeys(("load_min_observations", "prophet_window_size", "kalman_min_points"), "int"),
+    **dict.fromkeys(("ttft", "itl", "kalman_q_level", "kalman_q_trend", "kalman_r"), "float"),
+    **dict.fromkeys(("pre_deployment_sweeping_mode", "load_router_metrics_url", "mode", "backend", "environment"), "string"),
+    **dict.fromkeys(("namespace", "load_predictor", "load_predictor_warmup_trace"), "string"),
+}
+JSON_TYPES = {"bool": "boolean", "int": "integer", "float": "number", "string": "string"}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_types_of_the_guide(name: str) -> None:
+    told = config_schema()["properties"][name]
+    kinds = {kind.get("type") for kind in told.get("anyOf", [told])} - {None, "null"}
+    assert kinds == {JSON_TYPES[TYPES[name]]}
+
+
 @pytest.mark.parametrize(("name", "default", "other", "refused"), GUIDE, ids=[row[0] for row in GUIDE])
 def test_fields_of_the_guide(name: str, default: object, other: object, refused: list[object]) -> None:
     assert getattr(read().config, name) == default

@@ -1,4 +1,4 @@
-"""Every field of the guide that a plan reads: changing it changes what is planned, observed or remembered."""
+"""Every field of the guide: changing it changes what is planned, observed, profiled or remembered."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import pytest
 
 from pool_planner.config import Extensions, PlannerConfig
 from pool_planner.metrics.names import by_namespace
-from pool_planner.setup import SetupError, setup_from_config
+from pool_planner.profiler.request import read_request
+from pool_planner.setup import PlannerSetup, SetupError, setup_from_config
 from pool_planner.state import start
 from pool_planner.types import Hold, Proposal, Report
+from pool_planner.warmup import warmup_of
 from tests.planner.story import PROFILE, Story, config, pool, worker
-from tests.planner.test_config import GUIDE
+from tests.planner.test_config import GUIDE, TYPES
+from tests.planner.test_exposition import MOONCAKE
 
 GPUS = {"prefill": 1, "decode": 1, "agg": 1}
 
@@ -85,7 +88,28 @@ def forecaster(**changes: Any) -> object:
     return start(Story(**changes).setup).pools["prefill"].forecaster.config
 
 
-# field -> (scenario, what else is set, the value that is compared with the default). Fields that no plan reads say who does.
+def falling(**changes: Any) -> tuple[object, ...]:
+    """Load that falls: the arbiter holds for those who report to it."""
+    story = Story(have=1, **changes)
+    story.run(180, 6.0)
+    story.step(1.0)
+    return said(story.report)
+
+
+def warmed(**changes: Any) -> object:
+    """What is expected before any request was seen."""
+    setup = PlannerSetup(config=config(**changes), pools=(pool(),))
+    return start(setup, warmup=warmup_of(setup)).pools["prefill"].forecaster.forecast(at_s=0.0, horizon_s=30.0)
+
+
+def profiled(**changes: Any) -> object:
+    """How the profiler is to make the curves."""
+    hardware = {"gpuSku": "h200_sxm", "numGpusPerNode": 8}
+    asked = {"model": "org/model", "backend": "vllm", "image": "none", "hardware": hardware, "sla": {"ttft": 500, "itl": 50}}
+    return read_request({**asked, "workload": {"isl": 1000, "osl": 100}, "features": {"planner": changes}}).sweeping
+
+
+# field -> (scenario, what else is set, the value that is compared with the default).
 SCENARIOS: dict[str, tuple[Callable[..., object], dict[str, Any], object]] = {
     "enable_throughput_scaling": (rising, {"enable_load_scaling": True}, False),
     "enable_load_scaling": (rising, {}, True),
@@ -111,17 +135,17 @@ SCENARIOS: dict[str, tuple[Callable[..., object], dict[str, Any], object]] = {
     "kalman_q_trend": (rising, {"load_predictor": "kalman"}, 5.0),
     "kalman_r": (rising, {"load_predictor": "kalman"}, 1000.0),
     "kalman_min_points": (rising, {"load_predictor": "kalman"}, 40),
-}
-ELSEWHERE = {
-    "pre_deployment_sweeping_mode": "the profiler; here it is a rule: none leaves throughput scaling without data",
-    "environment": "the shell, which picks the connector",
-    "load_predictor_warmup_trace": "warmup_of (test_exposition)",
+    "pre_deployment_sweeping_mode": (profiled, {}, "thorough"),
+    "environment": (falling, {"extensions": {"remember_starts": 0.0}}, "global-planner"),
+    "load_predictor_warmup_trace": (warmed, {}, "trace.jsonl"),
 }
 
 
 @pytest.mark.parametrize("field", SCENARIOS)
-def test_changing_a_field_changes_behaviour(field: str) -> None:
+def test_changing_a_field_changes_behaviour(field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scenario, others, value = SCENARIOS[field]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trace.jsonl").write_text(MOONCAKE)
     if scenario is alone and field in ("ttft", "itl"):
         at = [setup_from_config(config(**{field: v}), PROFILE, gpus_per_replica=GPUS).pools for v in (3000.0, value)]
         assert at[0] != at[1]
@@ -130,7 +154,8 @@ def test_changing_a_field_changes_behaviour(field: str) -> None:
 
 
 def test_the_table_is_the_guide() -> None:
-    assert {*SCENARIOS, *ELSEWHERE} == {row[0] for row in GUIDE}
+    assert set(SCENARIOS) == {row[0] for row in GUIDE} == set(TYPES)
+    assert len(GUIDE) == len(TYPES) == 27
 
 
 def test_sla_changes_the_plan() -> None:
