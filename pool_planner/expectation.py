@@ -62,7 +62,7 @@ def expect(
     reasons: list[str] = []
     if extensions.react_early:
         load = max(load, state.arrivals.sparse_rps(interval_s))
-        already = state.arrivals.at_least_rps()
+        already = state.arrivals.at_least_rps(interval_s)  # what came before is the forecast's to judge
         if already > load:
             reasons.append(f"{already:.2f} requests/s arrive already, {load:.2f} were forecast")
             load = already

@@ -127,7 +127,7 @@ def plan_pool(
         prefix_hit_rate=state.prefix_hit_rate,
     )
     said = verdicts(pool, before, report.wanted, throughput, load)
-    return replace(state, numbers=numbers(state, grant, capacity, report), verdicts=said), report
+    return replace(state, numbers=numbers(pool, state, grant, capacity, report), verdicts=said), report
 
 
 def _partial(

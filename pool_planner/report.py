@@ -106,7 +106,9 @@ def _expiry(config: PlannerConfig, now: float) -> float:
     return now + max(VALID_AT_LEAST_S, VALID_TICKS * config.tick_s)
 
 
-def numbers(state: PoolState, grant: Grant | None, capacity: Capacity | None, report: Proposal) -> dict[str, float]:
+def numbers(
+    pool: PoolSetup, state: PoolState, grant: Grant | None, capacity: Capacity | None, report: Proposal
+) -> dict[str, float]:
     """What is worth plotting beside the report itself."""
     numbers: dict[str, float] = {
         "wanted": float(report.wanted),
@@ -114,9 +116,16 @@ def numbers(state: PoolState, grant: Grant | None, capacity: Capacity | None, re
         "arrival_cv2": state.arrivals.cv2,
         "ttft_offset_ms": state.correction.ttft_offset_ms,
         "itl_factor": state.correction.itl_factor,
+        "itl_slope": state.correction.itl_slope,
         "regression_points_ttft": float(len(state.ttft.points)),
         "regression_points_itl": float(len(state.itl.points)),
     }
+    for kind, window, sla_ms in (("ttft", state.ttft, pool.ttft_ms), ("itl", state.itl, pool.itl_ms)):
+        line = window.line()
+        if line is not None:
+            numbers[f"regression_slope_{kind}"] = line.slope
+            limit = line.load_at(sla_ms)
+            numbers |= {} if limit is None else {f"regression_limit_{kind}": limit}
     if report.forecast is not None:
         numbers |= {
             "horizon_s": report.forecast.horizon_s,

@@ -51,11 +51,13 @@ class Arrivals:
         low, high = CV2_LIMITS
         return min(high, max(low, (self.squares + PRIOR_REQUESTS) / (self.counts + PRIOR_REQUESTS)))
 
-    def at_least_rps(self) -> float:
+    def at_least_rps(self, window_s: float = math.inf) -> float:
         """The rate (requests/s) that arrivals of the newest intervals certainly have, whatever chance did: the largest lower
-        bound over the newest one, two, three... intervals."""
+        bound over the newest one, two, three... intervals, as far as they lie within `window_s`."""
         best = seconds = requests = 0.0
         for interval_s, count in reversed(self.recent[-SURGE_INTERVALS:]):
+            if seconds > 0.0 and seconds + interval_s > 1.01 * window_s:
+                break
             seconds, requests = seconds + interval_s, requests + count
             best = max(best, (requests - SURGE_SIGMAS * math.sqrt(self.cv2 * requests)) / seconds)
         return best

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -127,7 +128,10 @@ def main() -> None:
     parser.add_argument("--ticks", type=int, default=TICKS)
     arguments = parser.parse_args()
     measure(2, arguments.predictor, 60)  # imports and first calls are no part of a tick or of a pool
-    results = {str(pools): measure(pools, arguments.predictor, arguments.ticks) for pools in (1, 10, 100)}
+    results: dict[str, dict[str, float]] = {}
+    for pools in (1, 10, 100):
+        results[str(pools)] = measure(pools, arguments.predictor, arguments.ticks)
+        print(f"{pools} pools: {json.dumps(results[str(pools)])}", file=sys.stderr, flush=True)
     print(json.dumps(results, indent=2))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps({"predictor": arguments.predictor, "pools": results}, indent=2) + "\n")

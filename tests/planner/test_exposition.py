@@ -17,7 +17,7 @@ from pool_planner.metrics.serve import MetricsServer
 from pool_planner.metrics.source import source_of
 from pool_planner.setup import PlannerSetup, SetupError
 from pool_planner.warmup import TraceError, load_warmup, warmup_of
-from tests.planner.story import Story, config, pool
+from tests.planner.story import Story, config, pool, worker
 
 
 def samples(text: str) -> dict[str, float]:
@@ -49,6 +49,20 @@ def test_a_proposal_and_a_hold_are_shown_and_the_unknown_is_absent() -> None:
     assert held["global_planner_pool_verdict_outcome[pool=prefill,role=prefill,verdict=hold]"] == 1.0
     assert "global_planner_pool_wanted[pool=prefill,role=prefill]" not in held
     assert held["global_planner_pool_observation_age_s[pool=prefill,role=prefill]"] == story.tick_s
+
+
+def test_what_the_regression_found_is_shown() -> None:
+    story = Story(have=1, enable_load_scaling=True, load_adjustment_interval=10)
+    for step in range(8):
+        load = 500.0 * step
+        busy = worker("w", active_prefill_tokens=load, last_isl_tokens=1000.0, last_ttft_ms=1000.0 + load)
+        story.step(1.0, workers=(busy,))
+    assert story.report is not None
+    shown = samples(render(story.setup, story.state, [story.report], now=story.now))
+    labels = "[pool=prefill,role=prefill]"
+    assert shown["global_planner_pool_regression_slope_ttft" + labels] == pytest.approx(1.0)
+    assert shown["global_planner_pool_regression_limit_ttft" + labels] == pytest.approx(3000.0)
+    assert "global_planner_pool_regression_limit_itl" + labels not in shown
 
 
 async def test_it_is_served_on_the_configured_port() -> None:

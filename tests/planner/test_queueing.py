@@ -304,3 +304,6 @@ def test_arrivals_tell_poisson_from_bursts_and_see_a_surge() -> None:
     assert calm.at_least_rps() < 10.0
     assert calm.after(10.0, 300.0).at_least_rps() > 20.0
     assert calm.gap().at_least_rps() == 0.0
+    falling = calm.after(10.0, 10.0)
+    assert falling.at_least_rps() > 5.0, "of the last minute"
+    assert falling.at_least_rps(10.0) < 1.0, "of the last ten seconds"

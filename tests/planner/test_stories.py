@@ -164,6 +164,17 @@ def test_a_surge_inside_a_forecast_interval_is_not_waited_out() -> None:
     assert "arrive already" in story.reasons
 
 
+def test_what_no_longer_arrives_does_not_arrive_already() -> None:
+    """An interval of three minutes at a sixth of the load: what came before it is the forecast's to judge."""
+    story = Story(have=1, throughput_adjustment_interval=180, extensions={"remember_starts": 0.0})
+    story.run(1800, 6.0)
+    before = story.wanted
+    story.step(1.0)
+    assert "arrive already" not in story.reasons
+    story.step(1.0)
+    assert story.wanted < 0.5 * before
+
+
 def test_partial_front_door_may_raise_but_not_lower() -> None:
     story = Story(have=1)
     story.run(300, 3.0)
