@@ -7,8 +7,9 @@ nothing about its pool: it becomes a `Hold` that tells why, so that the pool kee
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import pairwise
 
 from global_planner.types import PoolSpec
@@ -41,9 +42,8 @@ def flaw(report: Report, pool: str) -> str | None:
     """What makes a report unbelievable, or None."""
     if report.pool != pool:
         return f"it is about pool {report.pool!r}"
-    odd = _non_finite(report, "")
-    if odd is not None:
-        return odd
+    if not _finite(report):
+        return _non_finite(report, "")
     if isinstance(report, Hold):
         return None
     return _odd_proposal(report)
@@ -71,6 +71,28 @@ def _odd_proposal(report: Proposal) -> str | None:
     if report.curve is not None and report.curve.capacity_rps is not None and min(report.curve.capacity_rps, default=0.0) < 0:
         return "curve.capacity_rps is negative"
     return None
+
+
+@functools.cache
+def _fields(kind: Hashable) -> tuple[str, ...]:
+    return (
+        tuple(item.name for item in dataclasses.fields(kind))
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        else ()
+    )
+
+
+def _finite(value: object) -> bool:
+    """Whether every number in it is finite: asked of every report in every round, so without making the paths to them."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if value is None or isinstance(value, str | int):
+        return True
+    if isinstance(value, tuple | list):
+        return all(map(_finite, value))
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    return all(_finite(getattr(value, name)) for name in _fields(type(value)))
 
 
 def _non_finite(value: object, path: str) -> str | None:
