@@ -29,6 +29,7 @@ from global_planner.scale_requests import Ask, ScaleRefused, answer, as_report, 
 from global_planner.types import PoolSpec, Round
 from pool_planner import wire
 from pool_planner.connectors.global_planner import MSGPACK
+from pool_planner.http_server import listen
 from pool_planner.metrics.text import CONTENT_TYPE
 from pool_planner.types import Grant, GrantBatch, ReportBatch
 
@@ -93,15 +94,7 @@ class ApiServer:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._health)
         app.router.add_get("/readyz", self._ready)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, self._config.host, self._config.port, reuse_port=True).start()
-        except OSError:
-            await runner.cleanup()
-            raise
-        self._runner = runner
-        self.port = int(runner.addresses[0][1])
+        self._runner, self.port = await listen(app, self._config.host, self._config.port, reuse_port=True)
 
     async def stop(self) -> None:
         if self._runner is not None:

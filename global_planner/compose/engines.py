@@ -6,11 +6,11 @@ its runtime.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Literal
 
 from pool_planner.config import Backend
+from pool_planner.dynamo_workers import NIXL, worker_arguments, worker_command
 from pool_planner.types import Role
 
 Front = Literal["router", "global-router"]
@@ -40,7 +40,7 @@ class NoEngine(ValueError):
 def engine_command(front: Front, backend: Backend, role: Role, model: str, gpus: int) -> Command:
     """(command, args) of one replica. Raises NoEngine."""
     if front == "global-router":
-        return _dynamo(backend, role, model, gpus)
+        return worker_command(backend), worker_arguments(backend, role, model, gpus)
     if backend == "mocker":
         raise NoEngine("backend mocker: Dynamo's mock engines are not HTTP servers; use --front global-router, or backend vllm")
     return _plain(backend, role, model, gpus)
@@ -53,18 +53,5 @@ def _plain(backend: Backend, role: Role, model: str, gpus: int) -> Command:
         return ("python3", "-m", "sglang.launch_server"), ("--model-path", model, "--tp", str(gpus), *address, *parted)
     if backend == "trtllm":
         return ("trtllm-serve",), (model, "--tp_size", str(gpus), *address)
-    transfer = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
-    split = () if role == "agg" else ("--kv-transfer-config", json.dumps(transfer))
+    split = () if role == "agg" else ("--kv-transfer-config", NIXL)
     return ("vllm", "serve"), (model, "--tensor-parallel-size", str(gpus), *address, *split)
-
-
-def _dynamo(backend: Backend, role: Role, model: str, gpus: int) -> Command:
-    module = f"dynamo.{backend}"
-    split = () if role == "agg" else ("--disaggregation-mode", role)
-    if backend == "vllm":
-        prefill = ("--is-prefill-worker",) if role == "prefill" else ()
-        return ("python3", "-m", module), ("--model", model, "--tensor-parallel-size", str(gpus), *prefill)
-    if backend == "mocker":
-        return ("python3", "-m", module), ("--model-path", model, "--model-name", model, *split)
-    size = ("--tp", str(gpus)) if backend == "sglang" else ("--tensor-parallel-size", str(gpus))
-    return ("python3", "-m", module), ("--model-path", model, *size, *split)

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from aiohttp import web
 
 from pool_planner.connectors.virtual_book import DECISION_TIMEOUT_S, Book, Superseded, complete, decide, grants, told
+from pool_planner.http_server import listen
 from pool_planner.types import Grant, PlannerStatus, Proposal, Report
 
 MAX_BODY_BYTES = 64 * 1024
@@ -62,15 +63,7 @@ class VirtualConnector:
         app.router.add_post("/v1/decisions/{id}/complete", self._complete)
         app.router.add_put("/v1/replicas", self._replicas)
         app.router.add_get("/v1/state", self._state)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, self._host, self._port).start()
-        except OSError:
-            await runner.cleanup()
-            raise
-        self._runner = runner
-        self._port = int(runner.addresses[0][1])
+        self._runner, self._port = await listen(app, self._host, self._port)
 
     # ---- Connector -----------------------------------------------------------------------------------------------
 

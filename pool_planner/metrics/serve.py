@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from pool_planner.http_server import listen
 from pool_planner.metrics.text import CONTENT_TYPE
 
 
@@ -30,15 +31,7 @@ class MetricsServer:
         app = web.Application()
         app.router.add_get("/metrics", self._answer)
         app.router.add_get("/healthz", self._health)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, self._host, self._port).start()
-        except OSError:
-            await runner.cleanup()
-            raise
-        self._runner = runner
-        self._port = int(runner.addresses[0][1])
+        self._runner, self._port = await listen(app, self._host, self._port)
 
     async def stop(self) -> None:
         if self._runner is not None:

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from pool_planner.config import COMPONENTS
+from pool_planner.config import COMPONENTS, Backend
+from pool_planner.dynamo_workers import worker_arguments, worker_command
 from pool_planner.profiler.rapid import Profiled
 from pool_planner.profiler.request import ProfileRequest
+from pool_planner.types import Role
 
 CONFIG_PATH = "/etc/planner/config"
 PROFILE_PATH = "/etc/planner/profile"
@@ -85,7 +87,7 @@ def _deployment(
         },
         "Planner": _planner(planner_image, maps),
     }
-    roles = ("agg",) if request.planner.mode == "agg" else request.phases
+    roles: tuple[Role, ...] = ("agg",) if request.planner.mode == "agg" else tuple(request.phases)  # type: ignore[arg-type]
     for role in roles:
         gpus = _gpus(request, profiled, role)
         services[COMPONENTS[runs][role]] = _worker(request, backend, role, gpus, maps)  # type: ignore[index]
@@ -127,14 +129,15 @@ def _planner(image: str, maps: Sequence[str]) -> Object:
     }
 
 
-def _worker(request: ProfileRequest, backend: str, role: str, gpus: int, maps: Sequence[str]) -> Object:
+def _worker(request: ProfileRequest, backend: str, role: Role, gpus: int, maps: Sequence[str]) -> Object:
+    runs: Backend = "mocker" if request.mocker else backend  # type: ignore[assignment]
     worker: Object = {"componentType": "worker", "replicas": max(1, request.planner.min_endpoint)}
     if role != "agg":
         worker["subComponentType"] = role
     container: Object = {
         "image": request.image,
-        "command": ["python3", "-m", "dynamo.mocker" if request.mocker else f"dynamo.{backend}"],
-        "args": _mocker_arguments(request, role) if request.mocker else _arguments(request, backend, role, gpus),
+        "command": list(worker_command(runs)),
+        "args": list(worker_arguments(runs, role, request.model, gpus, profile_path=PROFILE_PATH if len(maps) > 1 else None)),
     }
     pod: Object = {"mainContainer": container}
     if request.mocker:
@@ -145,22 +148,3 @@ def _worker(request: ProfileRequest, backend: str, role: str, gpus: int, maps: S
         worker["resources"] = {"limits": {"gpu": str(gpus)}}
     worker["extraPodSpec"] = pod
     return worker
-
-
-def _arguments(request: ProfileRequest, backend: str, role: str, gpus: int) -> list[str]:
-    if backend == "vllm":
-        arguments = ["--model", request.model, "--tensor-parallel-size", str(gpus)]
-        return [*arguments, "--is-prefill-worker"] if role == "prefill" else arguments
-    if backend == "sglang":
-        arguments = ["--model-path", request.model, "--served-model-name", request.model, "--tp", str(gpus)]
-        if role == "agg":
-            return arguments
-        return [*arguments, "--disaggregation-mode", role, "--disaggregation-transfer-backend", "nixl"]
-    overrides = json.dumps({"tensor_parallel_size": gpus})
-    arguments = ["--model-path", request.model, "--served-model-name", request.model, "--override-engine-args", overrides]
-    return arguments if role == "agg" else [*arguments, "--disaggregation-mode", role]
-
-
-def _mocker_arguments(request: ProfileRequest, role: str) -> list[str]:
-    arguments = ["--model-path", request.model, "--planner-profile-data", PROFILE_PATH]
-    return [*arguments, "--is-prefill-worker"] if role == "prefill" else arguments
