@@ -17,6 +17,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from global_planner import types as _types
 from global_planner.api import ApiServer
 from global_planner.build import build
 from global_planner.compile import planner_setups_of
+from global_planner.condition_log import ConditionLog
 from global_planner.config import Topology
-from global_planner.inbox import Inbox
+from global_planner.inbox import Inbox, on_our_clock
 from global_planner.journal import Journal
 from global_planner.live import LOOK_WALL_S, ArbiterLoop
 from global_planner.round import Ports, RoundConfig
@@ -35,7 +37,7 @@ from global_planner.surroundings import surroundings
 from global_planner.system_clock import SystemClock
 from global_planner.topology_file import load_profiles
 from global_planner.turns import turn
-from global_planner.types import ArbiterSnapshot
+from global_planner.types import ArbiterSnapshot, Round
 from pool_planner import wire
 from pool_planner.actor import NAMESPACE, PlannerActorSpec, PoolPlannerActor, arbiter_name
 from pool_planner.clock import SpeedClock
@@ -83,6 +85,8 @@ class GlobalPlannerActor:
         self._loop = ArbiterLoop(Inbox(), spec.clock, interval_s=spec.topology.arbiter.round_interval_s)
         self._standing: Callable[[], str] = lambda: "it is not this arbiter's turn"
         self._pools_of = {planner.dgd: frozenset(planner.pools) for planner in spec.planners}
+        self._conditions = ConditionLog()
+        self._outside = _planned_outside(spec.topology)
         self._thread = threading.Thread(target=self._live, name="rounds", daemon=True)
         self._thread.start()
 
@@ -90,9 +94,16 @@ class GlobalPlannerActor:
 
     def report(self, message: bytes) -> bytes:
         """A planner's reports in, the grants of its pools out (none while it is not this arbiter's turn). Raises WireError on a
-        malformed message."""
+        malformed message, and ValueError when a planner that was not started here reports for pools that are not its own."""
         batch: ReportBatch = wire.decode(message, expect=ReportBatch)
-        allowed = self._pools_of.get(batch.dgd, frozenset())
+        allowed = self._pools_of.get(batch.dgd)
+        if allowed is None:
+            allowed = self._outside.get(batch.dgd, frozenset())
+            strangers = sorted({report.pool for report in batch.reports} - allowed)
+            if strangers:
+                has = ", ".join(sorted(allowed)) or "none"
+                raise ValueError(f"{strangers[0]!r} is no pool of DGD {batch.dgd} that is planned outside (has: {has})")
+            batch = on_our_clock(batch, self._clock.now())
         self._loop.inbox.put(batch, allowed)
         return wire.encode(GrantBatch(grants=self._loop.grants(sorted(allowed))))
 
@@ -167,6 +178,7 @@ class GlobalPlannerActor:
             cluster_url=spec.cluster_url,
             router_urls=spec.router_urls,
             router_token=spec.router_token,
+            log=_log,
         ) as around:
             self._standing = around.standing
             ports = Ports(
@@ -185,12 +197,19 @@ class GlobalPlannerActor:
                 config,
                 lambda: turn(Path(spec.folder)) == spec.generation,
                 may_decide=around.may_decide,
-                tell=around.tell,
+                tell=lambda done: self._tell(done, around.tell),
             )
         await api.stop()
         journal.close()
         if planners.done() and planners.exception() is not None:
             self._note(f"not all planners could be started: {planners.exception()}")
+
+    def _tell(self, done: Round, further: Callable[[Round], None] | None) -> None:
+        """What has begun or ended to be worth knowing goes to the log; what was done goes to whoever else is told."""
+        for line in self._conditions.lines(done.conditions, done.inputs.at_s):
+            _log(f"round {done.inputs.round_no}: {line}")
+        if further is not None:
+            further(done)
 
     async def _journal(self, config: RoundConfig) -> Journal:
         """The journal, once whoever decided before has closed it. Raises ClusterUnavailable when that takes too long."""
@@ -261,6 +280,20 @@ def arbiter_spec(
             for dgd, setup in planner_setups_of(topology, load_profiles(topology)).items()
         ),
     )
+
+
+def _log(text: str) -> None:
+    """A line of `arbiter.log`, which is this process's standard error."""
+    sys.stderr.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}\n")
+
+
+def _planned_outside(topology: Topology) -> dict[str, frozenset[str]]:
+    """By DGD: the pools whose planner is a process of its own, which may report through Ray all the same."""
+    found: dict[str, set[str]] = {}
+    for _, pool in topology.placed_pools():
+        if pool.planned == "outside":
+            found.setdefault(pool.dgd_name, set()).add(pool.name)
+    return {dgd: frozenset(pools) for dgd, pools in found.items()}
 
 
 # ---- starting things in Ray ---------------------------------------------------------------------------------------

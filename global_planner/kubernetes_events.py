@@ -1,13 +1,14 @@
 """[I/O] What was done to a DGD, as Kubernetes Events on it, so that `kubectl describe` tells what the planner did and why.
 
 A few at once for each DGD and then one every half minute: whoever wants everything reads the journal. Events are sent beside
-the rounds, which never wait for them; one that cannot be sent is counted and not tried again.
+the rounds, which never wait for them; one that cannot be sent is counted and not tried again, and why is told now and then.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ from pool_planner.types import WorldError
 BURST = 6.0
 PER_S = 1.0 / 30.0
 QUEUE = 500
+TELL_AGAIN_S = 300.0
+"""So long nothing more is said of Events that could not be sent."""
 DEADLINE_S = 5.0
 COMPONENT = "global-planner"
 
@@ -79,7 +82,8 @@ def event_body(found: DgdObject, reason: str, message: str, *, number: int, at_u
 
 
 class EventTeller:
-    """Sends the Events of rounds from a thread of its own. `unix_now` gives the wall clock. `failed`: the last failure."""
+    """Sends the Events of rounds from a thread of its own. `unix_now` gives the wall clock. `log` is told of failures, once
+    every five minutes. `failed`: the last failure."""
 
     def __init__(
         self,
@@ -88,12 +92,15 @@ class EventTeller:
         pools: tuple[PoolSpec, ...],
         *,
         unix_now: Callable[[], float],
+        log: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._api, self._find, self._unix_now = api, find, unix_now
+        self._api, self._find, self._unix_now, self._log = api, find, unix_now, log
         self._places = {pool.name: (pool.namespace, pool.dgd) for pool in pools}
         self._buckets: dict[tuple[str, str], Bucket] = {}
         self._waiting: queue.Queue[tuple[str, Mapping[str, Any]] | None] = queue.Queue(QUEUE)
         self._number = 0
+        self._told_at = -TELL_AGAIN_S
+        self._untold = 0
         self.left_out = 0
         self.sent = 0
         self.failed: str | None = None
@@ -143,7 +150,11 @@ class EventTeller:
                 self.sent += 1
             except WorldError as error:
                 self.left_out += 1
+                self._untold += 1
                 self.failed = str(error)
+                if time.monotonic() - self._told_at >= TELL_AGAIN_S:
+                    self._log(f"{self._untold} Kubernetes Events could not be sent, the last one: {error}")
+                    self._told_at, self._untold = time.monotonic(), 0
 
 
 def _again(step: Step) -> bool:

@@ -14,7 +14,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from global_planner.config import Topology
@@ -96,9 +96,11 @@ def orders_of(topology: Topology, api: KubernetesApi) -> KubernetesOrders:
 
 
 @contextlib.asynccontextmanager
-async def open_world(topology: Topology, pools: Sequence[PoolSpec], clock: SpeedClock) -> AsyncIterator[KubernetesWorld]:
-    """Raises ClusterUnavailable when the cluster cannot be reached or read. The clock must run at speed 1: a real cluster knows
-    no other."""
+async def open_world(
+    topology: Topology, pools: Sequence[PoolSpec], clock: SpeedClock, *, log: Callable[[str], None] = lambda text: None
+) -> AsyncIterator[KubernetesWorld]:
+    """`log` is told what belongs to no round. Raises ClusterUnavailable when the cluster cannot be reached or read. The clock
+    must run at speed 1: a real cluster knows no other."""
     if clock.speed != 1.0:
         raise ClusterUnavailable(f"a Kubernetes cluster runs in real time, not at speed {clock.speed:g}")
     config = topology.cluster.kubernetes
@@ -130,7 +132,7 @@ async def open_world(topology: Topology, pools: Sequence[PoolSpec], clock: Speed
             nodes = KubernetesNodes(api, {pool.gpu_type for pool in pools}, label=config.gpu_label)
             undo.callback(nodes.close)
             nodes.start()
-        events = EventTeller(api, deployments.dgd, tuple(pools), unix_now=time.time)
+        events = EventTeller(api, deployments.dgd, tuple(pools), unix_now=time.time, log=log)
         undo.callback(events.close)
         routed = config.drained_by == "router"
         yield KubernetesWorld(

@@ -11,6 +11,8 @@ from pool_planner.metrics.text import MetricsText
 from pool_planner.types import PlannerStatus
 
 _OWN = "global_planner_"
+REASON_CHARACTERS = 200
+"""Of a reason in a label."""
 STATES = ("starting", "ready", "draining", "terminating")
 
 
@@ -61,6 +63,9 @@ def _pools(text: MetricsText, done: Round) -> None:
         holding, grant = holdings.get(spec.name), grants.get(spec.name)
         known = holding is not None and holding.spec is not None and holding.unknown is None
         text.gauge(_OWN + "pool_known", "0 while what the pool has cannot be read: it is held.", labels, float(known))
+        if holding is not None and holding.unknown is not None:
+            why = {**labels, "reason": holding.unknown[:REASON_CHARACTERS]}
+            text.gauge(_OWN + "pool_unknown_info", "What of a pool was not understood.", why, 1.0)
         if holding is not None and known:
             for state in STATES:
                 count = sum(1 for replica in holding.replicas if replica.state == state)

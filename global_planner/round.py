@@ -60,6 +60,11 @@ from global_planner.types import (
 )
 from pool_planner.types import Conflict, WorldError
 
+UNSEEN = (
+    "no router of ours is in front, so nobody sees requests in flight: a replica that is released finishes what it serves "
+    "within its own termination grace period, or does not"
+)
+
 __all__ = ["PlannerMemory", "Ports", "RoundConfig", "admission", "run_round"]
 
 
@@ -189,7 +194,10 @@ async def _nodes(nodes: Nodes | None, troubles: list[str]) -> tuple[NodeRoom, ..
 
 async def _router_state(router: Router, troubles: list[str]) -> RouterState | None:
     try:
-        return await router.state()
+        state = await router.state()
+        if state.processes == 0:
+            troubles.append(UNSEEN)
+        return state
     except WorldError as error:
         troubles.append(f"the router does not answer, so no replica that serves can be released: {error}")
         return None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from global_planner.condition_log import ConditionLog
 from global_planner.config import Topology
 from global_planner.dry_run import describe
 from global_planner.processes import ProcessFailed
@@ -55,7 +56,7 @@ def _ready(system: System, speed: float) -> str:
 
 def _tell(system: System) -> None:
     """Print notes and steps as they come, until a signal or a failure of the world that nobody repairs."""
-    watch, told, round_no = Watch(), 0, 0
+    watch, conditions, told, round_no = Watch(), ConditionLog(), 0, 0
     while True:
         go_on()
         wrong = system.failed()
@@ -71,4 +72,6 @@ def _tell(system: System) -> None:
             for outcome in done.outcomes:
                 failed = "" if outcome.applied else f" (not applied: {outcome.error})"
                 click.echo(f"[{done.inputs.at_s:9.1f} s] round {round_no}: {describe(outcome.step)}{failed}")
+            for line in conditions.lines(done.conditions, done.inputs.at_s):
+                click.echo(f"[{done.inputs.at_s:9.1f} s] round {round_no}: {line}")
         time.sleep(POLL_WALL_S)

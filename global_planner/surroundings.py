@@ -42,8 +42,10 @@ async def surroundings(
     cluster_url: str,
     router_urls: tuple[str, ...],
     router_token: str | None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> AsyncIterator[Surroundings]:
-    """Open while the block runs. Raises ClusterUnavailable when a Kubernetes cluster cannot be reached or read."""
+    """Open while the block runs; `log` is told what belongs to no round. Raises ClusterUnavailable when a Kubernetes cluster
+    cannot be reached or read."""
     pools = pool_specs(topology)
     valid_s = PLAN_VALID_ROUNDS * topology.arbiter.round_interval_s
     async with RouterClient(router_urls, admission_valid_s=valid_s, token=router_token) as routers:
@@ -51,7 +53,7 @@ async def surroundings(
             async with VirtualCluster(cluster_url, pools, clock) as cluster:
                 yield Surroundings(cluster=cluster, router=routers, operators=ControlFolder(folder / "control"), nodes=cluster)
             return
-        async with open_world(topology, pools, clock) as world:
+        async with open_world(topology, pools, clock, log=log) as world:
             yield Surroundings(
                 cluster=world.cluster,
                 router=routers if world.router is None else world.router,

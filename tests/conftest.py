@@ -5,11 +5,15 @@ clock would measure its neighbours if it ran beside them."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:  # most tests need no Kubernetes client
+    from tests.kube.server import ApiServer
 
 HERE = Path(__file__).parent
 ALONE = (
@@ -46,3 +50,18 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
         place = item.path.relative_to(HERE).as_posix()
         if any(place == one or place.startswith(one + "/") for one in ALONE):
             item.add_marker(pytest.mark.alone)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """One API server for all tests that need a real one; each takes a namespace of its own."""
+    from tests.kube.server import ApiServer, binaries
+
+    apiserver, etcd = binaries()
+    running = ApiServer(folder=tmp_path_factory.mktemp("kube"), apiserver=apiserver, etcd=etcd)
+    try:
+        running.start()
+        running.see_nodes("seer")
+        yield running
+    finally:
+        running.stop()

@@ -54,6 +54,7 @@ class Watched(Generic[_Item]):
         self._version = ""
         self._connected = False
         self._lost_at: float | None = None
+        self._watched_at: float | None = None
         self._problem = "not listed yet"
         self._lists_done = 0
         self._lists_wanted = 1
@@ -136,9 +137,15 @@ class Watched(Generic[_Item]):
             except Gone as error:
                 self._lost(str(error), list_again=True)
             except Forbidden as error:
-                self.forbidden = str(error)
-                self._lost(str(error), list_again=True)
-                wait_s = self._again_s
+                if self._was_seen():
+                    # What was allowed a moment ago: an API server that has just started says no until it has read its roles.
+                    failures += 1
+                    self._lost(str(error), list_again=True)
+                    wait_s = _back_off_s(failures)
+                else:
+                    self.forbidden = str(error)
+                    self._lost(str(error), list_again=True)
+                    wait_s = self._again_s
             except NotFound as error:
                 if self._optional:
                     self._replace([], "")
@@ -147,8 +154,13 @@ class Watched(Generic[_Item]):
             except WorldError as error:
                 failures += 1
                 self._lost(str(error))
-                wait_s = random.uniform(0.5, 1.0) * min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(failures - 1, 10))
+                wait_s = _back_off_s(failures)
             self._pause(wait_s)
+
+    def _was_seen(self) -> bool:
+        """Whether we were let watch it until just now."""
+        with self._changed:
+            return self._watched_at is not None and time.monotonic() - self._watched_at < STALE_S
 
     def _pause(self, wait_s: float) -> None:
         with self._changed:
@@ -192,12 +204,14 @@ class Watched(Generic[_Item]):
                 break
         with self._changed:
             self._connected, self._response = False, None
-            self._lost_at = time.monotonic()
+            self._lost_at = self._watched_at = time.monotonic()
 
     def _opened(self, response: Any) -> None:
         with self._changed:
             self._response = response
             self._connected = response.status == 200
+            if self._connected:
+                self._watched_at = time.monotonic()
             self._changed.notify_all()
             superseded = self._stopping or self._lists_done < self._lists_wanted
         if superseded:
@@ -239,6 +253,8 @@ class Watched(Generic[_Item]):
     def _lost(self, why: str, *, list_again: bool = False, known_empty: bool = False) -> None:
         with self._changed:
             self._problem = why
+            if self._connected:
+                self._watched_at = time.monotonic()
             if self._connected or self._lost_at is None:
                 self._lost_at = time.monotonic()
             self._connected, self._response = known_empty, None
@@ -254,6 +270,10 @@ class Watched(Generic[_Item]):
             return
         with contextlib.suppress(OSError, AttributeError):
             response.connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _back_off_s(failures: int) -> float:
+    return random.uniform(0.5, 1.0) * float(min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(failures - 1, 10)))
 
 
 def _key(raw: Mapping[str, Any]) -> tuple[str, str]:

@@ -76,12 +76,21 @@ class RayHead:
         log = (self.folder / "head.log").open("ab")
         self._process = subprocess.Popen(
             [
-                *(str(RAY), "start", "--head", "--disable-usage-stats", f"--temp-dir={self.folder / 'ray'}"),
+                *(
+                    sys.executable,
+                    "-m",
+                    "tests.jobs.lean_ray",
+                    "start",
+                    "--head",
+                    "--disable-usage-stats",
+                    f"--temp-dir={self.folder / 'ray'}",
+                ),
                 *("--node-ip-address=127.0.0.1", f"--port={self.port}", "--num-cpus=2", "--object-store-memory=80000000"),
                 *("--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"),
                 # What nobody here uses costs processor time at the start: the autoscaler, and logs sent to drivers.
                 *("--no-monitor", "--include-log-monitor=false", f"--ray-client-server-port={free_port()}"),
             ],
+            cwd=ROOT,
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=log,

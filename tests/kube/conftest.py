@@ -1,4 +1,4 @@
-"""One API server for all tests of this folder."""
+"""Namespaces and plays on the API server of the session (`tests/conftest.py`)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.kube.play import Play
-from tests.kube.server import ApiServer, binaries
+from tests.kube.server import ApiServer
 
 Start = Callable[..., Play]
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    apiserver, etcd = binaries()
-    running = ApiServer(folder=tmp_path_factory.mktemp("kube"), apiserver=apiserver, etcd=etcd)
-    try:
-        running.start()
-        running.see_nodes("seer")
-        yield running
-    finally:
-        running.stop()
 
 
 _numbers = itertools.count(1)

@@ -17,6 +17,7 @@ from global_planner.ports import EndpointLoad, GroupAdmission, Journal, PoolEndp
 from global_planner.rollout_state import RolloutPolicy
 from global_planner.round import Ports, RoundConfig, run_round
 from global_planner.types import Budget, GroupSpec, PoolSpec, Round
+from global_planner.unrouted import Unrouted
 from pool_planner import wire
 from pool_planner.connectors.kubernetes import Deployments
 from pool_planner.connectors.kubernetes_api import KubernetesApi
@@ -176,7 +177,7 @@ class Leader:
         if self.nodes is not None:
             self.nodes.start()
             assert self.nodes.wait_until_seen(10.0)
-        self.router = router or IdleRouter()
+        self.router: IdleRouter | Unrouted = router or IdleRouter()
         self.wants = Wants(clock)
         self.memory = PlannerMemory()
         self.journal: Journal = Records()

@@ -46,8 +46,9 @@ class Operator:
     _changed_at: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
     _made: int = 0
 
-    def reconcile(self) -> None:
-        """One look at everything, and what is due now."""
+    def reconcile(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]] | None:
+        """One look at everything, and what is due now. What there is: DGDs, adapters, pods; None: it has written since."""
+        written = self._writes()
         adapters = self._list("/apis/nvidia.com/v1beta1/namespaces/{}/dynamographdeploymentscalingadapters")
         pods = self._list("/api/v1/namespaces/{}/pods")
         self._taken = {
@@ -55,10 +56,15 @@ class Operator:
             for pod in (self.api.get("/api/v1/pods")["items"] if self.nodes else ())
             if pod["spec"].get("nodeName") in self.nodes
         }
-        for dgd in self._list("/apis/nvidia.com/v1beta1/namespaces/{}/dynamographdeployments"):
+        dgds = self._list("/apis/nvidia.com/v1beta1/namespaces/{}/dynamographdeployments")
+        for dgd in dgds:
             self._copy_adapters(dgd, [item for item in adapters if item["spec"]["dgdRef"]["name"] == dgd["metadata"]["name"]])
             mine = [pod for pod in pods if pod["metadata"]["labels"].get(DGD_LABEL) == dgd["metadata"]["name"]]
             self._reconcile_dgd(dgd, mine)
+        return (dgds, adapters, pods) if self._writes() == written else None
+
+    def _writes(self) -> int:
+        return sum(number for verb, number in self.api.calls.items() if verb != "get")
 
     def roll(self, dgd: str, component: str, generation: str) -> None:
         """Begin a rolling update to a new generation of workers, one extra pod at a time."""

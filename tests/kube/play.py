@@ -19,6 +19,9 @@ from tests.kube.manifests import Shape, component_name, create
 from tests.kube.operator import Operator
 from tests.kube.server import ApiServer
 
+View = tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]
+"""DGDs, adapters and pods as the API server has them."""
+
 
 class Play:
     """A fleet in a namespace, its operator, and the planner."""
@@ -64,6 +67,7 @@ class Play:
             see_nodes=nodes is not None,
         )
         self.orders = KubernetesOrders(server.api(), namespace=namespace, name="planner-orders")
+        self._view: View | None = None
         self.violations: list[str] = []
         self.over_by_people = 0
         self.settle()
@@ -75,7 +79,7 @@ class Play:
         """One round, and the ten seconds until the next."""
         done = self.try_round()
         assert done is not None, self.leader.standings[-1]
-        self.settle()
+        self.settle(view=self._view)
         return done
 
     def try_round(self) -> Round | None:
@@ -86,13 +90,13 @@ class Play:
 
     def pass_time(self, duration_s: float = ROUND_S) -> None:
         self._pass(duration_s)
-        self.settle()
+        self.settle(view=self._view)
 
     def _pass(self, duration_s: float) -> None:
         for _ in range(int(duration_s // 5)):
             self.clock.now_s += 5.0
-            self.operator.reconcile()
-            self.watch()
+            self._view = self.operator.reconcile() or self._look()
+            self.watch(self._view)
 
     def rounds(self, number: int) -> list[Round]:
         return [self.round() for _ in range(number)]
@@ -108,11 +112,11 @@ class Play:
                 return number
         raise AssertionError(f"not quiet after {most} rounds: {self.leader.rounds[-1].steps} {done.conditions}")
 
-    def settle(self, timeout_s: float = 10.0) -> None:
-        """Wait until the planner's caches have seen what is in the API server now."""
+    def settle(self, timeout_s: float = 10.0, *, view: View | None = None) -> None:
+        """Wait until the planner's caches have seen what is in the API server now (`view`: what that is, if it is known)."""
         ends = time.monotonic() + timeout_s
         while True:
-            behind = self._behind()
+            behind = self._behind(view or self._look())
             if not behind:
                 return
             if time.monotonic() > ends:
@@ -128,16 +132,16 @@ class Play:
         per_replica = {f"{group}-{role}": gpus for group, roles in self.fleet.items() for role, (_, gpus) in roles.items()}
         return sum(len(holding.replicas) * per_replica[holding.pool] for holding in done.inputs.holdings)
 
-    def _behind(self) -> list[str]:
+    def _behind(self, view: View) -> list[str]:
         now = {
             (kind, item["metadata"]["name"]): item["metadata"]["resourceVersion"]
-            for kind, items in (("dgd", self._dgds()), ("adapter", self._adapters()))
+            for kind, items in (("dgd", view[0]), ("adapter", view[1]))
             for item in items
         }
         seen = self.leader.deployments.versions(self.namespace)
         if self.without == "pods":
             return [str(item) for item in now.items() ^ seen.items()]
-        pods = {(pod["metadata"]["name"], _phase(pod)) for pod in self._pods()}
+        pods = {(pod["metadata"]["name"], _phase(pod)) for pod in view[2]}
         seen_pods = {(name, _phase(raw)) for name, raw in self.leader.deployments.pods(self.namespace).items()}
         return [str(item) for item in now.items() ^ seen.items()] + [str(item) for item in pods ^ seen_pods]
 
@@ -155,14 +159,18 @@ class Play:
     def _pods(self) -> list[dict[str, Any]]:
         return list(self.server.admin.get(f"/api/v1/namespaces/{self.namespace}/pods")["items"])
 
+    def _look(self) -> View:
+        return self._dgds(), self._adapters(), self._pods()
+
     def generation(self, dgd: str) -> int:
         return int(next(item for item in self._dgds() if item["metadata"]["name"] == dgd)["metadata"]["generation"])
 
-    def ordered(self) -> dict[str, int]:
+    def ordered(self, view: View | None = None) -> dict[str, int]:
         """Replicas in force by pool: the adapter's, else the DGD's."""
         found = {}
-        adapters = {item["metadata"]["name"]: item["spec"]["replicas"] for item in self._adapters()}
-        for item in self._dgds():
+        dgds, scaling, _ = view or self._look()
+        adapters = {item["metadata"]["name"]: item["spec"]["replicas"] for item in scaling}
+        for item in dgds:
             group = item["metadata"]["name"].removesuffix("-main")
             spec = item["spec"]
             parts = spec.get("services") or {part["name"]: part for part in spec["components"]}
@@ -172,11 +180,11 @@ class Play:
                 found[f"{group}-{role}"] = adapters.get(f"{group}-main-{name.lower()}", own)
         return found
 
-    def alive(self) -> dict[str, int]:
+    def alive(self, view: View | None = None) -> dict[str, int]:
         """Pods by pool, ending ones included."""
         found = dict.fromkeys((f"{group}-{role}" for group, roles in self.fleet.items() for role in roles), 0)
         roles = {component_name(role, self.shape): role for roles in self.fleet.values() for role in roles}
-        for pod in self._pods():
+        for pod in view[2] if view is not None else self._pods():
             labels = pod["metadata"]["labels"]
             if labels[COMPONENT_LABEL] in roles:
                 found[f"{labels[DGD_LABEL].removesuffix('-main')}-{roles[labels[COMPONENT_LABEL]]}"] += 1
@@ -193,9 +201,9 @@ class Play:
             for role, (_, gpus) in roles.items()
         )
 
-    def watch(self) -> None:
-        ordered = self.ordered()
-        used = self._gpus(ordered, self.alive())
+    def watch(self, view: View) -> None:
+        ordered = self.ordered(view)
+        used = self._gpus(ordered, self.alive(view))
         if used > self.budget + self.over_by_people:
             self.violations.append(f"t={self.clock.now_s:.0f}: {used} GPUs of {self.budget} (+{self.over_by_people} by people)")
         for name, number in ordered.items():

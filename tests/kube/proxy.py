@@ -65,7 +65,8 @@ class Proxy:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> None:
-        proxy = self
+        """Again after `stop`: at the same address."""
+        proxy, port = self, 0 if self._http is None else int(self._http.server_address[1])
         upstream = urllib3.PoolManager(
             ca_certs=str(self.server.folder / "certs" / "apiserver.crt"), retries=False, maxsize=16, num_pools=4
         )
@@ -81,7 +82,7 @@ class Proxy:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._http.daemon_threads = True
         threading.Thread(target=self._http.serve_forever, daemon=True, kwargs={"poll_interval": 0.05}).start()
 
@@ -91,10 +92,14 @@ class Proxy:
             self._http.server_close()
         self.cut_watches()
 
-    def api(self, user: str) -> KubernetesApi:
+    @property
+    def url(self) -> str:
         assert self._http is not None
+        return f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def api(self, user: str) -> KubernetesApi:
         configuration = kubernetes_client.Configuration()
-        configuration.host = f"http://127.0.0.1:{self._http.server_address[1]}"
+        configuration.host = self.url
         configuration.api_key = {"authorization": ADMIN_TOKEN if user == "admin" else f"token-{user}"}
         configuration.api_key_prefix = {"authorization": "Bearer"}
         return KubernetesApi(configuration)

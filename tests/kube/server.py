@@ -119,12 +119,12 @@ class ApiServer:
         configuration.api_key_prefix = {"authorization": "Bearer"}
         return KubernetesApi(configuration)
 
-    def kubeconfig(self, path: Path, user: str) -> Path:
-        """A kubeconfig for a user, with a context of the name `test`."""
+    def kubeconfig(self, path: Path, user: str, url: str | None = None) -> Path:
+        """A kubeconfig for a user, with a context of the name `test`; `url`: where a proxy listens."""
         import yaml
 
         cluster = {
-            "server": f"https://127.0.0.1:{self.port}",
+            "server": url or f"https://127.0.0.1:{self.port}",
             "certificate-authority": str(self.folder / "certs" / "apiserver.crt"),
         }
         path.write_text(

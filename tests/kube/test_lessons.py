@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from global_planner.own_metrics import render
 from global_planner.types import Custody, Override
+from global_planner.unrouted import Unrouted
 from tests.kube.conftest import Start
 from tests.kube.manifests import ADAPTERS, DGDS, Shape, adapter, dgd
 from tests.kube.play import Play
@@ -94,6 +96,9 @@ def test_gpus_that_cannot_be_read_stop_growth_and_say_so(start: Start, server: A
     assert play.ordered()["chat-prefill"] == 1, "what docs holds was never known here, so nothing grows"
     assert ("the limit gpu: 'half' is not a count" if shape == "v1alpha1" else "has no limit of GPUs") in told(play)
     assert "unknown is not zero" in told(play)
+    metrics = render(play.leader.rounds[-1], now_s=play.clock.now_s, leading=True)
+    (info,) = [line for line in metrics.splitlines() if line.startswith("global_planner_pool_unknown_info{")]
+    assert 'pool="docs-prefill"' in info and ("not a count" in info or "has no limit of GPUs" in info) and info.endswith(" 1")
 
 
 def test_gpus_that_become_unreadable_stay_charged_as_they_were(start: Start, server: ApiServer) -> None:
@@ -269,6 +274,16 @@ def test_without_the_right_to_name_a_victim_it_is_said_that_nothing_can_be_promi
     assert "chat-decode: its workload chooses itself which replica ends" in told(play)
 
 
+def test_where_no_router_of_ours_is_in_front_it_is_said_what_that_means(start: Start) -> None:
+    play = start()
+    play.want(**AT_REST)
+    play.round()
+    assert "no router of ours" not in told(play)
+    play.leader.router = Unrouted()  # as `drained_by: pods` has it
+    play.round()
+    assert "no router of ours is in front, so nobody sees requests in flight" in told(play)
+
+
 def test_a_missing_right_to_write_is_told_by_verb_and_resource(start: Start) -> None:
     play = start(adapters=False, may_patch_dgds=False)
     play.want(**AT_REST | {"chat_prefill": 2})
@@ -325,3 +340,13 @@ def test_each_step_is_an_event_on_its_dgd(start: Start, server: ApiServer) -> No
     assert {item["involvedObject"]["name"] for item in events} == {"chat-main"}
     assert events[0]["reason"] == "ScaledUp" and "chat-prefill: 1 -> 2 replicas (round 1)" in events[0]["message"]
     assert len(events) == 6 and teller.left_out == 14 and teller.failed is None, "rate-limited"
+
+    # Whoever may not write them is told why, once.
+    said: list[str] = []
+    refused = EventTeller(
+        server.api("person"), play.leader.deployments.dgd, play.leader.pools, unix_now=play.clock.now, log=said.append
+    )
+    for _ in range(4):
+        refused.tell(done)
+    refused.close(10.0)
+    assert refused.left_out == 4 and len(said) == 1 and "the verb 'create' on events" in said[0], said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -9,9 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from tests.kube.leader import PLANNER_RULES
-from tests.kube.manifests import ADAPTERS, DGDS, create
+from pool_planner.__main__ import main
+from pool_planner.connectors.kubernetes import Deployments
+from pool_planner.connectors.own_dgd import OwnDgd, Place, observed_gpus
+from pool_planner.connectors.writers import OUR_MANAGERS
+from pool_planner.types import Proposal
+from tests.kube.leader import PATCH_DGDS, PLANNER_RULES
+from tests.kube.manifests import ADAPTERS, DGDS, Shape, create
 from tests.kube.operator import Operator
 from tests.kube.server import ApiServer, call
 from tests.standalone.front_door import FrontDoor
@@ -42,14 +50,10 @@ def operator(server: ApiServer, namespace: str) -> Iterator[Operator]:
     thread.join(10)
 
 
-@pytest.mark.parametrize("adapters", [True, False], ids=["adapters", "no adapters"])
-def test_it_scales_its_own_dgd(
-    server: ApiServer, namespace: str, operator: Operator, busy: FrontDoor, tmp_path: Path, adapters: bool
-) -> None:
+def test_it_scales_its_own_dgd(server: ApiServer, namespace: str, operator: Operator, busy: FrontDoor, tmp_path: Path) -> None:
     for name in ("mine", "theirs"):
-        create(server, namespace, name, "v1beta1", {"agg": (1, 2)}, adapters=adapters)
-    patch = [{"apiGroups": ["nvidia.com"], "resources": ["dynamographdeployments"], "verbs": ["patch"]}]
-    server.role(namespace, "planner", [*PLANNER_RULES, *([] if adapters else patch)])
+        create(server, namespace, name, "v1beta1", {"agg": (1, 2)}, adapters=True)
+    server.role(namespace, "planner", PLANNER_RULES)
     given = config(busy.url, environment="kubernetes", namespace=f"{namespace}-mine", backend="mocker", max_gpu_budget=16)
     given["throughput_adjustment_interval"] = 2
     environment = {
@@ -65,19 +69,42 @@ def test_it_scales_its_own_dgd(
         wanted = int(ordered.rpartition(" ")[2])
         assert 1 < wanted <= 8
         planner.until("decision", within_s=60, ready=wanted)
-        assert replicas(server, namespace, "mine", adapters) == wanted
-        assert replicas(server, namespace, "theirs", adapters) == 1
+        assert replicas(server, namespace, "mine", True) == wanted
+        assert replicas(server, namespace, "theirs", True) == 1
         assert planner.stop() == 0
 
 
-def test_what_it_may_not_do_is_told(server: ApiServer, namespace: str, tmp_path: Path, busy: FrontDoor) -> None:
+@pytest.mark.parametrize("shape", ["v1alpha1", "v1beta1"])
+def test_without_an_adapter_it_patches_its_dgd_and_no_other(server: ApiServer, namespace: str, shape: Shape) -> None:
+    """The same connector as in the process above."""
+    for name in ("mine", "theirs"):
+        create(server, namespace, name, shape, {"agg": (1, 2)}, adapters=False)
+    server.role(namespace, "planner", [*PLANNER_RULES, PATCH_DGDS])
+    deployments = Deployments(server.api("planner"), [namespace], manager=OUR_MANAGERS[1])
+    deployments.start(20.0)
+    place = Place(namespace=namespace, dgd="mine", components={"agg": "agg"})
+    assert observed_gpus(deployments, place, ["agg"]) == {"agg": 2}
+    said: list[str] = []
+    planner = OwnDgd(deployments, place, {"pool": "agg"}, note=said.append)
+    wanted = Proposal(pool="pool", at_s=0.0, expires_at_s=60.0, load_rps=1.0, wanted=3)
+    try:
+        assert asyncio.run(planner.grants(0.0))["pool"].replicas_spec == 1
+        asyncio.run(planner.carry_out([wanted], [], 0.0))
+        assert said == ["pool: ordered 1 -> 3"]
+        assert deployments.wait_until(lambda: asyncio.run(planner.grants(0.0))["pool"].replicas_spec == 3, 10.0)
+        assert [replicas(server, namespace, name, False) for name in ("mine", "theirs")] == [3, 1]
+    finally:
+        asyncio.run(planner.close())
+
+
+def test_what_it_may_not_do_is_told(server: ApiServer, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create(server, namespace, "mine", "v1alpha1", {"agg": (1, 2)}, adapters=False)
     server.role(namespace, "other", [])
-    given = config(busy.url, environment="kubernetes", namespace=f"{namespace}-mine")
-    environment = {"KUBECONFIG": str(server.kubeconfig(tmp_path / "kubeconfig", "person"))}
-    with Planner(given, "--dgd", "mine", environment=environment) as planner:
-        assert "dynamographdeployments" in planner.until("text", within_s=60)["text"]
-        assert planner.process.wait(10) == 1
+    given = config("http://127.0.0.1:9/metrics", environment="kubernetes", namespace=f"{namespace}-mine")
+    kubeconfig = server.kubeconfig(tmp_path / "kubeconfig", "person")
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubeconfig))
+    told = CliRunner().invoke(main, ["run", "--config", json.dumps(given), "--dgd", "mine"])
+    assert told.exit_code == 1 and "dynamographdeployments" in told.output and "403" in told.output, told.output
 
 
 def replicas(server: ApiServer, namespace: str, name: str, adapters: bool) -> int:
@@ -85,5 +112,6 @@ def replicas(server: ApiServer, namespace: str, name: str, adapters: bool) -> in
         (path,) = [f"{ADAPTERS.format(namespace)}/{name}-agg"]
         found: Any = call(server.admin, "GET", path, None)
         return int(found["spec"]["replicas"])
-    found = call(server.admin, "GET", f"{DGDS.format('v1beta1', namespace)}/{name}", None)
-    return int(next(item["replicas"] for item in found["spec"]["components"] if item["name"] == "agg"))
+    spec = call(server.admin, "GET", f"{DGDS.format('v1beta1', namespace)}/{name}", None)["spec"]
+    components = [*spec.get("components", ()), *spec.get("services", {}).values()]
+    return int(next(item["replicas"] for item in components if item.get("type", item.get("componentType")) == "worker"))

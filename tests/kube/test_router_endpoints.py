@@ -9,6 +9,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from tests.kube.proxy import Proxy
 from tests.kube.server import ApiServer, call
 from tests.router.conftest import Running, StartRouter, until
 from tests.router.conftest import start_router as start_router
@@ -52,9 +53,11 @@ async def test_endpoints_follow_the_slices_of_a_service(
         await asyncio.to_thread(call, server.admin, method, where, body)
 
     await change("POST", "one", piece("one", pod("pod-1", "10.1.0.1")))
+    proxy = Proxy(server)
+    proxy.start()
     discovery = {
         "service": f"{namespace}/engines:http",
-        "kubeconfig": str(server.kubeconfig(tmp_path / "kubeconfig", "person")),
+        "kubeconfig": str(server.kubeconfig(tmp_path / "kubeconfig", "person", proxy.url)),
     }
     router = await start_router([{"name": "a", "role": "agg", "discovery": discovery}])
     await until(lambda: seen(router) == {"pod-1": ("http://10.1.0.1:8000", "ready")}, within_s=20)
@@ -67,14 +70,13 @@ async def test_endpoints_follow_the_slices_of_a_service(
     await until(lambda: sorted(seen(router)) == ["pod-2", "pod-3"], within_s=10)
 
     # The API server goes away: what was known holds, and is told. It comes back, and changes are seen again.
-    await asyncio.to_thread(server.stop_apiserver)
-    try:
-        await until(lambda: router.app.discovery.troubles["a"] is not None, within_s=20)
-        assert sorted(seen(router)) == ["pod-2", "pod-3"]
-    finally:
-        await asyncio.to_thread(server.start_apiserver)
+    await asyncio.to_thread(proxy.stop)
     await change("DELETE", "two")
+    await until(lambda: router.app.discovery.troubles["a"] is not None, within_s=20)
+    assert sorted(seen(router)) == ["pod-2", "pod-3"]
+    await asyncio.to_thread(proxy.start)
     await until(lambda: seen(router) == {} and router.app.discovery.troubles["a"] is None, within_s=30)
+    await asyncio.to_thread(proxy.stop)
 
 
 async def test_without_the_right_to_read_it_is_told(
