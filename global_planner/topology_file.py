@@ -33,11 +33,13 @@ def load_topology(path: Path | str) -> Topology:
     return parse_topology(text, source=str(path), folder=path.parent)
 
 
-def parse_topology(text: str, *, source: str, folder: Path) -> Topology:
-    """The topology in a YAML or JSON text; relative profile paths count from `folder`. Raises TopologyError."""
+def parse_topology(text: str, *, source: str, folder: Path, with_profiles: bool = True) -> Topology:
+    """The topology in a YAML or JSON text; relative profile paths count from `folder`. Raises TopologyError. `with_profiles`
+    false: they are not looked at, for whoever needs the pools' names and not what they can do: somebody who has to stop a
+    deployment may have its topology alone."""
     raw = _mapping(text, source)
     topology, draft, problems = read_draft(raw)
-    profiles = _load_profiles(draft, folder, problems)
+    profiles = _load_profiles(draft, folder, problems) if with_profiles else {}
     problems += check(draft, profiles)
     if topology is None or problems:
         raise TopologyError(tuple(f"{source}: {problem}" for problem in problems))

@@ -105,7 +105,7 @@ def open_system(folder: Path | None) -> System:
 
 def _in_cluster(path: Path) -> System:
     try:
-        topology = parse_topology(path.read_text(), source=str(path), folder=path.parent)
+        topology = parse_topology(path.read_text(), source=str(path), folder=path.parent, with_profiles=False)
     except (OSError, TopologyError) as error:
         raise NoSystem(f"{path} cannot be read: {error}") from error
     if topology.cluster.kind == "virtual":

@@ -30,7 +30,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-START_LIMIT_S = 150.0
+START_LIMIT_S = 240.0
 """How long a head may take; on a busy machine its Python processes alone take half a minute to import."""
 
 
@@ -106,6 +106,8 @@ class RayHead:
                     return
             time.sleep(0.2)
         said = (self.folder / "head.log").read_text()[-2000:]
+        if self._process.poll() is None:
+            said += f"\n{TOO_BUSY}: still at it after {START_LIMIT_S:.0f} s"
         self.kill()
         raise HeadFailed(f"no Ray head: {said}")
 

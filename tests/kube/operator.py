@@ -37,6 +37,7 @@ class Operator:
     termination_s: float = 10.0
     lag_s: float = 0.0
     workload: str = "Deployment"
+    pod_ip: str = "10.0.0.1"
     nodes: dict[str, int] = field(default_factory=dict)
     unschedulable: set[tuple[str, str]] = field(default_factory=set)
     updating: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -223,7 +224,7 @@ class Operator:
                 conditions[kind] = {"type": kind, "status": text, "lastTransitionTime": stamp(self.now())}
         if not placed:
             conditions["PodScheduled"] |= {"reason": "Unschedulable", "message": "0/3 nodes are available: 3 Insufficient gpu"}
-        status = {"phase": "Running" if placed else "Pending", "conditions": list(conditions.values()), "podIP": "10.0.0.1"}
+        status = {"phase": "Running" if placed else "Pending", "conditions": list(conditions.values()), "podIP": self.pod_ip}
         path = f"/api/v1/namespaces/{self.namespace}/pods/{pod['metadata']['name']}/status"
         answer: dict[str, Any] = call(self.api, "PATCH", path, {"status": status}, manager="kubelet")
         return answer

@@ -5,8 +5,10 @@ It is v1.20 without controllers, scheduler and kubelet: pods are what a stand-in
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -25,6 +27,7 @@ from tests.kube.crds import CRDS
 SCRIPT = Path(__file__).parents[1] / "services" / "kube_apiserver.sh"
 START_LIMIT_S = 90.0
 ADMIN_TOKEN = "test-admin"
+PR_SET_PDEATHSIG = 1
 
 
 def binaries() -> tuple[Path, Path]:
@@ -195,7 +198,9 @@ class ApiServer:
 
     def _launch(self, name: str, command: list[str]) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._processes[name] = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_the_tests
+            )
 
     def _end(self, name: str) -> None:
         process = self._processes.pop(name, None)
@@ -238,6 +243,11 @@ class ApiServer:
                 if time.monotonic() > ends:
                     raise RuntimeError("the CRDs are not served")
                 time.sleep(0.05)
+
+
+def _die_with_the_tests() -> None:
+    """Of a run of the tests that is killed, no server is left behind. Linux only, as kube-apiserver's build is."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def call(

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from global_planner.__main__ import main
+from global_planner.kubernetes_orders import KubernetesOrders
 from global_planner.kubernetes_world import open_world, orders_of
 from global_planner.system_clock import REAL_TIME
 from global_planner.topology_file import load_topology
@@ -54,6 +55,19 @@ def test_orders_are_given_and_taken_back(topology: Path, server: ApiServer) -> N
     assert controls.freeze is None and controls.overrides == ()
     assert {item.pool for item in controls.custody} == {pool.name for _, pool in read.placed_pools()}
     assert {item.whose for item in controls.custody} == {"theirs"}
+
+
+def test_who_has_the_topology_alone_can_stop_everything(topology: Path, server: ApiServer) -> None:
+    """Profiles say what pools can do; whoever only wants them to be left alone need not have them."""
+    raw = json.loads(topology.read_text())
+    for group in raw["groups"]:
+        for pool in group["pools"]:
+            pool["profile"] = "nowhere"
+    topology.write_text(json.dumps(raw))
+    run("freeze", "--reason", "stop", topology=topology)
+    run("release", "--all", topology=topology)
+    orders = KubernetesOrders(server.api(), namespace=raw["cluster"]["namespace"], name=f"{raw['name']}-orders").read()
+    assert orders.freeze is not None and {item.whose for item in orders.custody} == {"theirs"}
 
 
 def test_which_pools_must_be_said(topology: Path) -> None:
