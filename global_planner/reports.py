@@ -7,9 +7,8 @@ nothing about its pool: it becomes a `Hold` that tells why, so that the pool kee
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from global_planner.types import PoolSpec
@@ -73,13 +72,14 @@ def _odd_proposal(report: Proposal) -> str | None:
     return None
 
 
-@functools.cache
-def _fields(kind: Hashable) -> tuple[str, ...]:
-    return (
-        tuple(item.name for item in dataclasses.fields(kind))
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
-        else ()
-    )
+_FIELDS: dict[type, tuple[str, ...]] = {}
+
+
+def _fields(kind: type) -> tuple[str, ...]:
+    """The names of a record's fields; none of what is no record."""
+    if kind not in _FIELDS:
+        _FIELDS[kind] = tuple(item.name for item in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
+    return _FIELDS[kind]
 
 
 def _finite(value: object) -> bool:
