@@ -4,6 +4,7 @@ a Ray cluster with a job server, a kube-apiserver with the rights that `deploy/`
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import time
@@ -178,6 +179,7 @@ def head() -> Iterator[RayHead]:
         yield started
 
 
+@pytest.mark.skipif(os.environ.get("HYPOTHESIS_PROFILE") != "nightly", reason="a minute long: HYPOTHESIS_PROFILE=nightly")
 def test_a_fleet_of_six_pools_is_run_as_a_job_and_changed_as_one(
     server: ApiServer, cluster: Cluster, head: RayHead, tmp_path: Path
 ) -> None:
