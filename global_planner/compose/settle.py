@@ -18,7 +18,13 @@ def settle(topology: Topology, options: ComposeOptions) -> Topology:
     drained_by = "router" if options.front == "router" else "pods"
     kubernetes = topology.cluster.kubernetes if topology.cluster.kind == "kubernetes" else KubernetesConfig()
     kubernetes = kubernetes.model_copy(
-        update={"drained_by": drained_by, "access": "in-cluster", "kubeconfig": None, "context": None}
+        update={
+            "drained_by": drained_by,
+            "access": "in-cluster",
+            "kubeconfig": None,
+            "context": None,
+            "gpu_label": options.gpu_label or kubernetes.gpu_label,
+        }
     )
     cluster = {
         "kind": "kubernetes",

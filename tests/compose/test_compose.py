@@ -247,7 +247,10 @@ def test_nobody_but_those_who_need_it_reaches_our_pods(out: Path, front: str) ->
 
 
 def test_nodes_are_seen_only_where_that_is_wanted(tmp_path: Path) -> None:
-    assert composed(TOPOLOGY, tmp_path / "out", "--see-nodes").exit_code == 0
+    assert composed(TOPOLOGY, tmp_path / "out", "--see-nodes", "--gpu-label", "example.com/gpu").exit_code == 0
+    maps = {each["metadata"]["name"]: each["data"] for each in documents(tmp_path / "out") if each["kind"] == "ConfigMap"}
+    settled = yaml.safe_load(maps["global-planner-topology"]["topology.yaml"])
+    assert settled["cluster"]["kubernetes"]["gpu_label"] == "example.com/gpu"
     (role,) = [each for each in documents(tmp_path / "out") if each["kind"] == "ClusterRole"]
     assert role["rules"] == [{"apiGroups": [""], "resources": ["nodes", "pods"], "verbs": ["get", "list", "watch"]}]
     (binding,) = [each for each in documents(tmp_path / "out") if each["kind"] == "ClusterRoleBinding"]
