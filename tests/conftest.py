@@ -28,6 +28,7 @@ ALONE = (
     "planner/test_live_prometheus.py",
     "planner/test_prometheus.py",
     "profiler",
+    "replay/test_prometheus_source.py",
     "router",
     "standalone",
     "test_clock.py",
