@@ -47,6 +47,9 @@ _FAULTS = ("kill", "hang", "recover")
     help="The router's way to choose an endpoint, in every pool.",
 )  # fmt: skip
 @click.option("--no-prefix-cache", is_flag=True, help="Every prompt is computed from its beginning, whatever the trace shares.")
+@click.option(
+    "--told-lengths", is_flag=True, help="Clients name their answers' lengths (max_tokens), and the router reads them."
+)
 @click.option("--no-admission", is_flag=True, help="The router admits everything, whatever the plan says.")
 @click.option("--compiled", is_flag=True, help="Run the hot path compiled, built on first use (extra: fast); the same results.")
 @click.option("--window", type=duration, metavar="TIME", help="Account for so much time only; else to the last arrival.")
@@ -65,6 +68,7 @@ def replay(
     fault: tuple[str, ...],
     pick: str | None,
     no_prefix_cache: bool,
+    told_lengths: bool,
     no_admission: bool,
     compiled: bool,
     window: float | None,
@@ -135,6 +139,7 @@ def replay(
             faults=tuple(_fault(text, pools) for text in fault),
             pick=pick,  # type: ignore[arg-type]
             prefix_cache=not no_prefix_cache,
+            told_lengths=told_lengths,
         )
         options = ReplayOptions(out=out, policies=names, admission=not no_admission)
         numbers = play(scenario, options, [Path(text).name if "=" not in text else text for text in traces])

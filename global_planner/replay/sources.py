@@ -128,7 +128,7 @@ def load(source: Source, rng: np.random.Generator) -> Arrivals:
     osl = np.array([each.osl_tokens for each in trace.arrivals], dtype=np.int32)
     blocks = [each.blocks for each in trace.arrivals] if any(each.blocks for each in trace.arrivals) else None
     rows, moved, copies = _placed(source, at_s, float(trace.span_s), rng)
-    _some(source, rows.size, at_s.size)
+    _some(source, rows.size, f" of {at_s.size:,}, which take {trace.span_s / 60.0:,.1f} minutes,")
     mine = None
     if blocks is not None and source.prefixes:
         # A copy stands for other users: what they share is among themselves.
@@ -170,7 +170,7 @@ def _of_rates(source: Source, rates: Rates, rng: np.random.Generator) -> Arrival
 
 def _with_lengths(source: Source, at_s: Floats, span_s: float, rng: np.random.Generator) -> Arrivals:
     """Requests drawn from rates, repeated as they are (another day is the same day)."""
-    _some(source, at_s.size, None)
+    _some(source, at_s.size, "")
     isl, osl = source.isl.draw(at_s.size, rng), source.osl.draw(at_s.size, rng)
     moved = np.concatenate([at_s + source.shift_s + turn * span_s for turn in range(source.repeat)])
     return arrivals(source.model, moved, np.tile(isl, source.repeat), np.tile(osl, source.repeat), priority=source.priority)
@@ -193,10 +193,9 @@ def _placed(source: Source, at_s: Floats, whole_s: float, rng: np.random.Generat
     return rows, np.tile(moved, source.repeat) + turns * max(length_s, 0.0) + source.shift_s, copies
 
 
-def _some(source: Source, left: int, of: int | None) -> None:
+def _some(source: Source, left: int, of: str) -> None:
     if left == 0:
-        told = "" if of is None else f" of {of}"
-        raise TraceError(source.place, None, f"no request is left{told} with start, duration and scale as given")
+        raise TraceError(source.place, None, f"no request{of} is left with start, duration and scale as given")
 
 
 # ---- our own journals ------------------------------------------------------------------------------------------------------
@@ -303,6 +302,13 @@ def _duration(text: str) -> float:
     return value
 
 
+def _some_time(text: str) -> float:
+    value = _duration(text)
+    if value == 0.0:
+        raise ValueError("must be longer than nothing")
+    return value
+
+
 def _times(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -325,7 +331,7 @@ _READERS: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "scale": ("scale", _positive),
     "shift": ("shift_s", _duration),
     "start": ("start_s", _duration),
-    "duration": ("duration_s", _duration),
+    "duration": ("duration_s", _some_time),
     "repeat": ("repeat", _times),
     "priority": ("priority", int),
     "prefixes": ("prefixes", _on_off),

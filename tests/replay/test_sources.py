@@ -130,6 +130,7 @@ def test_a_range_query_becomes_requests(prometheus: str) -> None:
         ("m=f.csv,scal=2", "no option 'scal'; did you mean 'scale'"),
         ("m=f.csv,scale=0", "scale=0: must be a number above 0"),
         ("m=f.csv,start=soon", "start=soon: must be a duration like 90s"),
+        ("m=f.csv,duration=0s", "duration=0s: must be longer than nothing"),
         ("m=f.csv,repeat=1,repeat=2", "repeat is given twice"),
         ("m=f.csv,prefixes=maybe", "must be on or off"),
     ],
@@ -160,5 +161,5 @@ def test_files_are_refused_with_the_line(tmp_path: Path, content: str, expected:
 
 
 def test_nothing_left_is_said(azure: Path) -> None:
-    with pytest.raises(TraceError, match="no request is left of 10"):
+    with pytest.raises(TraceError, match=r"no request of 10, which take [0-9.]+ minutes, is left"):
         read(f"m={azure},start=95s")
