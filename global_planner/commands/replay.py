@@ -194,7 +194,7 @@ def _cold_start(text: str) -> ColdStart:
         spread = -1.0
     if not 0.0 <= spread < 10.0:
         raise ValueError(f"--cold-start {text}: must be TIME[:CV], like 90s:0.3")
-    return ColdStart(mean_s=0.0 if mean in ("0", "0s") else duration(mean), cv=spread)
+    return ColdStart(mean_s=0.0 if mean in ("0", "0s") else _time(mean, f"--cold-start {text}"), cv=spread)
 
 
 def _fault(text: str, pools: list[str]) -> Fault:
@@ -205,7 +205,14 @@ def _fault(text: str, pools: list[str]) -> Fault:
     if kind not in _FAULTS or not when:
         raise ValueError(f"--fault {text}: must be KIND:POOL@TIME, KIND one of {', '.join(_FAULTS)}")
     _known(pool, pools, f"--fault {text}")
-    return Fault(at_s=duration(when), pool=pool, kind=kind)  # type: ignore[arg-type]
+    return Fault(at_s=_time(when, f"--fault {text}"), pool=pool, kind=kind)  # type: ignore[arg-type]
+
+
+def _time(text: str, where: str) -> float:
+    try:
+        return duration(text)
+    except click.BadParameter as error:
+        raise ValueError(f"{where}: {error.message}") from error
 
 
 def _known(pool: str, pools: list[str], where: str) -> None:

@@ -285,7 +285,10 @@ def _ask_prometheus(source: Source) -> Rates:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not (math.isfinite(value) and value > 0.0):
         raise ValueError("must be a number above 0")
     return value
@@ -310,10 +313,15 @@ def _some_time(text: str) -> float:
 
 
 def _times(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ValueError("must be a whole number above 0")
-    return value
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not text.removeprefix("-").isdecimal():
+        raise ValueError("must be a whole number")
+    return int(text)
 
 
 def _lengths(text: str) -> Lengths:
@@ -333,7 +341,7 @@ _READERS: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "start": ("start_s", _duration),
     "duration": ("duration_s", _some_time),
     "repeat": ("repeat", _times),
-    "priority": ("priority", int),
+    "priority": ("priority", _whole),
     "prefixes": ("prefixes", _on_off),
     "isl": ("isl", _lengths),
     "osl": ("osl", _lengths),

@@ -75,6 +75,10 @@ def test_the_report_shows_who_was_served_first(rates: Path, tmp_path: Path) -> N
         (("--topology", str(EXAMPLE), "--trace", "chat=RATES", "--policy", "best"), "no policy 'best' (has: goodput"),
         (("--topology", str(EXAMPLE), "--trace", "chat=RATES", "--start", "x=1"), "no pool 'x' (has: chat-prefill-short"),
         (("--topology", str(EXAMPLE), "--trace", "chat=RATES", "--fault", "burn:x@1m"), "KIND one of kill, hang, recover"),
+        (
+            ("--topology", str(EXAMPLE), "--trace", "chat=RATES", "--fault", "kill:chat-decode@-5m"),
+            "--fault kill:chat-decode@-5m: '-5m' is not a duration",
+        ),
         (("--show-changes",), "--show-changes goes with --check"),
     ],
 )
