@@ -40,17 +40,17 @@ def settle(
     """
     memory = _observed(memory, safe, idle, now, rhythm)
     before = memory.wanted if memory.wanted is not None else max(least, provisioned if provisioned is not None else needed)
+    assert memory.since_s is not None
+    known_s = now - memory.since_s
     if idle and memory.idle_since_s is not None and rhythm.idle_hold_s is not None:
         idle_s = now - memory.idle_since_s
-        if idle_s >= rhythm.idle_hold_s:
+        if idle_s >= rhythm.idle_hold_s and known_s >= rhythm.known_s:
             return _step_down(replace(memory, resting=True), before, idle_s, least, now, rhythm)
     if needed >= before:
         return replace(memory, wanted=needed), needed, None
-    assert memory.since_s is not None
-    known_s = now - memory.since_s
-    if known_s < rhythm.hold_s:
+    if known_s < rhythm.known_s:
         reason = (
-            f"kept at {before}: {needed} would do, known for {known_s:.0f} of the {rhythm.hold_s:.0f} s that a reduction takes"
+            f"kept at {before}: {needed} would do, known for {known_s:.0f} of the {rhythm.known_s:.0f} s that a reduction takes"
         )
         return replace(memory, wanted=before), before, reason
     held = max(need for _, need in memory.needs)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from pool_planner.forecast.arima_fit import ArimaFit
-from pool_planner.state import fit_jobs, fitted
+from pool_planner.state import fit_jobs, fitted, start
 from pool_planner.types import Hold, Proposal
 from tests.planner.story import Story, worker
 
@@ -146,6 +146,23 @@ def test_the_cluster_is_believed_not_the_memory() -> None:
     assert again.wanted == 9, "a planner that has just started does not lower"
     again.run(120, 3.0)
     assert again.wanted == needed
+
+
+@pytest.mark.parametrize("rps", [0.0, 0.3])
+def test_empty_engines_at_the_start_are_unknown_and_not_idle(rps: float) -> None:
+    """Two forecast intervals pass before a planner that has just started, or was blind, takes anything away; also where the
+    arbiter holds and the planner need not."""
+    story = Story(have=6, throughput_adjustment_interval=180, environment="global-planner")
+    story.step(rps)
+    story.step(rps)
+    assert story.wanted == 6
+    story.step(rps)
+    assert story.wanted < 6
+    story.now += 3 * story.tick_s
+    story.have = story.setup.pools[0].max_replicas
+    story.state = start(story.setup, now=story.now)
+    story.step(rps)
+    assert story.wanted == story.have
 
 
 def test_need_is_raised_on_the_first_interval_that_shows_it() -> None:
