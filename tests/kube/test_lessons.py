@@ -98,7 +98,7 @@ def test_gpus_that_cannot_be_read_stop_growth_and_say_so(start: Start, server: A
     assert "unknown is not zero" in told(play)
     metrics = render(play.leader.rounds[-1], now_s=play.clock.now_s, leading=True)
     (info,) = [line for line in metrics.splitlines() if line.startswith("global_planner_pool_unknown_info{")]
-    assert 'pool="docs-prefill"' in info and ("not a count" in info or "has no limit of GPUs" in info) and info.endswith(" 1")
+    assert 'pool="docs-prefill"' in info and ("not a count" in info or "has no limit of GPUs" in info) and info.endswith(" 1.0")
 
 
 def test_gpus_that_become_unreadable_stay_charged_as_they_were(start: Start, server: ApiServer) -> None:
