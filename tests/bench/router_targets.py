@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PEERS = ROOT / ".cache" / "peers"
 TICKS = os.sysconf("SC_CLK_TCK")
-START_S = 60.0
+START_S = 180.0  # LiteLLM takes its time
 
 
 def on_core(core: int) -> Callable[[], None]:

@@ -157,6 +157,11 @@ FIRES: dict[str, tuple[dict[str, str], dict[str, str], dict[str, str]]] = {
             'global_planner_router_requests_total{model="m",priority="0",outcome="offered"}': "0+600x40",
         },
     ),
+    "GlobalPlannerSlowReplica": (
+        {'global_planner_router_ejections_total{pool="p",role="decode"}': "0x10 1x10 3x20"},
+        {"pool": "p", "severity": "warning"},
+        {'global_planner_router_ejections_total{pool="p",role="decode"}': "0x10 1x30"},
+    ),
     "GlobalPlannerTrafficCountedTwice": (
         {'global_planner_router_duplicate_source{pool="p"}': "1x40"},
         {"pool": "p", "severity": "warning"},
