@@ -141,6 +141,7 @@ def numbers(
     if grant is not None and grant.replicas_ready is not None:
         numbers["ready"] = float(grant.replicas_ready)
         if capacity is not None:
+            numbers["capacity_one_rps"] = capacity.rps[min(1, len(capacity.rps) - 1)]
             numbers["capacity_ready_rps"] = capacity.rps[min(grant.replicas_ready, len(capacity.rps) - 1)]
     return numbers
 

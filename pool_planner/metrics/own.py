@@ -7,9 +7,11 @@ prefill from decode by name, so pools of one role are summed (counts) or taken t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from pool_planner.metrics.text import CONTENT_TYPE, MetricsText
 from pool_planner.report import VERDICTS
+from pool_planner.scaling.load import prefill_load
 from pool_planner.setup import PlannerSetup, PoolSetup
 from pool_planner.state import PlannerState, PoolState
 from pool_planner.types import Hold, Observation, Proposal, Report
@@ -38,6 +40,7 @@ _NUMBERS: Mapping[str, str] = {
     "regression_limit_itl": "Active blocks at which a worker reaches the ITL target.",
     "regression_points_ttft": "Observations in the TTFT regression.",
     "regression_points_itl": "Observations in the ITL regression.",
+    "capacity_one_rps": "What one replica alone carries within the SLA, requests/s.",
     "capacity_ready_rps": "What the ready replicas carry within the SLA, requests/s.",
     "cold_start_s": "Measured time from order to ready, s.",
 }
@@ -98,6 +101,16 @@ def _dynamo(text: MetricsText, rows: Sequence[tuple[PoolSetup, PoolState, Report
         text.gauge(f"{_DYNAMO}num_{role}_replicas", f"Ready {role} replicas.", {}, sum(ready) if ready else None)
         about = f"Decided number of {role} replicas."
         text.gauge(f"{_DYNAMO}predicted_num_{role}_replicas", about, {}, sum(wanted) if wanted else None)
+        ones = [s.numbers["capacity_one_rps"] for s, _ in mine if "capacity_one_rps" in s.numbers]
+        about = f"What one {role} replica carries within the SLA, requests/s."
+        text.gauge(f"{_DYNAMO}engine_{role}_capacity_requests_per_second", about, {}, min(ones, default=None))
+    kinds: tuple[tuple[Literal["ttft", "itl"], str], ...] = (("ttft", "decode"), ("itl", "prefill"))
+    for kind, without in kinds:
+        targets = [pool.ttft_ms if kind == "ttft" else pool.itl_ms for pool, _, _ in rows if pool.role != without]
+        text.gauge(f"{_DYNAMO}sla_target_{kind}_ms", f"Target of {kind.upper()}, ms.", {}, min(targets, default=None))
+        told = [each for _, state, _ in rows if (each := _estimated(state, kind)) is not None]
+        about = f"{kind.upper()} of the fullest worker by the regression, ms."
+        text.gauge(f"{_DYNAMO}estimated_{kind}_ms", about, {}, max(told, default=None))
     states = [state for _, state, _ in rows]
     for name, (field, about) in _OBSERVED.items():
         values = [value for state in states if (value := _field(state.observation, field)) is not None]
@@ -112,6 +125,15 @@ def _dynamo(text: MetricsText, rows: Sequence[tuple[PoolSetup, PoolState, Report
     ):
         values = [getattr(forecast, field) for forecast in forecasts]
         text.gauge(f"{_DYNAMO}predicted_{name}", "Forecast for the next interval.", {}, max(values, default=None))
+
+
+def _estimated(state: PoolState, kind: Literal["ttft", "itl"]) -> float | None:
+    """What the regression says of the fullest worker; None where it has seen nothing, or no worker tells its load."""
+    line = (state.ttft if kind == "ttft" else state.itl).line()
+    workers = (state.observation.workers if state.observation is not None else None) or ()
+    loads = [prefill_load(worker) if kind == "ttft" else worker.active_decode_blocks for worker in workers]
+    known = [load for load in loads if load is not None]
+    return line.intercept + line.slope * max(known) if line is not None and known else None
 
 
 def _field(seen: Observation | None, field: str) -> float | None:

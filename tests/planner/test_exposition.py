@@ -63,6 +63,12 @@ def test_what_the_regression_found_is_shown() -> None:
     assert shown["global_planner_pool_regression_slope_ttft" + labels] == pytest.approx(1.0)
     assert shown["global_planner_pool_regression_limit_ttft" + labels] == pytest.approx(3000.0)
     assert "global_planner_pool_regression_limit_itl" + labels not in shown
+    # The names that existing dashboards read.
+    assert shown["dynamo_planner_estimated_ttft_ms"] == pytest.approx(4500.0)
+    assert shown["dynamo_planner_sla_target_ttft_ms"] == 3000.0
+    assert "dynamo_planner_sla_target_itl_ms" not in shown, "of a prefill pool nobody wants one"
+    assert shown["dynamo_planner_engine_prefill_capacity_requests_per_second"] == pytest.approx(0.6, abs=0.2)
+    assert "dynamo_planner_engine_decode_capacity_requests_per_second" not in shown
 
 
 async def test_it_is_served_on_the_configured_port() -> None:
