@@ -108,7 +108,7 @@ class Pool:
         ready = [one for one in self.endpoints.values() if one.state == "ready" and one.healthy and one.known]
         self.ready, self.on_trial = ready, []
         if self.outliers is not None:
-            self.outliers.present({one.id for one in ready})
+            self.outliers.present([one.id for one in ready])
             away = set(self.outliers.out)
             if away:
                 self.ready = [one for one in ready if one.id not in away] or ready

@@ -12,6 +12,7 @@ Requests without a tenant (nobody needs a key) are one tenant: then the order is
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from heapq import heapify, heappop, heapreplace
 from typing import Protocol, TypeVar
 
 MAX_CLASSES = 64
@@ -105,12 +106,17 @@ class Shares:
         given = self._class(priority).given
         for line in lines.values():
             line.reverse()
-        while lines:
-            # Equals go by name, so that equal inputs give equal outputs.
-            tenant = min(lines, key=lambda name: (given.get(name, 0.0), name))
-            yield lines[tenant].pop()
-            if not lines[tenant]:
-                del lines[tenant]
+        # Equals go by name, so that equal inputs give equal outputs.
+        turns = [(given.get(tenant, 0.0), tenant) for tenant in lines]
+        heapify(turns)
+        while turns:
+            tenant = turns[0][1]
+            line = lines[tenant]
+            yield line.pop()
+            if line:
+                heapreplace(turns, (given.get(tenant, 0.0), tenant))
+            else:
+                heappop(turns)
 
     def _start(self, of: _Class, tenant: str) -> float:
         """Where the tenant is; nobody who had nothing waiting is behind those who wait, or was last let in where none does."""

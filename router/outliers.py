@@ -12,7 +12,7 @@ of two nobody can say which one is wrong.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -89,14 +89,11 @@ class Outliers:
         member = self._members.get(endpoint)
         return member is not None and member.on_trial
 
-    def present(self, endpoints: Collection[str]) -> list[Verdict]:
+    def present(self, endpoints: Iterable[str]) -> list[Verdict]:
         """These are the pool's endpoints that could serve. Others are forgotten, and when fewer are left than may be away,
         those that have been away longest come back."""
-        for gone in [name for name in self._members if name not in endpoints]:
-            del self._members[gone]
-        for name in endpoints:
-            if name not in self._members:
-                self._members[name] = _Member(self._config.samples)
+        known = self._members
+        self._members = {name: known.get(name) or _Member(self._config.samples) for name in endpoints}
         surplus = len(self.out) - self._most_away()
         return [self._restore(name) for name in self.out[: max(0, surplus)]]
 

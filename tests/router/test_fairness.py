@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from router.admission import Admission, RateLimit, Refusal, Ticket
 from tests.router.conftest import MODEL, StartEngine, StartRouter, until
+from tests.router.engines import FakeEngine, Seen
 
 
 def door(room: int = 1000, rate_rps: float | None = 1.0) -> Admission:
@@ -143,7 +144,13 @@ def test_nobody_gets_ahead_by_more_than_a_request_each(ones: list[float], others
 
 
 async def test_keys_take_turns_at_one_place(start_router: StartRouter, start_engine: StartEngine) -> None:
-    engine = await start_engine(itl_s=0.004)
+    begin = asyncio.Event()
+
+    async def script(engine: FakeEngine, seen: Seen, writer: asyncio.StreamWriter) -> None:
+        await begin.wait()
+        await engine.serve(seen, writer)
+
+    engine = await start_engine(script=script)
     keys = [{"name": name, "sha256": sha256(name.encode()).hexdigest()} for name in ("flood", "guest")]
     pool = {"name": "a", "role": "agg", "endpoints": [engine.url], "max_in_flight": 1}
     router = await start_router([pool], keys=keys)
@@ -162,7 +169,10 @@ async def test_keys_take_turns_at_one_place(start_router: StartRouter, start_eng
     told = await router.metrics()
     assert 'global_planner_router_key_waiting_requests{key="flood"} 15' in told
     assert 'global_planner_router_key_waiting_requests{key="guest"} 0' in told
-    await asyncio.gather(*waiting, *(ask("guest") for _ in range(4)))
+    waiting += [asyncio.ensure_future(ask("guest")) for _ in range(4)]
+    await until(lambda: router.app.door.waiting == 19)
+    begin.set()
+    await asyncio.gather(*waiting)
     # The guests came last and are through before the flood is half through.
     assert max(at for at, key in enumerate(order) if key == "guest") <= 9
     # Each place woke one request, not everybody who waits.
