@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from global_planner.compile import planner_setups_of
+from global_planner.replay.needs import pool_loads, setups_by_pool, static_replicas
 from global_planner.replay.simulator import simulate
 from global_planner.replay.summary import summarise
 from tests.bench.outcome import contender, judge
@@ -63,3 +65,22 @@ def test_every_scenario_can_be_made_and_one_runs_the_same_twice() -> None:
     short = replace(case("headroom"), quick_s=1200.0).scenario(quick=True)
     once, twice = (summarise(simulate(short, contender("frugal")), short.profiles, short.workload) for _ in range(2))
     assert once == twice and once["budget_violations"] == 0
+
+
+@pytest.mark.skipif(not TRACES.is_dir(), reason=f"no {TRACES}: the public traces are not in the repository")
+@pytest.mark.parametrize("name", ["opposite", "ten"])
+def test_a_tight_budget_follows_from_the_whole_traffic_and_from_nothing_else(name: str) -> None:
+    """70 % of the sum of what each pool needs at its own peak: the same for a part of the scenario, above the minima, and less
+    than a fleet for all peaks."""
+    each = replace(case(name), quick_s=60.0)
+    whole = each.scenario()
+    [gpus] = {budget.max for budget in whole.topology.budget.gpus.values()}
+    assert gpus is not None and gpus == each.scenario(quick=True).topology.budget.gpus["h200"].max
+    setups, loads = (
+        setups_by_pool(planner_setups_of(whole.topology, whole.profiles)),
+        pool_loads(whole.topology, whole.workload),
+    )
+    fleet = [
+        static_replicas(setups[pool], load, each.span_s, peak=True, bin_s=10.0 * each.slow) for pool, load in loads.items()
+    ]
+    assert len(loads) < gpus == round(0.7 * sum(fleet))
