@@ -234,7 +234,10 @@ def _why_enough(pool: PoolView, granted: int) -> str:
     if granted == pool.floor:
         return f"{pool.rules.min_from or 'its minimum'} is {granted}"
     if pool.need is not None and granted > pool.need:
-        return f"{max(pool.need, pool.floor)} would do, but not for long enough yet"
+        enough = max(pool.need, pool.floor)
+        if pool.kept_for is not None:
+            return f"{enough} would do, but {pool.kept_for} is not lowered yet, and they go down together"
+        return f"{enough} would do, but not for long enough yet"
     return f"{pool.load:.3g} req/s needs {wanted}, 1.1 x that needs {pool.need}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from global_planner.arbiter.plan import EPS, Plan
+from global_planner.arbiter.plan import EPS, Array, Plan
 from global_planner.types import Budget
 
 
@@ -26,10 +26,34 @@ def fill_wanted(plan: Plan, ranks: Mapping[str, int]) -> None:
                     short.append(p)
             if not short or group.attainment(caps) > group.attainment(counts) + EPS:
                 continue
-            for p in short:
-                while counts[p] < caps[p] and bool((plan.draws[g][p] <= room + EPS).all()):
-                    counts[p] += 1
-                    room -= plan.draws[g][p]
+            _raise_evenly(plan, g, short, room)
+
+
+def _raise_evenly(plan: Plan, g: int, short: list[int], room: Array) -> None:
+    """Raise the pools `short` of group g towards their caps within `room` (which is lowered), whoever is furthest from its cap
+    first, so that no stage gets ahead of its partner. Beyond what its planner wants, a pool has a cap only because it is held:
+    that is not given back to it alone."""
+    group, counts, caps = plan.groups[g], plan.counts[g], plan.caps[g]
+    before, together = list(counts), True
+    while short:
+        p = min(short, key=lambda p: (counts[p] / caps[p], p))
+        wished = counts[p] < (group.pools[p].wanted or 0)
+        if (wished or together) and bool((plan.draws[g][p] <= room + EPS).all()):
+            counts[p] += 1
+            room -= plan.draws[g][p]
+            if counts[p] < caps[p]:
+                continue
+        else:
+            together = False
+        short.remove(p)
+    if not together and len(counts) == 2 and len(group.paths[0]) == 2:
+        for p, q in ((0, 1), (1, 0)):
+            one, other = group.pools[p], group.pools[q]
+            while one.capacity and other.capacity and counts[p] > max(before[p], one.wanted or 0):
+                if _at(one.capacity, counts[p] - 1) < _at(other.capacity, counts[q]) - EPS:
+                    break  # its partner passes on what the last replica does
+                counts[p] -= 1
+                room += plan.draws[g][p]
 
 
 def _at(curve: Sequence[float], count: int) -> float:

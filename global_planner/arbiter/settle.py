@@ -64,6 +64,8 @@ def view_of(state: ArbiterState, inputs: RoundInputs, policy: ArbiterPolicy) -> 
             seen = _pool_view(spec, rules, holdings.get(name), reports.get(name), history, at_s, policy)
             pools[name] = seen
             views.append(seen)
+        if policy.stability and len(views) == 2:
+            _lower_together(*views)
         rank = (group.priority_class, group.weight)
         ranked = None if policy.selectors else ranks.get(rank)
         if ranked is None:
@@ -173,6 +175,26 @@ def _kept(pool: PoolView, current: int, at_s: float, hold_s: float) -> int:
         if needed > most and said_s >= begin:
             most = needed
     return most if most < current else current
+
+
+def _lower_together(first: PoolView, second: PoolView) -> None:
+    """A hold is a group's: while one of two stages keeps replicas only because they were of use not long ago, its partner keeps
+    what passes their work on. So no stage holds what its partner could not use. Where both saw the same load, both keep enough
+    anyway; where one did not (it was silent for a while, its requests changed), it would be left with half of a capacity."""
+    if first.spec.role == second.spec.role or "agg" in (first.spec.role, second.spec.role):
+        return
+    for pool, partner in ((first, second), (second, first)):
+        if pool.need is None or partner.need is None or pool.capacity is None or partner.capacity is None:
+            return
+        kept, current = min(pool.low, pool.current or 0), partner.current or 0
+        if kept <= max(pool.need, pool.floor) or partner.low >= current or partner.held is not None:
+            continue
+        passed, last = pool.capacity[min(kept, len(pool.capacity)) - 1], len(partner.capacity) - 1
+        low = partner.low
+        while low < current and partner.capacity[min(low, last)] <= passed:
+            low += 1
+        partner.low = low if partner.rules.maximum is None else min(low, max(partner.rules.maximum, partner.floor))
+        partner.cap, partner.kept_for = max(partner.cap, partner.low), pool.spec.name
 
 
 # ---- groups ----------------------------------------------------------------------------------------------------------

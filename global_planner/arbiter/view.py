@@ -25,7 +25,8 @@ class PoolView:
     `fixed_gpus`: GPUs that a held pool takes whatever is decided; None: it is not held. `unknown_charge`: nobody knows what it
     holds, so nothing of its GPU type grows. `need`: replicas that 1.1 x the load needs, None: unknown. `remembered`: its
     demand is what it last said. `by_priority`: its load by request priority, in any unit; empty or None: not known.
-    `hit_rate`: the share of its prompt tokens that its replicas have in their caches, None: not known.
+    `hit_rate`: the share of its prompt tokens that its replicas have in their caches, None: not known. `kept_for`: the partner
+    for whose hold it keeps more than for its own.
     """
 
     spec: PoolSpec
@@ -51,6 +52,7 @@ class PoolView:
     remembered: bool = False
     by_priority: Mapping[str, float] | None = None
     hit_rate: float | None = None
+    kept_for: str | None = None
     history: DemandHistory = field(default_factory=DemandHistory)
 
 

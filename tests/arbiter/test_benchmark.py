@@ -37,10 +37,12 @@ def test_instances_are_what_they_claim() -> None:
     assert set(instance.budget.max_gpus) <= {"h100", "h200", "l40s"}
     need = instance.need(2)
     plenty = np.ceil(need).astype(np.int64)
-    assert instance.goodput(2, plenty) == 1.0 and instance.half_granted_gpus(2, plenty) == 0
+    assert instance.goodput(2, plenty) == 1.0 and instance.idle_gpus(2, plenty) == 0
     wide = plenty.copy()
     wide[0] += 3
-    assert instance.half_granted_gpus(2, wide) == 3 * instance.pools[0].gpus_per_replica
+    assert instance.idle_gpus(2, wide) == 3 * instance.pools[0].gpus_per_replica
+    assert 0 < instance.half_granted_gpus(wide) <= instance.half_granted_gpus(wide + 2 * (np.arange(20) == 0))
+    assert instance.half_granted_gpus(np.ones(20, dtype=np.int64)) == 0, "minima are apart"
     level = water_level(instance, 2)
     for kind, most in instance.budget.max_gpus.items():
         mine = [int(n) * s.gpus_per_replica for n, s in zip(level, instance.pools, strict=True) if s.gpu_type == kind]

@@ -94,6 +94,21 @@ def test_half_a_group_that_is_blind_does_not_stop_the_other_half() -> None:
     assert fleet.round({"chat-prefill": 0.9, "code": 1.0}) == {"chat-prefill": -2}
 
 
+def test_a_hold_is_a_groups_and_its_stages_go_down_together() -> None:
+    fleet = two_models(30, hold_s=60.0)
+    fleet.round({"chat": 3.5, "code": 1.0})
+    for _ in range(6):
+        assert fleet.round({"chat": 1.5, "code": 1.0}) == {}
+    # Prefill is silent for a round, so its hold begins anew. Decode's is over, but it would leave prefill half of a capacity.
+    assert fleet.round({"chat": 1.5, "code": 1.0}, without=["chat-prefill"]) == {"chat-decode": -2}
+    fleet.have["chat-decode"] = 4  # somebody wants it back
+    for _ in range(6):
+        assert fleet.round({"chat": 1.5, "code": 1.0}) == {}
+    told = line(fleet.last, "chat-decode").reason
+    assert told == "kept at 4: 2 would do, but chat-prefill is not lowered yet, and they go down together"
+    assert fleet.round({"chat": 1.5, "code": 1.0}) == {"chat-prefill": -2, "chat-decode": -2}
+
+
 def test_an_unknown_number_of_gpus_is_neither_zero_nor_free() -> None:
     pools = [pool("chat-agg"), pool("code-agg")]
     told = inputs(

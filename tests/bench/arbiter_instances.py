@@ -71,12 +71,23 @@ class Instance:
         result: Floats = stages.min(axis=1)
         return result
 
-    def goodput(self, number: int, counts: NDArray[np.int64]) -> float:
-        """Share of all requests of the round that meet their SLA."""
-        return float(self.load[number] @ self.attainment(number, counts) / self.load[number].sum())
+    def goodput(self, number: int, counts: NDArray[np.int64], priority: int | None = None) -> float:
+        """Share of all requests of the round that meet their SLA; or of those to models of one priority class."""
+        load = self.load[number]
+        if priority is not None:
+            load = load * (np.array([group.priority_class for group in self.groups]) == priority)
+        return float(load @ self.attainment(number, counts) / load.sum())
 
-    def half_granted_gpus(self, number: int, counts: NDArray[np.int64]) -> int:
-        """GPUs beyond its minimum that a stage holds though its partner cannot use them."""
+    def half_granted_gpus(self, counts: NDArray[np.int64]) -> int:
+        """GPUs beyond its minimum that a stage holds though its partner cannot use them, whatever the load: replicas beyond the
+        first number that carries all that the partner's carry."""
+        passed = np.repeat((counts * self.rate).reshape(-1, 2).min(axis=1), 2)
+        useful = np.ceil(passed / self.rate - 1e-9)
+        return int(np.maximum(counts - np.maximum(useful, 1), 0) @ self.gpus)
+
+    def idle_gpus(self, number: int, counts: NDArray[np.int64]) -> int:
+        """GPUs beyond its minimum that a stage does not need for what its group attains at the load of the round: half-granted
+        ones, and those of both stages that a hold keeps for a load that may come back."""
         useful = np.ceil(np.repeat(self.attainment(number, counts), 2) * self.need(number) - 1e-9)
         return int(np.maximum(counts - np.maximum(useful, 1), 0) @ self.gpus)
 

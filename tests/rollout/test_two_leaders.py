@@ -131,7 +131,6 @@ rounds = st.lists(
 
 @settings(
     deadline=None,
-    max_examples=max(20, settings().max_examples // 4),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(rounds)
