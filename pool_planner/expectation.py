@@ -105,7 +105,7 @@ def _waiting_outside(observation: Observation, shape: Shape, pool: PoolSetup, co
     """What waits at the router, in requests like those to come: by prompt tokens where these are the work, and where answers
     are work as well by what is more."""
     requests, tokens = observation.queued_requests or 0.0, observation.queued_tokens
-    if tokens is None or not config.extensions.pending_tokens or pool.role == "decode":
+    if not tokens or not config.extensions.pending_tokens or pool.role == "decode":
         return requests
     as_prompts = tokens / max(1.0, shape.isl.mean)
     return as_prompts if pool.role == "prefill" else max(requests, as_prompts)

@@ -185,11 +185,13 @@ class DiscoveredScrape:
         """Read the list of pods again when it is old. An API server that takes long is not waited for: the pods that are known
         are read meanwhile. Raises MetricsUnavailable while no pod is known."""
         now = self._clock()
-        if self._looking is None and (self._looked_s is None or now - self._looked_s >= self.refresh_s):
+        looking = self._looking
+        if looking is None and (self._looked_s is None or now - self._looked_s >= self.refresh_s):
             self._looked_s = now
             self._looking = asyncio.create_task(asyncio.to_thread(self._discovery.find))
         if self._looking is not None:
-            await asyncio.wait({self._looking}, timeout=PATIENCE_S)
+            if looking is None or not self._scrape.urls:  # once for each list, or as long as there is nothing else to read
+                await asyncio.wait({self._looking}, timeout=PATIENCE_S)
             self._take_found(self._looking)
         if not self._scrape.urls:
             self._looked_s = None  # look again at the next call
