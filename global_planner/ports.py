@@ -58,7 +58,20 @@ class Nodes(Protocol):
 
     async def nodes(self) -> tuple[NodeRoom, ...] | None:
         """The GPUs of every node; None: they are not told, so nobody can say whether a replica will find a place. Raises
-        ClusterUnavailable."""
+        ClusterUnavailable.
+
+        The arbiter reckons with these facts, so an adapter that tells nodes tells all of them:
+        - one `NodeRoom` for every node that a new replica could be scheduled on (not cordoned, no taint that our pods do not
+          tolerate); a node left out has no room. `gpu_type` is the topology's name of the type;
+        - `free_gpus`: allocatable GPUs less the requests of every pod that is bound to the node and has not ended, whoever owns
+          it, ours that start, drain or end included. The arbiter adds back what replicas that are ending, or that it lets go,
+          leave on their `Replica.nodes`, so a GPU that is subtracted here twice is lost to it;
+        - in each `Holding`: `nodes_per_replica` (of a multi-node replica: the nodes it needs at the same time, with an equal
+          part of `gpus_per_replica` on each), `Replica.nodes` (the nodes of its bound pods, each once; empty while unbound),
+          and `victims` and `Replica.rank` where the cluster chooses who goes: what nobody can foretell is not counted as free;
+        - a round observes the holdings first, then the nodes: what was bound in between is missing from what is free, which
+          costs a round, and never a place that is not there. Nodes from a cache may not be older than the holdings.
+        """
         ...
 
 

@@ -75,7 +75,8 @@ def price_table(prices: tuple[PriorityPrice, ...]) -> Table:
     gain = sum(price.served_rps_equal - price.served_rps for price in prices)
     rows.append(("all", "", "", "", "", "", _signed(gain)))
     columns = ("group", "class", "GPUs", "GPUs if equal", "attains", "attains if equal", "would gain req/s")
-    return Table(title="With equal priorities", columns=columns, rows=tuple(rows))
+    title = "With equal priorities (both decided from nothing: without holds and costs of moves)"
+    return Table(title=title, columns=columns, rows=tuple(rows))
 
 
 def _signed(value: float) -> str:
