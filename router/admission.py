@@ -12,11 +12,14 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from math import inf
 from typing import Literal
 
 from router.fairness import Shares, gives_way, may_displace
 from router.policy import Path
 
+FEW = 4  # so many are taken out of a line one by one: they mostly stand in front
 Reason = Literal["rate", "starting", "full"]
 
 
@@ -85,6 +88,8 @@ class Ticket:
     weight: float = 1.0
     paid: bool = False
     seq: int = 0
+    waits: bool = False  # in the waiting room
+    waits_paid: bool = False  # and had paid when it came in
 
     def __hash__(self) -> int:
         # As any object's own. Said here because a compiled class that compares loses it.
@@ -104,6 +109,22 @@ class Refusal:
 
 
 @dataclass(slots=True)
+class Room:
+    """What the endpoints of a way's first stage can take yet: requests, and tokens."""
+
+    requests: float
+    tokens: float
+
+    def take(self, tokens: float) -> bool:
+        """Whether there is a place, and take it."""
+        if self.requests < 1.0 or self.tokens <= 0.0:
+            return False
+        self.requests -= 1.0
+        self.tokens -= tokens
+        return True
+
+
+@dataclass(slots=True)
 class _Line:
     """A model's waiting requests and its limits."""
 
@@ -114,6 +135,15 @@ class _Line:
     bucket: TokenBucket | None = None
     by_priority: dict[str, TokenBucket] = field(default_factory=dict)
     shares: Shares = field(default_factory=Shares)
+    paid: int = 0  # of those that wait
+    deadlines: list[tuple[float, int, Ticket]] = field(default_factory=list)  # a heap; those that left are skipped
+
+    def earliest_s(self) -> float:
+        """The first deadline of those that wait; infinity when nobody does."""
+        heap = self.deadlines
+        while heap and not heap[0][2].waits:
+            heappop(heap)
+        return heap[0][0] if heap else inf
 
 
 class Admission:
@@ -187,6 +217,9 @@ class Admission:
             return Refusal(reason="full", retry_after_s=self._retry_after(line, usable))
         insort(line.waiting, ticket)
         line.shares.enters(ticket)
+        heappush(line.deadlines, (ticket.deadline_s, ticket.seq, ticket))
+        ticket.waits, ticket.waits_paid = True, ticket.paid
+        line.paid += ticket.paid
         self._waiting += 1
         return "waiting"
 
@@ -220,8 +253,11 @@ class Admission:
             if not line.waiting:
                 continue
             places = self._places(model, line)
+            overdue = now >= line.earliest_s()
             gone: list[Ticket] = []
             for ticket in line.shares.order(line.waiting):
+                if places < 1.0 and not overdue and not line.paid:
+                    break  # without a place nobody behind comes in either, and nobody has to go
                 if now >= ticket.deadline_s:
                     can = usable(ticket)
                     reason: Reason = "rate" if can else "starting"
@@ -232,12 +268,13 @@ class Admission:
                     self._let_in(line, ticket)
                     admitted.append(ticket)
                     gone.append(ticket)
-            if gone:
+            if len(gone) > FEW:
                 left = set(gone)
                 line.waiting = [ticket for ticket in line.waiting if ticket not in left]
-                self._waiting -= len(gone)
-                for ticket in gone:
-                    line.shares.leaves(ticket)
+            for ticket in gone:
+                if len(gone) <= FEW:
+                    line.waiting.remove(ticket)
+                self._left(line, ticket)
         return admitted, refused
 
     def leave(self, ticket: Ticket) -> None:
@@ -248,7 +285,12 @@ class Admission:
 
     def _remove(self, line: _Line, ticket: Ticket) -> None:
         line.waiting.remove(ticket)
+        self._left(line, ticket)
+
+    def _left(self, line: _Line, ticket: Ticket) -> None:
         line.shares.leaves(ticket)
+        line.paid -= ticket.waits_paid
+        ticket.waits = ticket.waits_paid = False
         self._waiting -= 1
 
     def next_event_s(self, now: float) -> float | None:
@@ -257,7 +299,7 @@ class Admission:
         times = [] if self._plan_expires_s is None else [self._plan_expires_s]
         for line in self._lines.values():
             if line.waiting:
-                times.append(min(ticket.deadline_s for ticket in line.waiting))
+                times.append(line.earliest_s())
                 buckets: Iterable[TokenBucket] = [*line.by_priority.values(), *([line.bucket] if line.bucket else [])]
                 waits = [bucket.wait_s(now) for bucket in buckets]
                 times += [now + wait for wait in waits if 0.0 < wait < float("inf")]

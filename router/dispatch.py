@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from router.accounting import AccessLog, ModelState, Progress
-from router.admission import Refusal, RetryBudget, Ticket
+from router.admission import Refusal, RetryBudget, Room, Ticket
 from router.attempt import Attempts, Failure, pass_on
 from router.config import RouterConfig
-from router.door import Door, Room
+from router.door import Door
 from router.endpoints import Endpoints
 from router.http1 import ClientConnection
 from router.identity import Keys, complete

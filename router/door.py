@@ -4,27 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from router.adaptive import NOBODY, Waiting
-from router.admission import Admission, RateLimit, Refusal, Ticket
+from router.admission import Admission, RateLimit, Refusal, Room, Ticket
 from router.policy import Path
-
-
-@dataclass(slots=True)
-class Room:
-    """What the endpoints of a way's first stage can take yet: requests, and tokens."""
-
-    requests: float
-    tokens: float
-
-    def take(self, tokens: float) -> bool:
-        """Whether there is a place, and take it."""
-        if self.requests < 1.0 or self.tokens <= 0.0:
-            return False
-        self.requests -= 1.0
-        self.tokens -= tokens
-        return True
 
 
 class Door:

@@ -18,7 +18,7 @@ from global_planner.replay.lanes import NEVER, Flight, Lane
 from global_planner.replay.scores import FAILED, SHED, Scores
 from global_planner.replay.stations import Endpoint, Station
 from pool_planner.performance.profile import Profile
-from router.admission import Admission, RateLimit, Refusal, RetryBudget, Ticket
+from router.admission import Admission, RateLimit, Refusal, RetryBudget, Room, Ticket
 from router.config import RouterConfig
 from router.policy import Ask, Path, picker
 
@@ -156,7 +156,19 @@ class Dispatch:
                         return True
                 return False
 
-            admitted, refused = self.admission.pump(now, usable)
+            rooms: dict[Path, Room] = {}
+
+            def fits(ticket: Ticket) -> bool:
+                # As the router's door: one place that is free must not let in everybody who waits for it.
+                for path in ticket.paths:
+                    room = rooms.get(path)
+                    if room is None:
+                        room = rooms[path] = self._room(path)
+                    if room.take(ticket.tokens):
+                        return True
+                return False
+
+            admitted, refused = self.admission.pump(now, usable, fits)
             entering = [self._leave(ticket) for ticket in admitted]
             leaving: list[tuple[Flight, Refusal]] = [(self._leave(ticket), refusal) for ticket, refusal in refused]
             for flight, _ in leaving:
@@ -364,14 +376,21 @@ class Dispatch:
         if path.instead_of and not any(stations[name].broken for name in path.instead_of):
             return False
         if path.prefill:
-            return any(stations[name].usable(without) and self._readers(path, name, without) for name in path.prefill)
-        return any(stations[name].usable(without) for name in path.serve)
+            return any(stations[name].can_serve(without) and self._readers(path, name, without) for name in path.prefill)
+        return any(stations[name].can_serve(without) for name in path.serve)
+
+    def _room(self, path: Path) -> Room:
+        """What the first stage of a way can take yet; nothing where another stage cannot serve."""
+        if not self._usable(path, NEVER):
+            return Room(0.0, 0.0)
+        rooms = [self.stations[name].room() for name in path.prefill or path.serve]
+        return Room(sum([room.requests for room in rooms]), sum([room.tokens for room in rooms]))
 
     def _readers(self, path: Path, prefill: str, without: set[str] | frozenset[str]) -> list[str]:
         """The pools of the path that can serve now and read the KV blocks of this prefill pool."""
         stations = self.stations
         made = stations[prefill].config.kv_format
-        return [name for name in path.serve if stations[name].config.kv_format == made and stations[name].usable(without)]
+        return [name for name in path.serve if stations[name].config.kv_format == made and stations[name].can_serve(without)]
 
     def _path(self, flight: Flight) -> Path | None:
         for path in flight.route.paths:

@@ -13,6 +13,7 @@ from global_planner.replay.engine import Replica
 from global_planner.replay.least_loaded import LeastLoaded
 from global_planner.replay.prefix_cache import PrefixCache
 from pool_planner.types import Role
+from router.admission import Room
 from router.config_pools import PoolConfig
 from router.policy import Ask, LeastTokens, Picker, usable
 
@@ -123,6 +124,20 @@ class Station:
         if self._index is None or self._max_in_flight is not None:
             return bool(self.usable())
         return bool(self.ready) and (self._max_tokens is None or self._index.lightest_tokens() < self._max_tokens)
+
+    def can_serve(self, without: Collection[str]) -> bool:
+        """Whether some endpoint beside these is usable."""
+        return bool(self.usable(without)) if without else self.can_take
+
+    def room(self) -> Room:
+        """Requests and tokens that its usable endpoints can take yet, as `router.endpoints.Pool.room`."""
+        free = self.usable()
+        requests = tokens = float("inf") if free else 0.0
+        if self._max_in_flight is not None:
+            requests = float(sum([self._max_in_flight - one.in_flight for one in free]))
+        if self._max_tokens is not None:
+            tokens = sum([self._max_tokens - one.outstanding_tokens for one in free])
+        return Room(requests, tokens)
 
     def pick(self, ask: Ask | None, without: Collection[str]) -> Endpoint | None:
         """One usable endpoint, or None; as `router.endpoints.Pool.pick`. `ask` may be absent where the pool picks by load."""
