@@ -22,6 +22,7 @@ from tests.bench.outcome_traces import DATA, azure, copies, drawn, mooncake, ser
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
 TIGHT = 0.7  # of the sum of the pools' own peaks: what a tight budget has
+REQUEST_TIMEOUT_S = 600.0  # of engines as they were measured
 UNBOUNDED = 1000  # GPUs, while it is not known yet what the budget is
 H200 = DATA / "profiles/h200_llama31_8b_fp8_tp1"
 
@@ -87,7 +88,12 @@ class Case:
                 "admission": "sla",
                 "start_limit_s": max(300.0, 3 * self.cold_start_s),
             },
-            "router": {"queue_deadline_s": max(model.ttft_ms for model in self.models) / 1e3, "queue_limit": 100_000},
+            "router": {
+                "queue_deadline_s": max(model.ttft_ms for model in self.models) / 1e3,
+                "queue_limit": 100_000,
+                # An engine that takes longer for everything is also waited for longer: nobody hangs up on an answer in its SLA.
+                "request_timeout_s": REQUEST_TIMEOUT_S * self.slow,
+            },
             "planner": {
                 "throughput_adjustment_interval": int(self.tick_s),
                 "load_predictor": "auto",
