@@ -104,7 +104,7 @@ class Dispatch:
         try:
             verdict = self._door.try_enter(ticket)
             if verdict is not True:
-                refusal = await self._door.wait(ticket) if verdict is False else verdict
+                refusal = await self._wait(ticket, verdict)
                 if refusal is not None:
                     progress.shed()
                     self._turn_away(client, request, refusal)
@@ -124,9 +124,11 @@ class Dispatch:
 
     async def _enter(self, ticket: Ticket) -> Refusal | None:
         verdict = self._door.try_enter(ticket)
-        if verdict is True:
-            return None
-        refusal = await self._door.wait(ticket) if verdict is False else verdict
+        return None if verdict is True else await self._wait(ticket, verdict)
+
+    async def _wait(self, ticket: Ticket, verdict: Refusal | bool) -> Refusal | None:
+        """After the door has not let it in at once: why it may not come in at all, or None once it may."""
+        refusal = verdict if isinstance(verdict, Refusal) else await self._door.wait(ticket)
         if refusal is not None and refusal.reason == "starting" and self._served(ticket.paths):
             return replace(refusal, reason="full")  # all that could take it had enough to do
         return refusal
