@@ -143,6 +143,7 @@ def _figures(told: Mapping[str, Any], window_s: float) -> dict[str, Any]:
         "attainment": told["met"] / requests,
         "gpu_hours": round(told["gpu_hours"], 4),
         "violations": requests - told["met"],
+        "violations_by_priority": {},
         "moves": told["moves"],
         "reconfigurations_per_hour": 3600.0 * told["moves"] / window_s,
         "budget_violations": None,
