@@ -201,7 +201,8 @@ class Play:
             for role, (_, gpus) in roles.items()
         )
 
-    def watch(self, view: View) -> None:
+    def watch(self, view: View | None = None) -> None:
+        view = view or self._look()
         ordered = self.ordered(view)
         used = self._gpus(ordered, self.alive(view))
         if used > self.budget + self.over_by_people:
