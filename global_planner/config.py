@@ -146,7 +146,7 @@ class ArbiterConfig(Section):
 
     `admission`: what the router lets in. Both let in the rate that the plan says the ready replicas carry, and no more requests
     at once than they hold within the SLA. `sla` (the default): also no more to a prefill engine than it can begin in time; who
-    has waited at the router for a fifth of the TTFT is turned away (429 or 503, try again), because what it would get is too
+    has waited at the router for half of the TTFT is turned away (429 or 503, try again), because what it would get is too
     late and would delay the next. Under overload as many are served within their SLA as the plan says. `rate`: whoever comes
     waits up to `router.queue_deadline_s`; under overload all who are served have then waited nearly that long, and hardly any
     is in time: for clients that would rather have a late answer than none.
