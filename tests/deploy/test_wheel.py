@@ -20,8 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packages as a wheel brings them, in a folder that nobody may write. Their dependencies are this environment's."""
     uv = shutil.which("uv") or str(ROOT / ".cache" / "uv" / "bin" / "uv")
-    if not Path(uv).exists():
-        pytest.skip("no uv (make setup fetches it)")
     place = tmp_path_factory.mktemp("image") / "site"
     command = [
         uv,
@@ -37,8 +35,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(ROOT),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=place.parent)
-    if done.returncode and "hatchling" in done.stderr:
-        pytest.skip(f"the build backend cannot be fetched: {done.stderr[-300:]}")
     assert done.returncode == 0, done.stderr
     for path in (place, *place.rglob("*")):
         path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
