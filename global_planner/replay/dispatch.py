@@ -1,13 +1,13 @@
 """The router in virtual time: admission, the way through the stages, prefill, hand-off, decode, retries. Pure.
 
 The order of things is that of `router.dispatch`, and every choice is made by the router's own code: `policy.Stages` for the
-way, its pickers for the endpoint (behind an index where that is the same), `admission.Admission` for who may enter and who
-waits. Only calls have become events: an engine is told `submit`, and what it answers comes back through `engine_events`.
+way, its pickers for the endpoint (`ways`, behind an index where that is the same), `admission.Admission` for who may enter and
+who waits. Only calls have become events: an engine is told `submit`, and what it answers comes back through `engine_events`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from math import inf, nan
 
 import numpy as np
@@ -17,6 +17,7 @@ from global_planner.replay.engine_spec import EngineRequest
 from global_planner.replay.lanes import NEVER, Flight, Lane
 from global_planner.replay.scores import FAILED, SHED, Scores
 from global_planner.replay.stations import Endpoint, Station
+from global_planner.replay.ways import Ways
 from pool_planner.performance.profile import Profile
 from router.admission import Admission, RateLimit, Refusal, RetryBudget, Room, Ticket
 from router.config import RouterConfig
@@ -50,6 +51,7 @@ class Dispatch:
             model.model: Lane(index, model, self.stations, profiles, told_lengths=told_lengths)
             for index, model in enumerate(config.models)
         }
+        self._ways = Ways(self.stations)
         own = {m.model: (m.priority_class, RateLimit(rate_rps=m.own_admitted_rps, burst=m.own_burst)) for m in config.models}
         queue = config.queue
         self.admission = Admission(
@@ -113,7 +115,7 @@ class Dispatch:
 
     def _enter(self, flight: Flight, ticket: Ticket, now: float) -> bool:
         """Whether it may be sent now; else it waits, or was turned away."""
-        usable = (not flight.tried and flight.route.open) or any(self._usable(path, flight.tried) for path in ticket.paths)
+        usable = (not flight.tried and flight.route.open) or any(self._ways.usable(path, flight.tried) for path in ticket.paths)
         verdict = self.admission.offer(ticket, now, usable)
         if verdict == "admitted":
             return True
@@ -151,7 +153,7 @@ class Dispatch:
                 for path in ticket.paths:
                     can = known.get(path)
                     if can is None:
-                        can = known[path] = self._usable(path, NEVER)
+                        can = known[path] = self._ways.usable(path, NEVER)
                     if can:
                         return True
                 return False
@@ -163,7 +165,7 @@ class Dispatch:
                 for path in ticket.paths:
                     room = rooms.get(path)
                     if room is None:
-                        room = rooms[path] = self._room(path)
+                        room = rooms[path] = self._ways.room(path)
                     if room.take(ticket.tokens):
                         return True
                 return False
@@ -198,14 +200,14 @@ class Dispatch:
             self._send(flight, endpoint, now, prefill=route.prefill is not None, fetched=False)
             return
         while True:
-            path = self._path(flight)
+            path = self._ways.of(flight)
             if path is None and flight.tried:
                 flight.tried = NEVER
-                path = self._path(flight)
+                path = self._ways.of(flight)
             if path is None:
                 if not self._enter(flight, flight.ticket, now):
                     return
-                if self._path(flight) is None:
+                if self._ways.of(flight) is None:
                     # Let in although nothing is usable: only a limit of single endpoints does that, and it frees places.
                     self._fail(flight, now)
                     return
@@ -215,10 +217,7 @@ class Dispatch:
 
     def _attempt(self, flight: Flight, path: Path, now: float) -> bool:
         """Send it along a path; False: an endpoint that was there is not there any more."""
-        names: Sequence[str] = path.serve
-        if path.prefill:
-            names = [name for name in path.prefill if self._readers(path, name, flight.tried)]
-        chosen = self._pick(names, flight)
+        chosen = self._ways.first(path, flight)
         if chosen is None:
             return False
         self._send(flight, chosen, now, prefill=bool(path.prefill), fetched=False)
@@ -288,15 +287,7 @@ class Dispatch:
         flight.prefill = endpoint
         endpoint.pending_kv += 1
         del self.flights[flight.id]
-        decode = None
-        route = flight.route
-        if route.plain and route.prefill is station and route.serve.ready and not flight.tried:
-            decode = route.serve.pick(flight.ask, NEVER)
-        else:
-            for path in route.paths:
-                if station.name in path.prefill:
-                    decode = self._pick(self._readers(path, station.name, flight.tried), flight)
-                    break
+        decode = self._ways.decode(flight, station)
         assert endpoint.engine is not None
         if decode is None:
             # No decode endpoint is left: the prompt is computed again when there is one.
@@ -367,44 +358,6 @@ class Dispatch:
     def _freed(self, endpoint: Endpoint) -> None:
         if not endpoint.known and endpoint.in_flight == 0 and endpoint.pending_kv == 0:
             endpoint.station.refresh()
-
-    # -- choosing --------------------------------------------------------------------------------------------------------
-
-    def _usable(self, path: Path, without: set[str] | frozenset[str]) -> bool:
-        """Whether every stage of a path has a usable endpoint now."""
-        stations = self.stations
-        if path.instead_of and not any(stations[name].broken for name in path.instead_of):
-            return False
-        if path.prefill:
-            return any(stations[name].can_serve(without) and self._readers(path, name, without) for name in path.prefill)
-        return any(stations[name].can_serve(without) for name in path.serve)
-
-    def _room(self, path: Path) -> Room:
-        """What the first stage of a way can take yet; nothing where another stage cannot serve."""
-        if not self._usable(path, NEVER):
-            return Room(0.0, 0.0)
-        rooms = [self.stations[name].room() for name in path.prefill or path.serve]
-        return Room(sum([room.requests for room in rooms]), sum([room.tokens for room in rooms]))
-
-    def _readers(self, path: Path, prefill: str, without: set[str] | frozenset[str]) -> list[str]:
-        """The pools of the path that can serve now and read the KV blocks of this prefill pool."""
-        stations = self.stations
-        made = stations[prefill].config.kv_format
-        return [name for name in path.serve if stations[name].config.kv_format == made and stations[name].can_serve(without)]
-
-    def _path(self, flight: Flight) -> Path | None:
-        for path in flight.route.paths:
-            if self._usable(path, flight.tried):
-                return path
-        return None
-
-    def _pick(self, names: Sequence[str], flight: Flight) -> Endpoint | None:
-        for name in names:
-            station = self.stations[name]
-            endpoint = station.pick(flight.ask, flight.tried)
-            if endpoint is not None:
-                return endpoint
-        return None
 
     # -- ends --------------------------------------------------------------------------------------------------------------
 

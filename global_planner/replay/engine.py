@@ -1,5 +1,7 @@
 """One engine replica, driven by `now`: chunked prefill, continuous-batching decode, KV blocks, hand-off, drain. Pure.
 
+Here is when things happen; who computes next is decided in `engine_schedule`, and who decodes stands in `engine_decode`.
+
 Time goes in *spans*: one step that computes chunks of prompts (and a token for every decoding sequence), or, while there is
 nothing to compute, many equal decode steps at once. A span is cut at its next step boundary when a request comes that could
 join. Nothing happens between events: the caller asks `next_event_at` and calls `advance` then (or later: what was due is done
@@ -10,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from heapq import heappop, heappush
 
 from global_planner.replay.engine_cost import UNLIMITED, DecodeCost, KvBlocks, PrefillCost, blocks
 from global_planner.replay.engine_decode import (
@@ -18,13 +19,12 @@ from global_planner.replay.engine_decode import (
     DECODING,
     GONE,
     HELD,
-    LOADING,
-    PREFILLING,
     WAITING,
     DecodeBatch,
     HeldBlocks,
     Sequence,
 )
+from global_planner.replay.engine_schedule import Schedule
 from global_planner.replay.engine_spec import EngineEvent, EngineLoad, EngineRequest, EngineSpec, EventKind, Refusal
 
 # Decode steps in one span at most. ITL is taken at the middle of the span; over 64 tokens its change is linear enough.
@@ -46,39 +46,25 @@ class Replica:
         self.spec = spec
         self.ready_at_s = ready_at_s
         self.draining = False
-        self.preemptions = 0
-        self._prefill = PrefillCost(prefill)
         self._kv = KvBlocks(spec.kv_capacity_tokens)
         self._batch = DecodeBatch(None if decode is None else DecodeCost(decode), self._kv)
+        self._schedule = Schedule(spec, PrefillCost(prefill), self._kv, self._batch)
         self._chunk_tokens = spec.tokens_per_chunk if stream else None
         self._events: list[EngineEvent] = []
-        # Who is where. `_admitted` are those that hold KV blocks to compute with, in the order of admission.
         self._sequences: dict[str, Sequence] = {}
-        # What is asked for at every step stands here; the specification never changes.
-        self._most_sequences = spec.max_num_seqs
-        self._step_tokens = spec.prefill_chunk_tokens
         self._longest = spec.max_model_len
         self._generates = decode is not None
-        self._transfer_s = spec.kv_transfer_ms / 1e3
         self._hold_s = spec.kv_hold_s
         self._front_s = spec.front_ms / 1e3
         self._front: deque[tuple[float, Sequence]] = deque()
-        self._waiting: deque[Sequence] = deque()
-        self._admitted: dict[str, Sequence] = {}
-        self._prefilling: deque[Sequence] = deque()
-        self._prefill_tokens = 0
-        self._loading: list[tuple[float, int, Sequence]] = []
-        self._loaded: list[Sequence] = []
         self._leaving: list[Sequence] = []
         self._held = HeldBlocks(self._kv)
-        self._serial = 0
         # The span that runs: `_steps` steps of `_step_s` from `_begun`, or none (`_end` never).
         self._begun = self._step_s = 0.0
         self._steps = 0
         self._end = self._wake = _NEVER
         # When something is due next: reckoned after every change, because it is asked for far more often than it changes.
         self._due = _NEVER
-        self._chunks: list[tuple[Sequence, int]] = []
 
     # ---- what the caller does ------------------------------------------------------------------------------------
 
@@ -106,7 +92,7 @@ class Replica:
         sequence = Sequence(request)
         self._sequences[request.id] = sequence
         if sequence.computed >= 0:
-            self._prefill_tokens += sequence.isl - sequence.computed
+            self._schedule.prefill_tokens += sequence.isl - sequence.computed
         if self._front_s > 0.0:
             sequence.state = ARRIVING
             self._front.append((now + self._front_s, sequence))
@@ -117,10 +103,10 @@ class Replica:
 
     def _queue(self, now: float, sequence: Sequence) -> None:
         """The scheduler sees a request: behind those that wait."""
-        self._waiting.append(sequence)
+        self._schedule.waiting.append(sequence)
         if sequence.computed < 0 and self._end != _NEVER:
             # Blocks are fetched beside the steps: begin now if room is left after this span's growth.
-            self._admit(now, reserve=self._kv.growth(self._batch.clock, self._steps), fetches_only=True)
+            self._schedule.admit(now, reserve=self._kv.growth(self._batch.clock, self._steps), fetches_only=True)
         self._hurry(now)
 
     def next_event_at(self) -> float:
@@ -129,8 +115,9 @@ class Replica:
 
     def _reckon(self) -> None:
         due = self._end if self._end < self._wake else self._wake
-        if self._loading and self._loading[0][0] < due:
-            due = self._loading[0][0]
+        loading = self._schedule.loading
+        if loading and loading[0][0] < due:
+            due = loading[0][0]
         if self._front and self._front[0][0] < due:
             due = self._front[0][0]
         if self._held.count and self._held.next_expiry_s < due:
@@ -160,12 +147,12 @@ class Replica:
             self._hurry(now)
         elif sequence.state in (WAITING, ARRIVING):
             if sequence.state == WAITING:
-                self._waiting.remove(sequence)
+                self._schedule.waiting.remove(sequence)
             else:
                 self._front = deque(entry for entry in self._front if entry[1] is not sequence)
             sequence.state = GONE
             if sequence.computed >= 0:
-                self._prefill_tokens -= sequence.known - sequence.computed
+                self._schedule.prefill_tokens -= sequence.known - sequence.computed
             self._hurry(now)
         else:
             sequence.cancelled = True
@@ -194,7 +181,7 @@ class Replica:
             return False
         if sequence.state in (WAITING, ARRIVING):
             sequence.computed = 0
-            self._prefill_tokens += sequence.known
+            self._schedule.prefill_tokens += sequence.known
         else:
             self._leave_at_boundary(now, sequence)
         self._reckon()
@@ -209,6 +196,11 @@ class Replica:
         """Nothing runs, waits or is held for a decode engine."""
         return not self._sequences and not self._leaving
 
+    @property
+    def preemptions(self) -> int:
+        """How often a sequence had to give its blocks back, and was computed again."""
+        return self._schedule.preemptions
+
     def tokens_done(self, now: float, request_id: str) -> int:
         """Output tokens of a request that is in the engine, at `now`. Raises KeyError."""
         sequence = self._sequences[request_id]
@@ -220,14 +212,15 @@ class Replica:
 
     def load(self) -> EngineLoad:
         """Gauges as of the last event."""
+        schedule = self._schedule
         return EngineLoad(
-            running=len(self._admitted),
-            waiting=len(self._waiting) + len(self._front),
+            running=len(schedule.admitted),
+            waiting=len(schedule.waiting) + len(self._front),
             pending_kv=self._held.count,
             kv_usage=self._kv.used / self._kv.total if self._kv.total < UNLIMITED else 0.0,
-            active_prefill_tokens=self._prefill_tokens,
+            active_prefill_tokens=schedule.prefill_tokens,
             active_decode_blocks=self._kv.decoding,
-            preemptions=self.preemptions,
+            preemptions=schedule.preemptions,
             draining=self.draining,
         )
 
@@ -258,11 +251,8 @@ class Replica:
             sequence = self._front.popleft()[1]
             sequence.state = WAITING
             self._queue(at, sequence)
-        while self._loading and self._loading[0][0] <= at:
-            sequence = heappop(self._loading)[2]
-            if sequence.state == LOADING:
-                self._loaded.append(sequence)
-                self._hurry(at, cut=True)
+        if self._schedule.arrived(at):
+            self._hurry(at, cut=True)
         while held.count and held.next_expiry_s <= at:
             sequence = held.pop_expired()
             del self._sequences[sequence.id]
@@ -277,17 +267,14 @@ class Replica:
         """Something changed: plan at once when nothing runs, else cut the span at its next step boundary, if someone can
         join there or `cut`."""
         if self._end == _NEVER:
-            if now < self._wake and (self._waiting or self._loaded or self._prefilling or self._batch.sequences):
+            schedule = self._schedule
+            if now < self._wake and (schedule.waiting or schedule.loaded or schedule.prefilling or self._batch.sequences):
                 self._wake = now
-        elif self._steps > 1 and (cut or self._admissible()):
+        elif self._steps > 1 and (cut or self._schedule.admissible):
             steps = max(1, math.ceil((now - self._begun) / self._step_s - 1e-9))
             if steps < self._steps:
                 self._steps = steps
                 self._end = self._begun + steps * self._step_s
-
-    def _admissible(self) -> bool:
-        slots = len(self._admitted) < self._most_sequences
-        return slots and bool(self._waiting) and self._kv.used + blocks(self._waiting[0].known) <= self._kv.total
 
     def _end_span(self, at: float) -> None:
         self._end = _NEVER
@@ -295,13 +282,14 @@ class Replica:
         if self._batch.sequences:
             for sequence in self._batch.run(self._steps):
                 self._finish(sequence, at)
-        for sequence, end in self._chunks:
-            self._prefill_tokens -= end - sequence.computed
+        schedule = self._schedule
+        for sequence, end in schedule.chunks:
+            schedule.prefill_tokens -= end - sequence.computed
             sequence.computed = end
             if end == sequence.known:
-                self._prefilling.popleft()
+                schedule.prefilling.popleft()
                 self._prefilled(sequence, at)
-        self._chunks.clear()
+        schedule.chunks.clear()
         while self._leaving:
             self._leave(self._leaving.pop())
 
@@ -322,7 +310,7 @@ class Replica:
 
     def _finish(self, sequence: Sequence, at: float) -> None:
         """The last token came out: free the blocks, or hold them for a decode engine."""
-        del self._admitted[sequence.id]
+        del self._schedule.admitted[sequence.id]
         self._emit("finished", sequence, at, sequence.osl)
         if sequence.request.hold_kv and not sequence.cancelled:
             self._held.hold(sequence, at + self._hold_s)
@@ -335,75 +323,22 @@ class Replica:
     # ---- a new span ------------------------------------------------------------------------------------------------
 
     def _begin_span(self, at: float) -> None:
-        """1. What was loaded joins. 2. Blocks for the next step, if need be by preempting. 3. Admission, first come first
-        served. 4. Chunks of prompts up to the token budget, else as many decode steps as nothing interrupts."""
-        batch, kv = self._batch, self._kv
-        if self._loaded:
-            for sequence in self._loaded:
-                if sequence.state == LOADING:
-                    batch.join(sequence)
-            self._loaded.clear()
-        if (growth := kv.growth(batch.clock, 1)) <= kv.total - kv.used:
-            if self._waiting:
-                self._admit(at, reserve=growth)
-        else:
-            while kv.growth(batch.clock, 1) > kv.total - kv.used:
-                self._preempt_youngest()
-            if not batch.sequences and not self._prefilling:
-                self._admit(at, reserve=0)
-        budget = self._step_tokens - batch.sequences
-        if self._prefilling and (budget > 0 or not batch.sequences):
+        """One step with chunks of prompts up to the token budget, else as many decode steps as nothing interrupts."""
+        batch, schedule = self._batch, self._schedule
+        schedule.at_boundary(at)
+        prefill_s = schedule.prefill_s() if schedule.prefilling else -1.0
+        if prefill_s >= 0.0:
             self._steps = 1
-            self._step_s = self._take_chunks(budget) + batch.step_s(1)
+            self._step_s = prefill_s + batch.step_s(1)
         elif batch.sequences:
-            self._steps = kv.steps_that_fit(batch.clock, min(SPAN_STEPS, batch.steps_to_finish()))
+            self._steps = self._kv.steps_that_fit(batch.clock, min(SPAN_STEPS, batch.steps_to_finish()))
             self._step_s = batch.step_s(self._steps)
         else:
             return
         self._begun = at
         self._end = at + self._steps * self._step_s
 
-    def _admit(self, at: float, *, reserve: int, fetches_only: bool = False) -> None:
-        free = self._kv.total - self._kv.used - reserve
-        while self._waiting and len(self._admitted) < self._most_sequences:
-            sequence = self._waiting[0]
-            need = blocks(sequence.known)
-            if need > free or (fetches_only and sequence.computed >= 0):
-                return
-            self._waiting.popleft()
-            free -= need
-            self._kv.used += need
-            self._admitted[sequence.id] = sequence
-            if sequence.computed < 0:
-                sequence.state = LOADING
-                self._serial += 1
-                heappush(self._loading, (at + self._transfer_s, self._serial, sequence))
-            else:
-                sequence.state = PREFILLING
-                self._prefilling.append(sequence)
-
-    def _take_chunks(self, budget: int) -> float:
-        """Choose this step's chunks, in order of admission; the seconds that they take."""
-        pieces: list[tuple[int, int]] = []
-        starts = False
-        for sequence in self._prefilling:
-            if budget <= 0:
-                break
-            end = min(sequence.known, sequence.computed + budget)
-            budget -= end - sequence.computed
-            starts = starts or not sequence.begun
-            sequence.begun = True
-            pieces.append((sequence.computed, end))
-            self._chunks.append((sequence, end))
-        return self._prefill.step_s(pieces, starts=starts and not self._batch.sequences)
-
     # ---- going before the end --------------------------------------------------------------------------------------
-
-    def _preempt_youngest(self) -> None:
-        """Take back the blocks of the sequence that was admitted last; it is computed again, before all that wait."""
-        youngest = next(s for s in reversed(self._admitted.values()) if s.state in (DECODING, PREFILLING))
-        self.preemptions += 1
-        self._requeue(youngest)
 
     def _leave_at_boundary(self, now: float, sequence: Sequence) -> None:
         """Take an admitted sequence out when the step that runs is over: to be forgotten, or computed again."""
@@ -421,31 +356,10 @@ class Replica:
         if sequence.state in (HELD, GONE):
             return
         if sequence.cancelled:
-            self._give_up(sequence)
+            self._schedule.give_up(sequence)
             sequence.state = GONE
         else:
-            self._requeue(sequence)
-
-    def _requeue(self, sequence: Sequence) -> None:
-        """Wait, before all others, to be computed again: the prompt and the tokens that came out."""
-        self._give_up(sequence)
-        sequence.state = WAITING
-        sequence.begun = False
-        sequence.computed = min(sequence.request.cached_tokens, sequence.isl - 1)
-        self._prefill_tokens += sequence.known - sequence.computed
-        self._waiting.appendleft(sequence)
-
-    def _give_up(self, sequence: Sequence) -> None:
-        """Free the blocks of an admitted sequence."""
-        del self._admitted[sequence.id]
-        if sequence.state == DECODING:
-            self._batch.leave(sequence)
-            self._kv.used -= blocks(sequence.held_tokens)
-            return
-        self._kv.used -= blocks(sequence.known)
-        if sequence.state == PREFILLING:
-            self._prefilling.remove(sequence)
-            self._prefill_tokens -= sequence.known - sequence.computed
+            self._schedule.requeue(sequence)
 
     def _emit(self, kind: EventKind, sequence: Sequence, at: float, tokens: int) -> None:
         if not sequence.cancelled:
