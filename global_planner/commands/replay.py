@@ -94,7 +94,8 @@ def replay(
       proportional, first_come   our planners; everybody the same share, or whoever asks first
       independent                our planners; each pool alone with a fixed share of the budget
       hpa                        Kubernetes' autoscaler on requests in flight, one for each pool
-      static_peak, static_mean   fleets that never move
+      static_peak, static_mean   fleets that never move, sized for each pool's busiest 10 s, or its mean load
+      static_start               what stands at the start (--start), all the time
       oracle                     knows the trace: the bound
 
     \b

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from global_planner.compile import planner_setups_of
 from global_planner.config import PoolConfig, Topology
@@ -14,7 +14,7 @@ from global_planner.replay.needs import PoolLoad, capacity_of, pool_loads, setup
 from pool_planner.performance.demand import HEADROOM, attainment
 from pool_planner.performance.profile import Profile
 from pool_planner.setup import PoolSetup
-from pool_planner.types import Grant, Observation, PlannerStatus, Proposal, Report
+from pool_planner.types import Grant, Hold, Observation, PlannerStatus, Proposal, Report
 
 VALID_S = 60.0
 BIN_S = 20.0
@@ -63,6 +63,35 @@ def static(name: str, *, peak: bool) -> Contender:
         return _pinned(topology, fleet), fleet
 
     return Contender(name=name, reporters=_silent, deploy=deploy, admission=False)
+
+
+class Still:
+    """Keeps every pool as it is, whatever comes."""
+
+    samples = 0
+
+    def __init__(self, pools: Sequence[str], tick_s: float) -> None:
+        self.tick_s = tick_s
+        self.pools = tuple(pools)
+
+    def tick(
+        self, now: float, observations: Mapping[str, Observation], grants: Mapping[str, Grant], in_flight: Mapping[str, int]
+    ) -> tuple[Report, ...]:
+        until_s = now + max(VALID_S, 2 * self.tick_s)
+        return tuple(Hold(pool=pool, at_s=now, reason="the fleet stays as it is", expires_at_s=until_s) for pool in self.pools)
+
+    def statuses(self, now: float) -> tuple[PlannerStatus, ...]:
+        return ()
+
+
+def static_start() -> Contender:
+    """The fleet that stands at the start, all the time: what is there today."""
+
+    def reporters(terrain: Terrain) -> tuple[Reporter, ...]:
+        pools = [pool.name for _, pool in terrain.topology.placed_pools()]
+        return (Still(pools, terrain.topology.arbiter.round_interval_s),)
+
+    return Contender(name="static_start", reporters=reporters, admission=False)
 
 
 def _silent(terrain: Terrain) -> tuple[Reporter, ...]:

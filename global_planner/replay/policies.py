@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from global_planner.replay.baselines import hpa, independent, oracle, static
+from global_planner.replay.baselines import hpa, independent, oracle, static, static_start
 from global_planner.replay.contenders import Contender, objective
 
 POLICIES: Mapping[str, tuple[Callable[[], Contender], str]] = {
@@ -16,6 +16,7 @@ POLICIES: Mapping[str, tuple[Callable[[], Contender], str]] = {
     "hpa": (hpa, "Kubernetes' autoscaler on requests in flight, one for each pool"),
     "static_peak": (lambda: static("static_peak", peak=True), "a fixed fleet, sized for the busiest 10 s of each pool"),
     "static_mean": (lambda: static("static_mean", peak=False), "a fixed fleet, sized for the mean load"),
+    "static_start": (static_start, "the fleet that stands at the start, all the time"),
     "oracle": (oracle, "knows the trace: the bound"),
 }
 

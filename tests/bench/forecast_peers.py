@@ -27,6 +27,21 @@ FAMILIES = {
         ("Constant", "Kalman", "ARIMA", "Prophet"),
     ),
     "statsforecast": (("statsforecast==2.1.1",), ("AutoTheta", "AutoETS", "AutoARIMA")),
+    # Its replay, for the outcome benchmark: no forecaster.
+    "dynamo-replay": (
+        (
+            "ai-dynamo==1.4.2",
+            "pmdarima",
+            "filterpy",
+            "prophet",
+            "pandas",
+            "scipy",
+            "scikit-learn",
+            "plotly",
+            "prometheus-api-client",
+        ),
+        (),
+    ),
 }
 PEERS = tuple(f"{family}/{peer}" for family, (_, peers) in FAMILIES.items() for peer in peers)
 ERRORS_KEPT = 150

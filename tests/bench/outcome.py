@@ -1,4 +1,5 @@
-"""Who decides better? `python -m tests.bench.outcome --json FILE [--scenario NAME,…] [--policies A,B,…] [--quick] [--jobs N]`
+"""Who decides better? `python -m tests.bench.outcome --json FILE [--scenario NAME,…] [--policies A,B,…] [--quick]
+[--compiled] [--jobs N]`
 
 The scenarios of `outcome_scenarios`, each with every policy, in virtual time: engines, router, cluster and rollout are the
 same for all; who decides differs. Told for each are the shares of requests within TTFT, ITL and both, GPU-hours, violations
@@ -17,73 +18,25 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from global_planner.replay.contenders import Contender, objective
-from global_planner.replay.policies import POLICIES, policy
-from global_planner.replay.scenario import Outcome
-from global_planner.replay.simulator import simulate
-from global_planner.replay.summary import summarise
-from tests.bench.outcome_peer import MODES, PEER, has_peer, peer_figures
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from global_planner.replay import compiled
+from global_planner.replay.policies import POLICIES
+from tests.bench.outcome_kept import KEPT, Job, Kept, Runs
+from tests.bench.outcome_peer import MODES, has_peer
+from tests.bench.outcome_play import ANCHOR, FRUGAL, OURS, PEER
 from tests.bench.outcome_scenarios import CASES, Case, case
 from tests.bench.outcome_traces import TRACES
 
-OURS, FRUGAL = "goodput", "frugal"
-# Whoever pays for every GPU: a lower target, and the forecast's mean instead of its upper quantile.
-FRUGAL_SETTINGS = {"attainment_target": 0.8, "forecast_quantile": 0.5}
-ORDER = (OURS, FRUGAL, "max_min", "proportional", "first_come", "independent", "hpa", "static_peak", "static_mean", "oracle")
+ORDER = (
+    OURS, FRUGAL, "max_min", "proportional", "first_come", "independent", "hpa", "static_peak", "static_mean", ANCHOR, "oracle",
+)  # fmt: skip
 VIOLATION_PRICE = 4.0
 WITHIN_ORACLE = 0.10
-KEYS = (
-    "ttft_attainment", "itl_attainment", "attainment", "gpu_hours", "violations", "moves", "reconfigurations_per_hour",
-    "budget_violations", "half_granted_gpu_hours", "jain_fairness",
-)  # fmt: skip
-
-
-def contender(name: str) -> Contender:
-    """One of the replay's policies, or `frugal`: ours with the settings of who pays for every GPU."""
-    if name != FRUGAL:
-        return policy(name)
-    ours = objective(OURS)
-    assert ours.deploy is not None
-    deploy = ours.deploy
-
-    def frugal(topology: Any, profiles: Any, workload: Any) -> Any:
-        extensions = {**topology.planner.get("extensions", {}), **FRUGAL_SETTINGS}
-        return deploy(
-            topology.model_copy(update={"planner": {**topology.planner, "extensions": extensions}}), profiles, workload
-        )
-
-    return replace(ours, name=FRUGAL, deploy=frugal)
-
-
-def run_one(name: str, who: str, quick: bool) -> dict[str, Any]:
-    """The figures of one policy in one scenario, or of a mode of the peer."""
-    if who.startswith(PEER):
-        return peer_figures(case(name), who.removeprefix(PEER), quick=quick)
-    scenario = case(name).scenario(quick=quick)
-    began = time.process_time()
-    outcome = simulate(scenario, contender(who))
-    figures = summarise(outcome, scenario.profiles, scenario.workload)
-    return {
-        **{key: figures[key] for key in KEYS},
-        "gpu_hours": round(sum(outcome.gpu_hours.values()), 4),
-        "requests": outcome.total().requests,
-        "shed": outcome.total().shed,
-        "violations_by_priority": violations_by_priority(outcome),
-        "cpu_s": round(time.process_time() - began, 1),
-    }
-
-
-def violations_by_priority(outcome: Outcome) -> dict[str, int]:
-    """Violations by the priority class of the models, the highest first: who pays where there is not enough for all."""
-    told: dict[int, int] = {}
-    for group in outcome.topology.groups:
-        told[group.priority] = told.get(group.priority, 0) + outcome.of_model(group.model).violations
-    return {str(rank): told[rank] for rank in sorted(told, reverse=True)}
 
 
 def judge(each: Case, told: Mapping[str, Mapping[str, Any]], *, quick: bool) -> list[dict[str, Any]]:
@@ -123,18 +76,35 @@ def judge(each: Case, told: Mapping[str, Mapping[str, Any]], *, quick: bool) -> 
     return rows
 
 
-def run(names: Sequence[str], policies: Sequence[str], *, quick: bool, jobs: int) -> dict[str, Any]:
+def applies(name: str, who: str) -> bool:
+    """Whether a policy can be played in a scenario: a peer plays one model, and only anchors have a fleet of their own."""
+    if who.startswith(PEER):
+        return has_peer(case(name))
+    return who != ANCHOR or case(name).anchor is not None
+
+
+def run(
+    names: Sequence[str], policies: Sequence[str], *, quick: bool, jobs: int, fast: bool, kept: Kept | None
+) -> dict[str, Any]:
+    """Play what is not kept yet. A run that fails is left out, and told on standard error."""
     told: dict[str, dict[str, Any]] = {name: {} for name in names}
-    todo = [(name, who) for name in names for who in policies if not who.startswith(PEER) or has_peer(case(name))]
-    with ProcessPoolExecutor(max_workers=jobs) as pool:
-        doing = {pool.submit(run_one, name, who, quick): (name, who) for name, who in todo}
-        for count, done in enumerate(as_completed(doing), start=1):
-            name, who = doing[done]
-            figures = told[name][who] = done.result()
-            print(
-                f"[{count}/{len(todo)}] {name} {who}: {figures['attainment']:.3f} at {figures['gpu_hours']:.2f} GPU-hours "
-                f"({figures['cpu_s']:.0f} s)", file=sys.stderr, flush=True,
-            )  # fmt: skip
+    todo: list[Job] = []
+    for name in names:
+        for who in policies:
+            if applies(name, who):
+                known = None if kept is None else kept.get((name, who))
+                if known is None:
+                    todo.append((name, who))
+                else:
+                    told[name][who] = known
+    failed: list[str] = []
+    for job, answer in _with_progress(todo, quick=quick, jobs=jobs, fast=fast, known=sum(map(len, told.values()))):
+        if answer is None:
+            failed.append(" ".join(job))
+            continue
+        told[job[0]][job[1]] = answer["figures"]
+        if kept is not None:
+            kept.put(job, answer)
     scenarios = {}
     for name in names:
         ordered = {who: told[name][who] for who in policies if who in told[name]}
@@ -143,7 +113,40 @@ def run(names: Sequence[str], policies: Sequence[str], *, quick: bool, jobs: int
             "policies": ordered,
             "targets": judge(case(name), ordered, quick=quick),
         }
-    return {"quick": quick, "scenarios": scenarios}
+    return {"quick": quick, "scenarios": scenarios, "failed": failed}
+
+
+def _with_progress(todo: Sequence[Job], *, quick: bool, jobs: int, fast: bool, known: int) -> Any:
+    """(job, what it told) as they end, with a bar for all and one for each that runs; lines where no terminal looks."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    if known:
+        console.print(f"{known} kept from before, {len(todo)} to play")
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        whole = progress.add_task("all", total=len(todo))
+        bars: dict[Job, TaskID] = {}
+
+        def hear(job: Job, share: float) -> None:
+            if job not in bars:
+                bars[job] = progress.add_task(" ".join(job), total=1.0)
+            progress.update(bars[job], completed=share)
+
+        began = time.monotonic()
+        for count, (job, answer) in enumerate(Runs(quick=quick, compiled=fast, at_once=jobs, told=hear).results(todo), start=1):
+            if job in bars:
+                progress.remove_task(bars.pop(job))
+            progress.update(whole, completed=count)
+            said = "FAILED" if answer is None else _line(answer["figures"])
+            console.print(
+                f"[{count}/{len(todo)}, {time.monotonic() - began:.0f} s] {' '.join(job)}: {said}",
+                highlight=False,
+                markup=False,
+            )
+            yield job, answer
+
+
+def _line(figures: Mapping[str, Any]) -> str:
+    return f"{figures['attainment']:.3f} at {figures['gpu_hours']:.2f} GPU-hours ({figures['cpu_s']:.0f} CPU s)"
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -168,6 +171,8 @@ def table(result: Mapping[str, Any]) -> str:
         for target in scenario["targets"]:
             mark = "reached" if target["reached"] else "MISSED"
             lines.append(f"  {mark:8} {target['target']}: {target['got']} (asked: {target['asked']})")
+    if result["failed"]:
+        lines += ["", f"FAILED: {', '.join(result['failed'])} (why: above)"]
     return "\n".join(lines)
 
 
@@ -182,16 +187,25 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures are written")
     parser.add_argument("--scenario", default=",".join(names), metavar="A,B", help="default: all")
-    parser.add_argument("--policies", default=",".join(ORDER), metavar="A,B", help=f"of {', '.join((FRUGAL, *POLICIES))}")
+    parser.add_argument(
+        "--policies", default=",".join(ORDER), metavar="A,B", help=f"of {', '.join((FRUGAL, ANCHOR, *POLICIES))}"
+    )
     parser.add_argument("--quick", action="store_true", help="a part of each scenario; fewer targets are judged")
     parser.add_argument(
         "--peer", nargs="?", const=",".join(MODES), metavar="MODE,…",
         help=f"also ai-dynamo's own replay and planner, in scenarios of one model (default: all its modes, {', '.join(MODES)})",
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at once (default: 1)")
+    parser.add_argument("--compiled", action="store_true", help="the hot path compiled, built on first use (extra: fast)")
+    parser.add_argument(
+        "--keep", type=Path, default=KEPT, metavar="DIR",
+        help="where each result is kept as it ends; what is there is used again while the sources are the same "
+        "(default: .cache/outcome)",
+    )  # fmt: skip
+    parser.add_argument("--fresh", action="store_true", help="play everything again, whatever was kept")
     options = parser.parse_args()
     asked, policies = options.scenario.split(","), options.policies.split(",")
-    for chosen, known, what in ((asked, names, "--scenario"), (policies, [FRUGAL, *POLICIES], "--policies")):
+    for chosen, known, what in ((asked, names, "--scenario"), (policies, [FRUGAL, ANCHOR, *POLICIES], "--policies")):
         strangers = [name for name in chosen if name not in known]
         if strangers:
             parser.error(f"{what}: no {strangers[0]!r} (has: {', '.join(known)})")
@@ -202,12 +216,24 @@ def main() -> None:
         parser.error(f"--jobs: {options.jobs} must be 1 or more")
     if not TRACES.is_dir():
         parser.error(f"the public traces are not at {TRACES}")
-    result = run(asked, [*policies, *(PEER + mode for mode in modes)], quick=options.quick, jobs=options.jobs)
+    if options.compiled:
+        print("compiling what is not compiled yet …", file=sys.stderr)
+        try:
+            compiled.build()
+        except compiled.CannotCompile as error:
+            parser.error(f"--compiled: {error}")
+    kept = Kept(options.keep, quick=options.quick)
+    if options.fresh:
+        kept.forget()
+    result = run(
+        asked, [*policies, *(PEER + mode for mode in modes)], quick=options.quick, jobs=options.jobs, fast=options.compiled,
+        kept=kept,
+    )  # fmt: skip
     print(table(result))
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     missed = [row for scenario in result["scenarios"].values() for row in scenario["targets"] if not row["reached"]]
-    sys.exit(1 if missed else 0)
+    sys.exit(1 if missed or result["failed"] else 0)
 
 
 if __name__ == "__main__":

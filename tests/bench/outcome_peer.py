@@ -26,7 +26,6 @@ from pool_planner.performance.profile import Profile
 from tests.bench.forecast_peers import environment
 from tests.bench.outcome_scenarios import Case
 
-PEER = "dynamo:"  # before the name of a mode, among policies
 MODES: Mapping[str, Mapping[str, Any]] = {
     "sla": {"optimization_target": "sla", "enable_throughput_scaling": True, "enable_load_scaling": True},
     "sla-load": {"optimization_target": "sla", "enable_throughput_scaling": False, "enable_load_scaling": True},
@@ -47,7 +46,7 @@ def has_peer(each: Case) -> bool:
 def peer_figures(each: Case, mode: str, *, quick: bool, folder: Path = ENVIRONMENTS) -> dict[str, Any]:
     """What came of a scenario with one of its modes, by the names that `outcome` uses; None for what its replay does not
     tell. Ends the process when the peer fails."""
-    python = environment("dynamo", folder)
+    python = environment("dynamo-replay", folder)
     with tempfile.TemporaryDirectory(prefix="outcome-peer-") as place:
         asked = _asked(each, MODES[mode], Path(place), quick=quick)
         done = subprocess.run(

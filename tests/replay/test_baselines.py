@@ -13,6 +13,7 @@ from global_planner.replay.hpa import SYNC_S, Autoscaler
 from global_planner.replay.needs import pool_loads, setups_by_pool, shares, static_replicas
 from global_planner.replay.policies import POLICIES, policy
 from global_planner.replay.simulator import simulate
+from global_planner.replay.world import Fault
 from global_planner.topology_file import load_profiles
 from tests.replay.scenes import scenario, steady, topology
 
@@ -55,6 +56,18 @@ def test_shares_fit_the_budget_and_waste_no_whole_replica(wanted: list[int], siz
     short = [gpus[pool] for pool in pools if given_[pool] < pools[pool]]
     # One round of remainders leaves less than a replica of everybody who is short.
     assert not short or budget - used < sum(short)
+
+
+def test_the_fleet_that_stands_at_the_start_stays_whatever_comes() -> None:
+    """Four times what it is for, then nothing: still 3 and 2, and a replica that dies is replaced."""
+    deployment = topology(budget=12)
+    busy = scenario(
+        deployment, steady(rps=8.0, minutes=5), start={"m0-prefill": 3, "m0-decode": 2}, window_s=1200.0,
+        faults=(Fault(at_s=60.0, pool="m0-decode", kind="kill"),),
+    )  # fmt: skip
+    outcome = simulate(busy, policy("static_start"))
+    assert outcome.moves == 0 and outcome.most_held == {"h100": 5} and outcome.budget_violations == 0
+    assert outcome.gpu_hours == {"h100": pytest.approx(5 * 1200 / 3600)}
 
 
 def test_a_static_fleet_is_counted_from_the_trace() -> None:

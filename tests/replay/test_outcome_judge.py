@@ -11,7 +11,8 @@ from global_planner.compile import planner_setups_of
 from global_planner.replay.needs import pool_loads, setups_by_pool, static_replicas
 from global_planner.replay.simulator import simulate
 from global_planner.replay.summary import summarise
-from tests.bench.outcome import contender, judge
+from tests.bench.outcome import judge
+from tests.bench.outcome_play import contender
 from tests.bench.outcome_scenarios import CASES, case
 from tests.bench.outcome_traces import TRACES
 
