@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from global_planner.commands import COMMANDS
+from global_planner.commands.options import built, compiled_option
 
 if TYPE_CHECKING:  # imports happen in the commands, so that --help is quick
     from global_planner.config import Topology
@@ -108,7 +109,15 @@ def demo(
     "--address", metavar="ADDRESS", show_default="auto in a Ray job, else a Ray of its own",
     help="Run in this Ray cluster instead: start or update the deployment there, and leave.",
 )  # fmt: skip
-def run(topology_path: Path, budget: int | None, speed: float, folder: Path | None, address: str | None) -> None:
+@compiled_option
+def run(
+    topology_path: Path,
+    budget: int | None,
+    speed: float,
+    folder: Path | None,
+    address: str | None,
+    compiled: bool | None,
+) -> None:
     """Run the system of a topology until it is stopped (Ctrl-C), or in a Ray cluster that runs already.
 
     Prints the public endpoint when it is ready, then a line for every change. `global-planner plan` and `explain` read the
@@ -123,7 +132,10 @@ def run(topology_path: Path, budget: int | None, speed: float, folder: Path | No
       ray job submit --address http://127.0.0.1:8265 --working-dir . -- \\
           python -m global_planner run --topology examples/two-models/topology.yaml
     """
+    from global_planner.compiled_sets import ARBITER, ROUTER
+
     topology = _topology(topology_path, budget)
+    built((ARBITER, ROUTER), compiled)
     if address is None and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # what Ray gives the drivers of its jobs
         address = "auto"
     if address is not None:

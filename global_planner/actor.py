@@ -23,6 +23,7 @@ from typing import Any
 
 import ray
 
+from global_planner import compiled_arbiter
 from global_planner import types as _types
 from global_planner.api import ApiServer
 from global_planner.build import build
@@ -138,6 +139,7 @@ class GlobalPlannerActor:
 
     def _live(self) -> None:
         sys.stderr = (Path(self._spec.folder) / "arbiter.log").open("a", buffering=1)
+        sys.stderr.write(f"{compiled_arbiter.CHOSEN}\n")
         try:
             asyncio.run(self._turns())
         finally:

@@ -21,6 +21,7 @@ import orjson
 from aiohttp import web
 
 from global_planner.compile import pool_specs
+from global_planner.compiled_sets import ARBITER
 from global_planner.config import Topology
 from global_planner.credentials import Caller, caller_of
 from global_planner.inbox import Inbox, on_our_clock
@@ -210,7 +211,8 @@ class ApiServer:
     async def _metrics(self, _: web.Request) -> web.Response:
         arbiter = self._arbiter
         statuses = arbiter.inbox.statuses()
-        text = render(arbiter.last_round, statuses=statuses, now_s=arbiter.now(), leading=arbiter.leading)
+        code = "compiled" if ARBITER.in_use() else "python"
+        text = render(arbiter.last_round, statuses=statuses, now_s=arbiter.now(), leading=arbiter.leading, code=code)
         return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _health(self, _: web.Request) -> web.Response:

@@ -16,10 +16,12 @@ REASON_CHARACTERS = 200
 STATES = ("starting", "ready", "draining", "terminating")
 
 
-def render(done: Round | None, *, statuses: Sequence[PlannerStatus] = (), now_s: float, leading: bool) -> str:
+def render(done: Round | None, *, statuses: Sequence[PlannerStatus] = (), now_s: float, leading: bool, code: str) -> str:
     """The exposition after the last round (None: there was none yet). What is unknown has no sample, but `pool_known` says
-    so. `statuses`: the newest of each pool's planner."""
+    so. `statuses`: the newest of each pool's planner; `code`: of
+    what kind the solver is."""
     text = MetricsText()
+    text.gauge(_OWN + "build_info", "Whether the solver is compiled code or plain Python.", {"code": code}, 1.0)
     text.gauge(_OWN + "leading", "1 where this process decides.", {}, float(leading))
     if done is None:
         return text.done()

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
-import gc
 import ipaddress
-import os
-import signal
 import sys
 from pathlib import Path
 
 import click
-import uvloop
 
-from pool_planner.clock import clock_from_environment
-from router.app import RouterApp
-from router.commands import grid, settings
-from router.config import ANY_MODEL, ConfigError, RouterConfig
-from router.forms import load, predictors_of
-from router.tokens import Tokenizer
-from router.workers import run_workers, share, tell
+from pool_planner.compiled import ENV_CHOICE, CannotCompile, tell_children
+from router.compiled_set import ROUTER
 
-PR_SET_PDEATHSIG = 1
+# Everything else is imported in the commands: whether it is the compiled code is chosen before.
 
 
 def _loopback(host: str) -> bool:
@@ -32,35 +21,20 @@ def _loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def die_with_parent() -> None:
-    """Ask the kernel for a SIGTERM when the parent ends (Linux); an orphan would keep the port."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        # The parent ended before the request was in place.
-        sys.exit(1)
+class _Commands(click.Group):
+    """What `pool-router` can do besides serving, imported when it is asked for."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return ["grid", "settings"]
 
-async def run(config: RouterConfig, port_file: Path | None, *, reuse_port: bool = False) -> bool:
-    """Serve until SIGTERM or SIGINT; whether every running request ended."""
-    loop = asyncio.get_running_loop()
-    app = RouterApp(config, clock_from_environment(), loop, say=lambda text: click.echo(text, err=True))
-    stop = asyncio.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop.set)
-    port, admin_port = await app.start(reuse_port=reuse_port)
-    # Everything made so far lives for ever: looking at it in every collection costs latency and finds nothing.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-    tell(port_file, port, [admin_port])
-    public, admin = config.listen.host, config.admin.host
-    click.echo(f"clients: http://{public}:{port}/v1  planner, metrics: http://{admin}:{admin_port}", err=True)
-    await stop.wait()
-    return await app.stop()
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from router import commands
+
+        return {"grid": commands.grid, "settings": commands.settings}.get(cmd_name)
 
 
 @click.group(
+    cls=_Commands,
     invoke_without_command=True,
     epilog="""\b
 The smallest configuration (YAML or JSON):
@@ -89,7 +63,7 @@ deployment's topology is taken too: the router then serves its groups.
 )
 @click.option("--port", type=click.IntRange(0, 65535), help="Port for clients, instead of listen.port (0: any free one).")
 @click.option("--admin-port", type=click.IntRange(0, 65535), help="Port for planner and metrics, instead of admin.port.")
-@click.option("--model", default=ANY_MODEL, show_default="any", help="Model name, for a global router's configuration.")
+@click.option("--model", show_default="any", help="Model name, for a global router's configuration.")
 @click.option("--default-ttft-target", type=float, help="TTFT target, ms, of requests without one (global router's form).")
 @click.option("--default-itl-target", type=float, help="ITL target, ms, of requests without one (global router's form).")
 @click.option(
@@ -102,6 +76,13 @@ deployment's topology is taken too: the router then serves its groups.
     type=click.IntRange(0, 65535),
     help="With --workers: one port more, for the metrics of all processes added up.",
 )
+@click.option(
+    "--compiled/--no-compiled",
+    default=None,
+    show_default="compiled where `global-planner compile` has built it for these sources",
+    help="Run the hot path as compiled code (built when it is not; needs the extra fast and a C compiler), or as plain Python; "
+    f"{ENV_CHOICE}=yes or no says the same. /metrics tells which it is (build_info).",
+)
 @click.option("--one-of", type=click.IntRange(2, 256), hidden=True, help="This process is one of so many workers.")
 @click.option("--die-with-parent", "with_parent", is_flag=True, help="End when the process that started this one ends.")
 @click.option("--check", is_flag=True, help="Read the configuration, say what is wrong with it, and stop.")
@@ -111,13 +92,14 @@ def main(
     config_path: Path | None,
     port: int | None,
     admin_port: int | None,
-    model: str,
+    model: str | None,
     default_ttft_target: float | None,
     default_itl_target: float | None,
     port_file: Path | None,
     access_log: str | None,
     workers: int,
     metrics_port: int | None,
+    compiled: bool | None,
     one_of: int | None,
     with_parent: bool,
     check: bool,
@@ -134,9 +116,23 @@ def main(
         raise click.UsageError("name a configuration with --config; --help shows the smallest one", ctx=context)
     if metrics_port is not None and workers == 1:
         raise click.UsageError("--metrics-port is for --workers; one process shows its metrics on the admin port", ctx=context)
+    try:
+        code = ROUTER.choose(tell_children(compiled))
+    except (CannotCompile, ValueError) as error:
+        click.echo(f"error: {'' if isinstance(error, ValueError) else '--compiled: '}{error}", err=True)
+        sys.exit(2)
+    import uvloop
+
+    from router.config import ANY_MODEL, ConfigError
+    from router.forms import load, predictors_of
+    from router.process import die_with_parent, run
+    from router.tokens import Tokenizer
+    from router.workers import run_workers, share
+
     if with_parent:
         die_with_parent()
     try:
+        model = model or ANY_MODEL
         config = load(config_path, model=model, default_ttft_ms=default_ttft_target, default_itl_ms=default_itl_target)
         if port is not None:
             config = config.model_copy(update={"listen": config.listen.model_copy(update={"port": port})})
@@ -155,6 +151,8 @@ def main(
                     Tokenizer(configured.tokenizer)
             click.echo(f"{config_path.name}: {len(config.models)} models, {sum(len(m.pools) for m in config.models)} pools")
             return
+        if one_of is None:
+            click.echo(code, err=True)
         if workers > 1:
             passed = {
                 "--model": model,
@@ -176,9 +174,6 @@ def main(
         sys.exit(1)
     sys.exit(0 if finished else 1)
 
-
-main.add_command(grid)
-main.add_command(settings)
 
 if __name__ == "__main__":
     main()

@@ -20,6 +20,7 @@ from router import openapi
 from router.accounting import ModelState, Progress
 from router.adaptive import Waiting
 from router.admission import RateLimit, Ticket
+from router.compiled_set import ROUTER
 from router.config import AdminConfig, QueueConfig
 from router.door import Door
 from router.endpoints import Endpoints, Pool
@@ -325,6 +326,7 @@ class Admin:
             tenants=self._shares(tickets),
             queue_requests=len(tickets),
             queue_isl_tokens=sum(ticket.tokens for ticket in tickets),
+            code="compiled" if ROUTER.in_use() else "python",
             scalars={
                 "plan_in_force": ("gauge", "1 while the planner's admission holds.", float(admission.plan_in_force)),
                 "endpoints_version": ("gauge", "Version of the endpoints in force.", float(self._endpoints.version)),

@@ -234,6 +234,7 @@ class Scrape:
     tenants: Iterable[tuple[TenantMetrics, int]]
     queue_requests: int
     queue_isl_tokens: float
+    code: str
     scalars: Mapping[str, tuple[str, str, float]]
 
 
@@ -355,6 +356,8 @@ def render(scrape: Scrape) -> bytes:
         family(name, "counter", about, [f"{name}{{{one.labels}}} {_number(getattr(one, attribute))}" for one, _ in tenants])
     name = _OWN + "key_waiting_requests"
     family(name, "gauge", "Requests that wait for their turn, by API key.", [f"{name}{{{t.labels}}} {n}" for t, n in tenants])
+    name = _OWN + "build_info"
+    family(name, "gauge", "Whether the hot path is compiled code or plain Python.", [f'{name}{{code="{scrape.code}"}} 1'])
     for name, (kind, about, value) in scrape.scalars.items():
         family(_OWN + name, kind, about, [f"{_OWN}{name} {value:g}"])
     return ("\n".join(out) + "\n").encode()

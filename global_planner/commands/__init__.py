@@ -4,6 +4,7 @@ Each works on the files of a system's folder (journal, operators' folder, clock)
 them work while the arbiter is down.
 """
 
+from global_planner.commands.compile import compile_
 from global_planner.commands.compose import compose
 from global_planner.commands.custody import adopt, release
 from global_planner.commands.init import init
@@ -28,6 +29,7 @@ COMMANDS = (
     release,
     schedule,
     compose,
+    compile_,
     init,
 )
 

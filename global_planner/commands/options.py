@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
+
+from pool_planner.compiled import ENV_CHOICE, CannotCompile, CompiledSet, tell_children
 
 HOME = Path(".global-planner")
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -63,6 +66,41 @@ def folder_option(command: Callable[..., Any]) -> Callable[..., Any]:
         help="The folder of the system, as `global-planner run --folder` was given it; of one in a Kubernetes cluster its "
         "topology file will do.",
     )(command)
+
+
+def compiled_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--compiled/--no-compiled`: whether hot paths run as compiled code."""
+    return click.option(
+        "--compiled/--no-compiled",
+        default=None,
+        show_default="compiled where `global-planner compile` has built it for these sources",
+        help="Run hot paths as compiled code (built when it is not: extra fast, C compiler), or as plain Python; "
+        f"the results are the same. {ENV_CHOICE}=yes or no says so for every command.",
+    )(command)
+
+
+def chosen(group: CompiledSet, compiled: bool | None) -> str:
+    """Choose before any of the set's modules is imported: what people should read of it. Ends the process where compiled code
+    was asked for and cannot be had."""
+    try:
+        return group.choose(tell_children(compiled))
+    except (CannotCompile, ValueError) as error:
+        click.echo(f"error: {'' if isinstance(error, ValueError) else '--compiled: '}{error}", err=True)
+        sys.exit(2)
+
+
+def built(groups: Sequence[CompiledSet], compiled: bool | None) -> None:
+    """For a command whose processes choose for themselves: tell them, and build what was asked for. Ends this process where it
+    cannot be had."""
+    try:
+        if tell_children(compiled) == "yes":
+            for group in groups:
+                if not group.available():
+                    click.echo(f"compiling the {group.name} …", err=True)
+                    group.build()
+    except (CannotCompile, ValueError) as error:
+        click.echo(f"error: {'' if isinstance(error, ValueError) else '--compiled: '}{error}", err=True)
+        sys.exit(2)
 
 
 def by_options(command: Callable[..., Any]) -> Callable[..., Any]:

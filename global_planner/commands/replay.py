@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from global_planner.commands.look import told_errors
-from global_planner.commands.options import duration
+from global_planner.commands.options import chosen, compiled_option, duration
 
 if TYPE_CHECKING:  # imports happen in the command, so that --help is quick
     from global_planner.replay.scenario import ColdStart
@@ -51,7 +51,7 @@ _FAULTS = ("kill", "hang", "recover")
     "--told-lengths", is_flag=True, help="Clients name their answers' lengths (max_tokens), and the router reads them."
 )
 @click.option("--no-admission", is_flag=True, help="The router admits everything, whatever the plan says.")
-@click.option("--compiled", is_flag=True, help="Run the hot path compiled, built on first use (extra: fast); the same results.")
+@compiled_option
 @click.option("--window", type=duration, metavar="TIME", help="Account for so much time only; else to the last arrival.")
 def replay(
     journal: Path | None,
@@ -70,7 +70,7 @@ def replay(
     no_prefix_cache: bool,
     told_lengths: bool,
     no_admission: bool,
-    compiled: bool,
+    compiled: bool | None,
     window: float | None,
 ) -> None:
     """Play a trace through a deployment in virtual time: what would it have done?
@@ -112,8 +112,9 @@ def replay(
         raise click.UsageError("--show-changes goes with --check.")
     if topology_path is None or not traces:
         raise click.UsageError("Give --topology and at least one --trace, or --check. See --help.")
-    if compiled:
-        _compile()
+    from global_planner.compiled_sets import REPLAY
+
+    click.echo(chosen(REPLAY, compiled), err=True)
     from global_planner.replay.policies import POLICIES
     from global_planner.replay.run import ReplayOptions, play, read_sources, table
     from global_planner.replay.scenario import Scenario
@@ -147,18 +148,6 @@ def replay(
     click.echo(table(numbers))
     click.echo(f"\n{out / 'report.html'}  {out / 'summary.json'}")
     sys.exit(1 if any(one["budget_violations"] for one in numbers.values()) else 0)
-
-
-def _compile() -> None:
-    """Before anything of the hot path is imported."""
-    from global_planner.replay import compiled
-
-    try:
-        compiled.build()
-    except compiled.CannotCompile as error:
-        click.echo(f"error: --compiled: {error}", err=True)
-        sys.exit(2)
-    compiled.use()
 
 
 def _check(journal: Path, show_changes: bool) -> None:

@@ -24,8 +24,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from global_planner.replay import compiled
+from global_planner.compiled_sets import REPLAY
 from global_planner.replay.policies import POLICIES
+from pool_planner.compiled import CannotCompile
 from tests.bench.outcome_kept import KEPT, Job, Kept, Runs
 from tests.bench.outcome_peer import MODES, has_peer
 from tests.bench.outcome_play import ANCHOR, FRUGAL, OURS, PEER
@@ -219,8 +220,8 @@ def main() -> None:
     if options.compiled:
         print("compiling what is not compiled yet …", file=sys.stderr)
         try:
-            compiled.build()
-        except compiled.CannotCompile as error:
+            REPLAY.build()
+        except CannotCompile as error:
             parser.error(f"--compiled: {error}")
     kept = Kept(options.keep, quick=options.quick)
     if options.fresh:

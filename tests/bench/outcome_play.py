@@ -141,9 +141,9 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="the hot path compiled; it must be built")
     options = parser.parse_args()
     if options.compiled:
-        from global_planner.replay import compiled
+        from global_planner.compiled_sets import REPLAY
 
-        compiled.use()
+        REPLAY.use()
     # So that their files are digested as they run.
     import_module("global_planner.replay.simulator")
     import_module("tests.bench.outcome_scenarios")

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from global_planner.replay import compiled
+from global_planner.compiled_sets import REPLAY
 
 DATA = Path(__file__).parents[3] / "shared/data"
 PROFILE = DATA / "profiles/h200_llama31_8b_fp8_tp1"
@@ -118,12 +118,12 @@ def main() -> None:
     if arguments.one:
         kind, requests, replicas, shape, load_replicas, fast = arguments.one
         if fast == "True":
-            compiled.use()
+            REPLAY.use()
         print(json.dumps(measure(kind, int(requests), int(replicas), shape, int(load_replicas))))
         return
     if arguments.compiled:
         print("compiling what is not compiled yet …", file=sys.stderr)
-        compiled.build()
+        REPLAY.build()
     kinds = ("conversation", "coding") if arguments.workload == "both" else (arguments.workload,)
     full = (arguments.replicas, arguments.shape, arguments.replicas, arguments.compiled)
     by_kind = {kind: alone(kind, arguments.requests, *full) for kind in kinds}

@@ -320,6 +320,7 @@ def test_the_projects_own_router_is_understood() -> None:
             workers=(worker,),
             queue_requests=3,
             queue_isl_tokens=900.0,
+            code="python",
             scalars={},
         )
         return Snapshot(at_s=0.0, families=parse(render(scrape).decode(), names.wanted))

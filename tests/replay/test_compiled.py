@@ -8,33 +8,34 @@ import sys
 
 import pytest
 
-from global_planner.replay import compiled
+from global_planner.compiled_sets import REPLAY
+from pool_planner.compiled import CannotCompile
 from tests.replay.golden_replay import summary
 
 PLAY = """
-from global_planner.replay import compiled
-compiled.use()
+from global_planner.compiled_sets import REPLAY
+REPLAY.use()
 from tests.replay.golden_replay import summary
 import sys
 whole = summary()
-assert compiled.in_use()
+assert REPLAY.in_use()
 sys.stdout.buffer.write(whole)
 """
 
 
 @pytest.mark.skipif(
-    os.environ.get("HYPOTHESIS_PROFILE") != "nightly" and not compiled.available(),
-    reason="compiling takes a minute: only HYPOTHESIS_PROFILE=nightly does it, or python -m tests.bench.replay --compiled",
+    os.environ.get("HYPOTHESIS_PROFILE") != "nightly" and not REPLAY.available(),
+    reason="compiling takes minutes: only HYPOTHESIS_PROFILE=nightly does it, or global-planner compile replay",
 )
 def test_the_compiled_hot_path_gives_the_same_bytes() -> None:
     try:
-        compiled.build()
-    except compiled.CannotCompile as error:
+        REPLAY.build()
+    except CannotCompile as error:
         pytest.skip(str(error))
     assert subprocess.run([sys.executable, "-c", PLAY], check=True, stdout=subprocess.PIPE).stdout == summary()
 
 
 def test_it_is_refused_when_it_would_come_too_late() -> None:
     """The modules that this process has imported stay what they are."""
-    with pytest.raises((RuntimeError, compiled.CannotCompile), match=r"imported before|not built"):
-        compiled.use()
+    with pytest.raises((RuntimeError, CannotCompile), match=r"imported before|not built"):
+        REPLAY.use()

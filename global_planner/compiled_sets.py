@@ -1,0 +1,37 @@
+"""What is compiled where speed is wanted: the sets of this program, for `pool_planner.compiled`. Pure: names only."""
+
+from pool_planner.compiled import CompiledSet
+from router.compiled_set import ROUTER
+
+ARBITER = CompiledSet(
+    name="arbiter",
+    modules=(
+        "global_planner.arbiter.frontier",
+        "global_planner.arbiter.knapsack",
+        "global_planner.arbiter.lagrange",
+        "global_planner.arbiter.goodput",
+    ),
+)
+REPLAY = CompiledSet(
+    name="replay",
+    modules=(
+        "global_planner.replay.engine",
+        "global_planner.replay.engine_cost",
+        "global_planner.replay.engine_decode",
+        "global_planner.replay.engine_schedule",
+        "global_planner.replay.engine_spec",
+        "global_planner.replay.least_loaded",
+        "global_planner.replay.stations",
+        "global_planner.replay.lanes",
+        "global_planner.replay.ways",
+        "global_planner.replay.dispatch",
+        "global_planner.replay.scores",
+        "global_planner.replay.simulator",
+        "pool_planner.performance.interpolation",
+        "router.admission",
+        "router.policy",
+    ),
+)
+SETS = (ROUTER, ARBITER, REPLAY)
+
+__all__ = ["ARBITER", "REPLAY", "ROUTER", "SETS"]
