@@ -22,6 +22,7 @@ REPLAY = CompiledSet(
         "global_planner.replay.engine_spec",
         "global_planner.replay.least_loaded",
         "global_planner.replay.stations",
+        "global_planner.replay.ejection",
         "global_planner.replay.lanes",
         "global_planner.replay.ways",
         "global_planner.replay.dispatch",
@@ -29,6 +30,7 @@ REPLAY = CompiledSet(
         "global_planner.replay.simulator",
         "pool_planner.performance.interpolation",
         "router.admission",
+        "router.outliers",
         "router.policy",
     ),
 )

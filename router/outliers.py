@@ -125,6 +125,12 @@ class Outliers:
     def _check(self, now: float) -> list[Verdict]:
         config = self._config
         medians = {signal: self._medians(signal) for signal in FLOOR_S}
+        if not any(own and max(own.values()) > config.factor * min(own.values()) for own in medians.values()):
+            # As it nearly always is: nobody is `factor` times slower than anybody.
+            for member in self._members.values():
+                if not member.out:
+                    member.slow_since_s = None
+            return []
         found = []
         for name, member in self._members.items():
             if member.out:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # imports happen in the command, so that --help is quick
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
-_FAULTS = ("kill", "hang", "recover")
+_FAULTS = ("kill", "slow", "hang", "recover")
 
 
 @click.command()
@@ -40,7 +40,10 @@ _FAULTS = ("kill", "hang", "recover")
 @click.option("--cold-start", metavar="TIME[:CV]", help="Instead of the topology's; with CV its coefficient of variation.")
 @click.option("--start", multiple=True, metavar="POOL=N", help="Replicas that are ready at the beginning; else the minimum.")
 @click.option(
-    "--fault", multiple=True, metavar="KIND:POOL@TIME", help=f"What goes wrong then: {', '.join(_FAULTS)}. Repeatable."
+    "--fault",
+    multiple=True,
+    metavar="KIND:POOL@TIME",
+    help=f"What goes wrong then: {', '.join(_FAULTS)}; see above. Repeatable.",
 )
 @click.option(
     "--pick", type=click.Choice(["least_tokens", "round_robin", "power_of_two", "prefix_affinity"]),
@@ -97,6 +100,13 @@ def replay(
       static_peak, static_mean   fleets that never move, sized for each pool's busiest 10 s, or its mean load
       static_start               what stands at the start (--start), all the time
       oracle                     knows the trace: the bound
+
+    \b
+    KIND of a fault:
+      kill                       a ready replica (the pool's first) dies with all it had; the cluster replaces it
+      slow, slow=TIMES           that replica takes five (or TIMES) times as long for everything, and is not replaced
+      hang                       replicas that start do not become ready any more
+      recover                    ends slow and hang in the pool
 
     \b
     Examples:
@@ -191,11 +201,22 @@ def _fault(text: str, pools: list[str]) -> Fault:
     from global_planner.replay.world import Fault
 
     kind, _, rest = text.partition(":")
+    kind, equals, times = kind.partition("=")
     pool, _, when = rest.partition("@")
     if kind not in _FAULTS or not when:
         raise ValueError(f"--fault {text}: must be KIND:POOL@TIME, KIND one of {', '.join(_FAULTS)}")
+    if equals and (kind != "slow" or not _is_slower(times)):
+        raise ValueError(f"--fault {text}: only slow takes a number, which must be above 1, like slow=8:POOL@TIME")
     _known(pool, pools, f"--fault {text}")
-    return Fault(at_s=_time(when, f"--fault {text}"), pool=pool, kind=kind)  # type: ignore[arg-type]
+    more = {"times": float(times)} if equals else {}
+    return Fault(at_s=_time(when, f"--fault {text}"), pool=pool, kind=kind, **more)  # type: ignore[arg-type]
+
+
+def _is_slower(text: str) -> bool:
+    try:
+        return 1.0 < float(text) < 1e6
+    except ValueError:
+        return False
 
 
 def _time(text: str, where: str) -> float:

@@ -13,6 +13,7 @@ from math import inf, nan
 import numpy as np
 
 from global_planner.replay.arrivals import Row
+from global_planner.replay.ejection import Ejections
 from global_planner.replay.engine_spec import EngineRequest
 from global_planner.replay.lanes import NEVER, Flight, Lane
 from global_planner.replay.scores import FAILED, SHED, Scores
@@ -21,6 +22,7 @@ from global_planner.replay.ways import Ways
 from pool_planner.performance.profile import Profile
 from router.admission import Admission, RateLimit, Refusal, RetryBudget, Room, Ticket
 from router.config import RouterConfig
+from router.outliers import per_thousand
 from router.policy import Ask, Path, picker
 
 
@@ -45,8 +47,11 @@ class Dispatch:
             return int(draws.integers(most))
 
         self.stations = {
-            pool.name: Station(pool, picker(pool.pick, below=below)) for model in config.models for pool in model.pools
+            pool.name: Station(pool, picker(pool.pick, below=below), config.outliers)
+            for model in config.models
+            for pool in model.pools
         }
+        self.ejections = Ejections(self.stations)
         self.lanes = {
             model.model: Lane(index, model, self.stations, profiles, told_lengths=told_lengths)
             for index, model in enumerate(config.models)
@@ -145,6 +150,8 @@ class Dispatch:
 
     def pump(self, now: float) -> None:
         """Let in whoever can come in now, and turn away whoever has waited too long."""
+        if self.ejections.due_s <= now:
+            self.ejections.try_again(now)
         self.admission.expire(now)
         if self._waiting:
             known: dict[Path, bool] = {}
@@ -180,9 +187,10 @@ class Dispatch:
         self._schedule(now)
 
     def _schedule(self, now: float) -> None:
-        at = self.admission.next_event_s(now)
+        told, due_s = self.admission.next_event_s(now), self.ejections.due_s
+        at = due_s if told is None or due_s < told else told
         # At least a millisecond: an event that is due but cannot be served must not spin.
-        self.pump_at_s = inf if at is None else max(now + 0.001, at)
+        self.pump_at_s = max(now + 0.001, at)
 
     def put_plan(self, version: int, limits: Mapping[str, RateLimit], *, valid_s: float, now: float) -> None:
         """What the plan admits from now on; nothing where the policy under test has no admission."""
@@ -287,6 +295,8 @@ class Dispatch:
         flight.prefill = endpoint
         endpoint.pending_kv += 1
         del self.flights[flight.id]
+        if self.ejections.answered(endpoint, now, per_thousand(endpoint.ttft_s, flight.isl), None):
+            self._schedule(now)
         decode = self._ways.decode(flight, station)
         assert endpoint.engine is not None
         if decode is None:
@@ -331,6 +341,9 @@ class Dispatch:
             endpoint.ttft_s = ttft_s
         if osl > 1:
             endpoint.itl_s = itl_s
+        first = per_thousand(flight.first_s - flight.sent_s, flight.isl) if station.role == "agg" else None
+        if self.ejections.answered(endpoint, now, first, itl_s if osl > 1 else None):
+            self._schedule(now)
         answer = (flight.isl, osl, ttft_s, itl_s, duration_s)
         for each in flight.route.assigned:
             each.answers.append(answer)

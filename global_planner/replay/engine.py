@@ -36,7 +36,8 @@ class Replica:
     """The model of one engine. Times are model seconds and must not go back; ids must be unique while in the engine.
 
     With `stream`, a `tokens` event comes with every `spec.tokens_per_chunk` tokens after the first. Every accepted request
-    ends in exactly one `finished` event, unless it is cancelled.
+    ends in exactly one `finished` event, unless it is cancelled. `slowness`: every step from the next on takes so many times as
+    long as the curves say (a hot card, a bad link).
     """
 
     def __init__(self, spec: EngineSpec, *, ready_at_s: float = 0.0, stream: bool = False) -> None:
@@ -46,6 +47,7 @@ class Replica:
         self.spec = spec
         self.ready_at_s = ready_at_s
         self.draining = False
+        self.slowness = 1.0
         self._kv = KvBlocks(spec.kv_capacity_tokens)
         self._batch = DecodeBatch(None if decode is None else DecodeCost(decode), self._kv)
         self._schedule = Schedule(spec, PrefillCost(prefill), self._kv, self._batch)
@@ -329,10 +331,10 @@ class Replica:
         prefill_s = schedule.prefill_s() if schedule.prefilling else -1.0
         if prefill_s >= 0.0:
             self._steps = 1
-            self._step_s = prefill_s + batch.step_s(1)
+            self._step_s = (prefill_s + batch.step_s(1)) * self.slowness
         elif batch.sequences:
             self._steps = self._kv.steps_that_fit(batch.clock, min(SPAN_STEPS, batch.steps_to_finish()))
-            self._step_s = batch.step_s(self._steps)
+            self._step_s = batch.step_s(self._steps) * self.slowness
         else:
             return
         self._begun = at

@@ -54,6 +54,7 @@ class Outcome:
 
     `moves`: applied orders that changed a number; `most_held`: the most GPUs that the cluster ever held at once, by type.
     `budget_violations`: rounds that found a type charged above its budget, and types that the cluster ever held more of.
+    `ejections`: how often the router left an endpoint of a pool alone because it was slower than its siblings.
     `topology` is what was deployed (a contender may change it), `events` counts what the simulator handled."""
 
     policy: str
@@ -69,6 +70,7 @@ class Outcome:
     grown: int
     shrunk: int
     budget_violations: int
+    ejections: Mapping[str, int]
     events: int
 
     def total(self) -> Score:

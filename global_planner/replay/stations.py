@@ -14,7 +14,9 @@ from global_planner.replay.least_loaded import LeastLoaded
 from global_planner.replay.prefix_cache import PrefixCache
 from pool_planner.types import Role
 from router.admission import Room
+from router.config import OutlierConfig
 from router.config_pools import PoolConfig
+from router.outliers import Outliers
 from router.policy import Ask, LeastTokens, Picker, usable
 
 State = Literal["starting", "ready", "draining"]
@@ -23,10 +25,12 @@ ANYTHING = Ask(isl_tokens=1.0)
 
 class Endpoint:
     """One engine, and what the router has under way there; `unstarted`: prompts that no token has followed yet (counted only
-    where selection is adaptive). `engine` None: its process does not serve yet, or is gone."""
+    where selection is adaptive). `engine` None: its process does not serve yet, or is gone. `counted`: it is
+    among the station's ready ones."""
 
     __slots__ = (
         "cache",
+        "counted",
         "due_s",
         "ending",
         "engine",
@@ -49,6 +53,7 @@ class Endpoint:
         self.station = station
         self.state: State = "starting"
         self.known = True
+        self.counted = False
         self.ending = False
         self.engine: Replica | None = None
         self.due_s = float("inf")
@@ -66,7 +71,8 @@ class Endpoint:
 class Station:
     """One pool. `started`, `offered` (by request priority), `shed` count as the router's series do; `answers` are (isl, osl,
     TTFT s, ITL s or NaN, duration s) of the requests that were answered through it since somebody took them. `crowd`: requests
-    that are with ready endpoints."""
+    that are with ready endpoints. `ready` may be picked; of those that were ejected as too slow, `on_trial` get one
+    request at a time."""
 
     __slots__ = (
         "_index",
@@ -74,11 +80,14 @@ class Station:
         "_max_tokens",
         "_picker",
         "answers",
+        "compares_ttft",
         "config",
         "crowd",
         "endpoints",
         "name",
         "offered",
+        "on_trial",
+        "outliers",
         "ready",
         "role",
         "shed",
@@ -87,12 +96,16 @@ class Station:
         "waiting_tokens",
     )
 
-    def __init__(self, config: PoolConfig, picker: Picker) -> None:
+    def __init__(self, config: PoolConfig, picker: Picker, outliers: OutlierConfig | None = None) -> None:
         self.config = config
         self.name = config.name
         self.role: Role = config.role
         self.endpoints: dict[str, Endpoint] = {}
         self.ready: list[Endpoint] = []
+        self.on_trial: list[Endpoint] = []
+        self.outliers = Outliers(outliers) if outliers is not None and outliers.enabled else None
+        # As router.endpoints.Pool: where prompts go to whom has their beginning, the first token's time says what was cached.
+        self.compares_ttft = config.pick != "prefix_affinity"
         self.started = 0
         self.offered: dict[int, int] = {0: 0}
         self.shed = 0
@@ -110,7 +123,18 @@ class Station:
         for endpoint in [one for one in self.endpoints.values() if not one.known]:
             if endpoint.in_flight == 0 and endpoint.pending_kv == 0:
                 del self.endpoints[endpoint.id]
-        self.ready = [one for one in self.endpoints.values() if _is_ready(one)]
+        ready = [one for one in self.endpoints.values() if _is_ready(one)]
+        self.ready, self.on_trial = ready, []
+        if self.outliers is not None:
+            self.outliers.present([one.id for one in ready])
+            away = set(self.outliers.out)
+            if away:
+                self.ready = [one for one in ready if one.id not in away] or ready
+                self.on_trial = [one for one in ready if self.outliers.on_trial(one.id)]
+        for endpoint in self.endpoints.values():
+            endpoint.counted = False
+        for endpoint in self.ready:
+            endpoint.counted = True
         self.crowd = sum([one.in_flight for one in self.ready])
         if self._index is not None:
             self._index.rebuild(self.ready)
@@ -141,6 +165,10 @@ class Station:
 
     def pick(self, ask: Ask | None, without: Collection[str]) -> Endpoint | None:
         """One usable endpoint, or None; as `router.endpoints.Pool.pick`. `ask` may be absent where the pool picks by load."""
+        if self.on_trial:
+            for endpoint in self.on_trial:
+                if endpoint.in_flight == 0 and endpoint.id not in without:
+                    return endpoint
         if self._index is not None and not without and self._max_in_flight is None:
             return self._index.pick() if self.can_take else None
         candidates = self.usable(without)
@@ -167,15 +195,14 @@ class Station:
     def sent(self, endpoint: Endpoint, tokens: float) -> None:
         """A request of so many tokens went to an endpoint."""
         endpoint.in_flight += 1
-        self.crowd += 1
+        self.crowd += endpoint.counted
         endpoint.outstanding_tokens += tokens
         if self._index is not None:
             self._index.moved(endpoint.id, endpoint.outstanding_tokens, endpoint.in_flight)
 
     def ended(self, endpoint: Endpoint, tokens: float) -> None:
         endpoint.in_flight -= 1
-        if _is_ready(endpoint):
-            self.crowd -= 1
+        self.crowd -= endpoint.counted
         endpoint.outstanding_tokens -= tokens
         if self._index is not None:
             self._index.moved(endpoint.id, endpoint.outstanding_tokens, endpoint.in_flight)

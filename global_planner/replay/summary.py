@@ -114,6 +114,7 @@ def _pool(outcome: Outcome, pool: str) -> Numbers:
         "gpu_hours": float((gpus * lasts).sum()) / 3600.0,
         "mean_ready": float((ready * lasts).sum()) / whole if whole else 0.0,
         "most_ready": int(ready.max(initial=0)),
+        "ejections": outcome.ejections[pool],
     }
 
 

@@ -41,11 +41,13 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """What goes wrong at `at_s`. `kill`: a ready replica of the pool (the one that became ready first) dies with all it had,
-    and the cluster replaces it; `hang`: replicas that start do not become ready any more, until `recover`."""
+    and the cluster replaces it; `slow`: that one takes `times` as long for everything; `hang`: replicas that start do not
+    become ready any more. `recover` ends both in the whole pool."""
 
     at_s: float
     pool: str
-    kind: Literal["kill", "hang", "recover"]
+    kind: Literal["kill", "slow", "hang", "recover"]
+    times: float = 5.0
 
 
 def finish(doing: Coroutine[Any, Any, T]) -> T:
@@ -197,11 +199,18 @@ class World:
 
     def happens(self, fault: Fault) -> None:
         """A fault of the scenario."""
+        ready = [item for item in self.state_.replicas(fault.pool) if item.state == "ready"]
+        first = min(ready, key=lambda item: item.number).id if ready else None
         if fault.kind == "kill":
-            ready = [item for item in self.state_.replicas(fault.pool) if item.state == "ready"]
-            if ready:
-                self._carry_out(self._gone(min(ready, key=lambda item: item.number).id, "died"))
+            if first is not None:
+                self._carry_out(self._gone(first, "died"))
+        elif fault.kind == "slow":
+            if first is not None:
+                self._engines[first].slowness = fault.times
         else:
+            if fault.kind == "recover":
+                for item in ready:
+                    self._engines[item.id].slowness = 1.0
             self._carry_out(self.state_.trouble(fault.pool, Faults(hang=fault.kind == "hang"), self.now_s))
 
     # ---- what is held ------------------------------------------------------------------------------------------------------

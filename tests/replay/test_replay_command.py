@@ -29,7 +29,7 @@ def run(*words: str) -> tuple[int, str]:
 def test_two_policies_side_by_side_and_the_same_bytes_again(rates: Path, tmp_path: Path) -> None:
     words = (
         "--topology", str(EXAMPLE), "--trace", f"chat={rates},isl=600,osl=60", "--compare", "goodput,static_peak",
-        "--fault", "kill:chat-decode@3m",
+        "--fault", "kill:chat-decode@3m", "--fault", "slow=3:chat-decode@1m",
     )  # fmt: skip
     first, again = tmp_path / "first", tmp_path / "again"
     status, told = run(*words, "--out", str(first))
@@ -74,11 +74,16 @@ def test_the_report_shows_who_was_served_first(rates: Path, tmp_path: Path) -> N
         (("--topology", str(EXAMPLE), "--trace", "talk=RATES"), "no model or group 'talk' (has: demo/chat, demo/code)"),
         (("--topology", str(EXAMPLE), "--trace", "chat=RATES", "--policy", "best"), "no policy 'best' (has: goodput"),
         (("--topology", str(EXAMPLE), "--trace", "chat=RATES", "--start", "x=1"), "no pool 'x' (has: chat-prefill-short"),
-        (("--topology", str(EXAMPLE), "--trace", "chat=RATES", "--fault", "burn:x@1m"), "KIND one of kill, hang, recover"),
+        (
+            ("--topology", str(EXAMPLE), "--trace", "chat=RATES", "--fault", "burn:x@1m"),
+            "KIND one of kill, slow, hang, recover",
+        ),
         (
             ("--topology", str(EXAMPLE), "--trace", "chat=RATES", "--fault", "kill:chat-decode@-5m"),
             "--fault kill:chat-decode@-5m: '-5m' is not a duration",
         ),
+        (("--topology", str(EXAMPLE), "--trace", "chat=RATES", "--fault", "slow=1:chat-decode@5m"), "which must be above 1"),
+        (("--topology", str(EXAMPLE), "--trace", "chat=RATES", "--fault", "kill=2:chat-decode@5m"), "only slow takes a number"),
         (("--show-changes",), "--show-changes goes with --check"),
     ],
 )

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
-from global_planner.compile import engine_specs
+from global_planner.compile import engine_specs, router_config_of
 from global_planner.config import RouterConfig
 from global_planner.replay.arrivals import arrivals, merge
 from global_planner.replay.contenders import Contender, objective
 from global_planner.replay.engine import Replica
 from global_planner.replay.engine_spec import EngineRequest
+from global_planner.replay.policies import policy
 from global_planner.replay.scenario import ColdStart, Outcome
 from global_planner.replay.scores import COMPLETED
 from global_planner.replay.simulator import simulate
 from global_planner.replay.summary import summarise
 from global_planner.replay.world import Fault
 from global_planner.topology_file import load_profiles
+from router.config import OutlierConfig
+from router.config import RouterConfig as LiveRouter
 from tests.replay.scenes import scenario, steady, topology
 
 GOODPUT = objective("goodput")
@@ -53,6 +56,33 @@ def test_every_request_is_counted_once_and_a_pool_grows_with_its_load() -> None:
     late = slice(over_time.requests.size // 2, None)
     assert over_time.met[late].sum() / over_time.requests[late].sum() > 0.95
     assert outcome.budget_violations == 0
+
+
+def test_a_slow_replica_is_left_alone_and_comes_back_when_it_is_as_fast_as_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four replicas stay; at 2 minutes one takes eight times as long. As at the live door it gets nothing once its answers said
+    so (and single requests now and then), so that the others' clients notice little; at 10 minutes it is well again, and is
+    tried and taken back. Without ejection every request that comes to it is late."""
+    here, workload = topology(agg=True), steady(rps=0.8, minutes=20, isl=300, osl=8)
+    play = scenario(
+        here, workload, start={"m0-agg": 4}, window_s=1200.0, pick="round_robin",
+        faults=(Fault(at_s=120.0, pool="m0-agg", kind="slow", times=8.0), Fault(at_s=600.0, pool="m0-agg", kind="recover")),
+    )  # fmt: skip
+    ours = simulate(play, policy("static_start"))
+    assert 1 <= ours.ejections["m0-agg"] <= 6
+    over_time = ours.over_time["m0"]
+    late = slice(3 * over_time.requests.size // 4, None)
+    assert over_time.met[late].sum() / over_time.requests[late].sum() > 0.95
+
+    def without(*args: Any, **more: Any) -> LiveRouter:
+        config = router_config_of(*args, **more)
+        return config.model_copy(update={"outliers": OutlierConfig(enabled=False)})
+
+    monkeypatch.setattr("global_planner.replay.simulator.router_config_of", without)
+    nobody = simulate(play, policy("static_start"))
+    assert nobody.ejections["m0-agg"] == 0
+    assert nobody.total().violations > 2 * ours.total().violations
 
 
 def test_a_request_alone_takes_what_its_engine_says() -> None:
