@@ -1,6 +1,7 @@
 """Profiles of Hypothesis: `make test` uses `ci` (500 examples, the same ones every time); HYPOTHESIS_PROFILE=nightly tries
-20,000 new ones, HYPOTHESIS_PROFILE=quick 50. And the mark `alone`, given by place: what starts processes or watches the wall
-clock would measure its neighbours if it ran beside them."""
+20,000 new ones, HYPOTHESIS_PROFILE=quick 50. And two marks, given by place. `system`: starts whole systems or servers and waits
+for them most of the time, with limits that leave room for a neighbour. `alone`: watches the wall clock so closely that it would
+measure its neighbours."""
 
 from __future__ import annotations
 
@@ -16,25 +17,27 @@ if TYPE_CHECKING:  # most tests need no Kubernetes client
     from tests.kube.server import ApiServer
 
 HERE = Path(__file__).parent
-ALONE = (
+SYSTEM = (
     "api",
-    "cluster/test_cluster_process.py",
     "deploy",
     "e2e",
-    "engine/test_engine_process.py",
-    "engine/test_twin.py",
     "jobs",
     "kube",
     "planner/test_live_prometheus.py",
     "planner/test_prometheus.py",
     "profiler",
     "replay/test_prometheus_source.py",
-    "router",
     "standalone",
-    "test_clock.py",
     "test_command_line.py",
-    "test_processes.py",
     "test_ray_ward.py",
+)
+ALONE = (
+    "cluster/test_cluster_process.py",
+    "engine/test_engine_process.py",
+    "engine/test_twin.py",
+    "router",
+    "test_clock.py",
+    "test_processes.py",
     "test_stopping.py",
     "workload/test_load.py",
 )
@@ -49,8 +52,9 @@ settings.load_profile(os.environ["HYPOTHESIS_PROFILE"])
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
         place = item.path.relative_to(HERE).as_posix()
-        if any(place == one or place.startswith(one + "/") for one in ALONE):
-            item.add_marker(pytest.mark.alone)
+        for mark, places in (("system", SYSTEM), ("alone", ALONE)):
+            if any(place == one or place.startswith(one + "/") for one in places):
+                item.add_marker(mark)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ Everything it knows it reads from the API server; what it remembers beside that 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -63,6 +64,23 @@ class Operator:
             mine = [pod for pod in pods if pod["metadata"]["labels"].get(DGD_LABEL) == dgd["metadata"]["name"]]
             self._reconcile_dgd(dgd, mine)
         return (dgds, adapters, pods) if self._writes() == written else None
+
+    @contextlib.contextmanager
+    def working(self, every_s: float) -> Iterator[Operator]:
+        """It looks by itself, on the wall clock, until the context is left."""
+        stop = threading.Event()
+
+        def work() -> None:
+            while not stop.wait(every_s):
+                self.reconcile()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            stop.set()
+            thread.join(10)
 
     def _writes(self) -> int:
         return sum(number for verb, number in self.api.calls.items() if verb != "get")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,17 +36,8 @@ def busy(namespace: str) -> Iterator[FrontDoor]:
 def operator(server: ApiServer, namespace: str) -> Iterator[Operator]:
     """One that looks every half second and is quick."""
     working = Operator(server.api(), namespace, time.time, cold_start_s=0.0, termination_s=0.0)
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.wait(0.5):
-            working.reconcile()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    yield working
-    stop.set()
-    thread.join(10)
+    with working.working(0.5):
+        yield working
 
 
 def test_it_scales_its_own_dgd(server: ApiServer, namespace: str, operator: Operator, busy: FrontDoor, tmp_path: Path) -> None:

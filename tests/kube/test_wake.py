@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,17 +37,8 @@ TOKEN = "the-routers-own"
 def operator(server: ApiServer, namespace: str) -> Iterator[Operator]:
     """Its pods are at this machine's own address, where the engine of the test listens."""
     working = Operator(server.api(), namespace, time.time, cold_start_s=0.5, termination_s=0.0, pod_ip="127.0.0.1")
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.wait(0.2):
-            working.reconcile()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    yield working
-    stop.set()
-    thread.join(10)
+    with working.working(0.2):
+        yield working
 
 
 def topology(namespace: str, kubeconfig: Path, token: Path, engine_port: int) -> dict[str, Any]:
