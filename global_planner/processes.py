@@ -21,6 +21,7 @@ from global_planner.stopping import go_on
 from pool_planner.types import WorldError
 
 LOG_TAIL_LINES = 15
+START_WALL_S = 30.0
 PR_SET_PDEATHSIG = 1
 # Loaded before any fork: the child may do next to nothing between fork and exec.
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -32,11 +33,12 @@ class ProcessFailed(WorldError):
 
 @dataclass(slots=True)
 class ChildProcess:
-    """A running child. `listening` is what it wrote to its port file (port, admin_port, pid …)."""
+    """A running child. `listening` is what it wrote to its port file (port, admin_port, pid …), once `wait` has returned."""
 
     name: str
     log: Path
     popen: subprocess.Popen[bytes]
+    ports: Path | None = None
     listening: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -51,6 +53,17 @@ class ChildProcess:
         if not isinstance(value, int):
             raise ProcessFailed(f"{self.name} did not tell its {key}: {dict(self.listening)}")
         return value
+
+    def wait(self, timeout_s: float = START_WALL_S) -> None:
+        """Until it has written its port file (when it has one). Raises ProcessFailed when it ends first or `timeout_s` wall
+        seconds pass; whatever is raised, the child is ended."""
+        if self.ports is None:
+            return
+        try:
+            self.listening = _wait_for_ports(self, self.ports, timeout_s)
+        except BaseException:  # Ctrl-C above all
+            self.stop(2.0)
+            raise
 
     def log_tail(self) -> str:
         if not self.log.exists():
@@ -76,12 +89,29 @@ def start(
     folder: Path,
     environment: Mapping[str, str],
     port_file: bool = True,
-    timeout_s: float = 30.0,
+    timeout_s: float = START_WALL_S,
 ) -> ChildProcess:
     """Start `python -m module arguments…` and wait until it has written its port file (when it has one).
 
-    The log is `folder/NAME.log`. Call it from the main thread: the kernel ends children with the thread that made them.
     Raises ProcessFailed when the child ends first or `timeout_s` wall seconds pass; whatever is raised, no child is left.
+    """
+    child = begin(name, module, arguments, folder=folder, environment=environment, port_file=port_file)
+    child.wait(timeout_s)
+    return child
+
+
+def begin(
+    name: str,
+    module: str,
+    arguments: Sequence[str],
+    *,
+    folder: Path,
+    environment: Mapping[str, str],
+    port_file: bool = True,
+) -> ChildProcess:
+    """Start `python -m module arguments…`, and leave the waiting to `ChildProcess.wait`: other things can start meanwhile.
+
+    The log is `folder/NAME.log`. Call it from the main thread: the kernel ends children with the thread that made them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / f"{name}.log"
@@ -100,15 +130,7 @@ def start(
             start_new_session=True,
             preexec_fn=_die_with(os.getpid()),
         )
-    child = ChildProcess(name=name, log=log, popen=popen)
-    if not port_file:
-        return child
-    try:
-        child.listening = _wait_for_ports(child, ports, timeout_s)
-    except BaseException:  # Ctrl-C above all: nobody but us knows of the child yet
-        child.stop(2.0)
-        raise
-    return child
+    return ChildProcess(name=name, log=log, popen=popen, ports=ports if port_file else None)
 
 
 def _wait_for_ports(child: ChildProcess, ports: Path, timeout_s: float) -> Mapping[str, object]:

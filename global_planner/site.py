@@ -20,7 +20,7 @@ from pathlib import Path
 
 from global_planner.compile import router_config_of
 from global_planner.config import CredentialConfig, Topology
-from global_planner.processes import ChildProcess, ProcessFailed, start
+from global_planner.processes import ChildProcess, ProcessFailed, begin
 from global_planner.topology_file import load_profiles, parse_topology
 
 STOP_GRACE_WALL_S = 5.0
@@ -46,6 +46,14 @@ class Site:
     @property
     def admin_url(self) -> str:
         return f"http://127.0.0.1:{self.router.port('admin_port')}"
+
+    def wait(self) -> None:
+        """Until both listen. Raises ProcessFailed; none is left behind then."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.stop)
+            self.cluster.wait()
+            self.router.wait()
+            undo.pop_all()
 
     def ended(self) -> str | None:
         """The name of a child that is gone; None: all run."""
@@ -92,8 +100,15 @@ def router_token(topology: Topology, folder: Path) -> str | None:
 
 def start_site(topology: Topology, folder: Path) -> Site:
     """Start the children of a folder that was prepared for `topology`. Raises ProcessFailed; none is left behind then."""
+    site = begin_site(topology, folder)
+    site.wait()
+    return site
+
+
+def begin_site(topology: Topology, folder: Path) -> Site:
+    """The same, but the caller waits for them (`Site.wait`) when it has begun what else takes time."""
     with contextlib.ExitStack() as undo:
-        cluster = start(
+        cluster = begin(
             "cluster",
             "global_planner.mocker.cluster",
             [
@@ -112,7 +127,7 @@ def start_site(topology: Topology, folder: Path) -> Site:
             planner_token_file=str(folder / "wake-token"),
         )
         router_file = private_file(folder / "router.json", config.model_dump_json(indent=1))
-        router = start("router", "router", ["--config", str(router_file), "--die-with-parent"], folder=folder, environment={})
+        router = begin("router", "router", ["--config", str(router_file), "--die-with-parent"], folder=folder, environment={})
         undo.pop_all()
     return Site(cluster, router)
 

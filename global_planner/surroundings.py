@@ -10,7 +10,6 @@ from pathlib import Path
 from global_planner.compile import PLAN_VALID_ROUNDS, pool_specs
 from global_planner.config import Topology
 from global_planner.control_folder import ControlFolder
-from global_planner.kubernetes_world import open_world
 from global_planner.mocker.cluster_client import VirtualCluster
 from global_planner.ports import Cluster, Ledger, Nodes, Operators, Router
 from global_planner.router_client import RouterClient
@@ -53,6 +52,9 @@ async def surroundings(
             async with VirtualCluster(cluster_url, pools, clock) as cluster:
                 yield Surroundings(cluster=cluster, router=routers, operators=ControlFolder(folder / "control"), nodes=cluster)
             return
+        # Here, because the Kubernetes client takes seconds to import, which a system on one machine never needs.
+        from global_planner.kubernetes_world import open_world
+
         async with open_world(topology, pools, clock, log=log) as world:
             yield Surroundings(
                 cluster=world.cluster,

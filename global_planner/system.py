@@ -24,7 +24,7 @@ from global_planner.mocker.cluster_api import EventsAnswer, PoolsAnswer
 from global_planner.mocker.cluster_state import ClusterEvent
 from global_planner.processes import ProcessFailed
 from global_planner.ray_environment import prepare
-from global_planner.site import Site, prepare_folder, router_token, start_site, written_down
+from global_planner.site import Site, begin_site, prepare_folder, router_token, written_down
 from global_planner.stopping import go_on
 from global_planner.system_clock import start_clock
 from global_planner.turns import give_turn, turn
@@ -157,15 +157,18 @@ def start_system(topology: Topology, *, folder: Path, speed: float) -> System:
     with contextlib.ExitStack() as undo:
         ray_folder = prepare()
         undo.callback(shutil.rmtree, ray_folder, ignore_errors=True)
+        # They start beside Ray, whose import alone takes seconds.
+        site = begin_site(topology, folder) if here else None
+        if site is not None:
+            undo.callback(site.stop)
         from global_planner.actor import ArbiterClient, arbiter_spec
         from global_planner.ray_local import LocalRay
 
         ray = LocalRay(ray_folder)
-        site = start_site(topology, folder) if here else None
-        if site is not None:
-            undo.callback(site.stop)
         undo.callback(ray.stop)
         ray.start()
+        if site is not None:
+            site.wait()
         generation = turn(folder) + 1
         give_turn(folder, generation)
         arbiter = ArbiterClient.launch(

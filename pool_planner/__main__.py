@@ -22,6 +22,7 @@ from pool_planner.config import PlannerConfig
 from pool_planner.config_source import load_config
 from pool_planner.connectors.global_planner import HttpArbiter, Send
 from pool_planner.connectors.virtual_book import DECISION_TIMEOUT_S
+from pool_planner.decision_log import say
 from pool_planner.performance.profile import Profile, ProfileError, load_profile
 from pool_planner.profiler.command import curves_command, profile_command
 from pool_planner.setup import SetupError, setup_from_config
@@ -138,7 +139,7 @@ def run(
     """
     reading = _read(source)
     for warning in reading.warnings:
-        standalone.say("warning", text=warning)
+        say("warning", text=warning)
     clock = clock_from_environment()
     try:
         host, port = _address(listen, token_file)

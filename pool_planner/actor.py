@@ -22,13 +22,13 @@ import ray
 
 from pool_planner.clock import SpeedClock
 from pool_planner.connectors.global_planner import ARBITER_TIMEOUT_WALL_S, ArbiterConnector
+from pool_planner.decision_log import say_decisions
 from pool_planner.forecast import FitJob
 from pool_planner.live import PlannerLoop
 from pool_planner.metrics.names import by_pool
 from pool_planner.metrics.serve import MetricsServer
 from pool_planner.metrics.source import source_of
 from pool_planner.setup import PlannerSetup
-from pool_planner.standalone import say_decisions
 from pool_planner.types import ClusterUnavailable
 
 EXIT_LOOP_ENDED = 70

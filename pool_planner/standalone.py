@@ -9,26 +9,21 @@ Started once for a deployment, as the guide describes it: nothing of Ray or of t
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
 import signal
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pool_planner.clock import SpeedClock
 from pool_planner.config import COMPONENTS, PlannerConfig
 from pool_planner.connectors.global_planner import ArbiterConnector, HttpArbiter, Send
-from pool_planner.connectors.kubernetes import Deployments
-from pool_planner.connectors.kubernetes_api import connect
-from pool_planner.connectors.own_dgd import OwnDgd, Place, observed_gpus
 from pool_planner.connectors.port import Connector
 from pool_planner.connectors.virtual import VirtualConnector
 from pool_planner.connectors.writers import OPERATOR_MANAGERS, OUR_MANAGERS
+from pool_planner.decision_log import say, say_decisions
 from pool_planner.forecast import FitJob
 from pool_planner.live import PlannerLoop
 from pool_planner.metrics.discovery import discovery_of
@@ -37,7 +32,10 @@ from pool_planner.metrics.serve import MetricsServer
 from pool_planner.metrics.source import source_of
 from pool_planner.performance.profile import Profile
 from pool_planner.setup import ROLES, PlannerSetup, SetupError, setup_from_config
-from pool_planner.types import Grant, Proposal, Report, Role, WorldError
+from pool_planner.types import Role, WorldError
+
+if TYPE_CHECKING:  # the Kubernetes client takes seconds to import, which only an own DGD is worth
+    from pool_planner.connectors.own_dgd import Place
 
 UNWELL_TICKS = 3.0
 
@@ -155,6 +153,10 @@ async def connected(
 
 async def _own_dgd(config: PlannerConfig, profile: Profile | None, options: Standalone) -> tuple[PlannerSetup, Connector]:
     """The planner's own DGD in the cluster that it runs in, or that a kubeconfig names."""
+    from pool_planner.connectors.kubernetes import Deployments
+    from pool_planner.connectors.kubernetes_api import connect
+    from pool_planner.connectors.own_dgd import OwnDgd, observed_gpus
+
     place = place_of(config, options)
     deployments = Deployments(connect(), [place.namespace], manager=OUR_MANAGERS[1], operators=OPERATOR_MANAGERS)
     try:
@@ -171,6 +173,8 @@ async def _own_dgd(config: PlannerConfig, profile: Profile | None, options: Stan
 
 def place_of(config: PlannerConfig, options: Standalone) -> Place:
     """Which DGD: the operator tells its pods the Dynamo namespace, which is `<namespace>-<dgd>`. Raises SetupError."""
+    from pool_planner.connectors.own_dgd import Place
+
     namespace = options.kubernetes_namespace
     if namespace is None:
         namespace = config.namespace.removesuffix(f"-{options.dgd}")
@@ -200,36 +204,6 @@ def _metrics_server(loop: PlannerLoop, options: Standalone, clock: SpeedClock) -
         return f"no plan for {silent_s:.0f} s" if silent_s > UNWELL_TICKS * loop.setup.tick_s + 10.0 else None
 
     return MetricsServer(lambda: loop.metrics, port=port, host=options.metrics_host, unwell=unwell)
-
-
-# ---- one structured line for everything that people may want to know -----------------------------------------------
-
-
-def say(event: str, **fields: object) -> None:
-    """One JSON line on standard error."""
-    line = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
-    sys.stderr.write(json.dumps(line, default=str) + "\n")
-    sys.stderr.flush()
-
-
-def say_decisions(reports: Sequence[Report], grants: Mapping[str, Grant], now_s: float) -> None:
-    for report in reports:
-        say("decision", **decision_fields(report, grants.get(report.pool)))
-
-
-def decision_fields(report: Report, grant: Grant | None) -> dict[str, object]:
-    """What a line about one pool's plan carries; None: unknown."""
-    have = {"ordered": grant.replicas_spec, "ready": grant.replicas_ready} if grant is not None else {}
-    fields: dict[str, object] = {"pool": report.pool, "ordered": None, "ready": None, **have}
-    if not isinstance(report, Proposal):
-        return {**fields, "outcome": "hold", "wanted": None, "reasons": [report.reason]}
-    return {
-        **fields,
-        "outcome": "proposal",
-        "wanted": report.wanted,
-        "load_rps": round(report.load_rps, 4),
-        "reasons": list(report.reasons),
-    }
 
 
 # ---- fits ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from importlib.resources import files
 from typing import NamedTuple
 
 import orjson
-from plotly.offline import get_plotlyjs
 
 from global_planner.compile import pool_specs
 from global_planner.demo import figures
@@ -87,6 +86,8 @@ def render(
 
 def page(title: str, body: str, drawn: Sequence[Figure]) -> str:
     """A whole page that loads nothing: `body` is HTML, `drawn` are the figures whose places it holds."""
+    from plotly.offline import get_plotlyjs  # here, because a run draws at its end, and everybody waits for its beginning
+
     folder = files("global_planner.demo")
     style = (folder / "report.css").read_text(encoding="utf-8")
     script = (folder / "report.js").read_text(encoding="utf-8")
