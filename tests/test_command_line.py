@@ -20,7 +20,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise AssertionError("something was started")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(site, "start", start)
+    monkeypatch.setattr(site, "begin", start)
     monkeypatch.setattr(system, "prepare", start)
     return tmp_path
 
