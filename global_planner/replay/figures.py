@@ -13,12 +13,14 @@ from global_planner.compile import budget_of
 from global_planner.config import Topology
 from global_planner.demo.figures import LIMIT, QUIET, Figure, figure, hue, pale, pool_colors, trace
 from global_planner.demo.series import Line
+from global_planner.replay.labels import placed
 from global_planner.replay.scenario import Outcome
 from global_planner.replay.scores import EDGES_S, OverTime
 
 POINTS = 600
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8f3f00", "#566274")
 DASHES = ("solid", "dash", "dot", "dashdot")
+SYMBOLS = ("circle", "square", "diamond", "cross")  # of points, once all colours are used
 PATTERNS = ("", "/", "x", ".", "-", "\\", "+", "|")  # bars differ in more than colour, as lines do
 
 
@@ -203,7 +205,8 @@ def cost(outcomes: Sequence[Outcome]) -> list[Figure]:
 
 
 def frontier(name: str, points: Sequence[tuple[str, float, float]]) -> Figure:
-    """(label, GPU-hours, attainment) as labelled points; a line joins those that nobody beats in both."""
+    """(label, GPU-hours, attainment) as labelled points; a line joins those that nobody beats in both. Where a label finds no
+    room, the legend has them all."""
     best, front = -1.0, []
     for _, hours, share in sorted(points, key=lambda point: (point[1], -point[2])):
         if share > best:
@@ -211,14 +214,17 @@ def frontier(name: str, points: Sequence[tuple[str, float, float]]) -> Figure:
             best = share
     line = Line(x=tuple(hours for hours, _ in front), y=tuple(share for _, share in front))
     data = [trace(line, "nobody is better in both", color=QUIET, dash="dot", width=1.2, shape="hv")]
-    for index, (label, hours, share) in enumerate(points):
+    labels = placed(points)
+    for index, ((label, hours, share), near) in enumerate(zip(points, labels, strict=True)):
         data.append(
             trace(Line(x=(hours,), y=(share,)), label, color=_color(index))
-            | {"mode": "markers+text", "text": [label], "textposition": "top center", "marker": {"size": 11}}
+            | {"mode": "markers+text", "text": [near.text or ""], "textposition": near.position, "cliponaxis": False}
+            | {"marker": {"size": 11, "symbol": SYMBOLS[index // len(LINES) % len(SYMBOLS)]}}
             | {"hovertemplate": "%{x:.4~g} GPU-hours: %{y:.4~f}"}
         )
+    crowded = any(near.text is None for near in labels)
     drawn = figure(name, "Attainment against GPU-hours", data, y="share within both SLAs")
-    drawn["layout"] |= {"xaxis": {"title": {"text": "GPU-hours", "standoff": 6}}, "hovermode": "closest", "showlegend": False}
+    drawn["layout"] |= {"xaxis": {"title": {"text": "GPU-hours", "standoff": 6}}, "hovermode": "closest", "showlegend": crowded}
     drawn["layout"]["yaxis"] |= {"rangemode": "normal", "tickformat": ".3~p"}
     return drawn
 
