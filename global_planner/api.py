@@ -28,6 +28,7 @@ from global_planner.inbox import Inbox, on_our_clock
 from global_planner.own_metrics import render
 from global_planner.scale_requests import Ask, ScaleRefused, answer, as_report, asks, read_request
 from global_planner.types import PoolSpec, Round
+from global_planner.woken import at_zero
 from pool_planner import wire
 from pool_planner.connectors.global_planner import MSGPACK
 from pool_planner.http_server import listen
@@ -245,17 +246,6 @@ class ApiServer:
         if caller is None:
             raise _refusal(401, "Authorization: Bearer TOKEN is needed, with the token of a credential of the topology's api")
         return caller
-
-
-def at_zero(done: Round | None) -> frozenset[str]:
-    """Pools that are known to have, and to have been ordered, no replica."""
-    if done is None:
-        return frozenset()
-    return frozenset(
-        holding.pool
-        for holding in done.inputs.holdings
-        if holding.spec == 0 and holding.unknown is None and not any(item.state == "ready" for item in holding.replicas)
-    )
 
 
 def status(done: Round | None, *, now_s: float, leading: bool) -> dict[str, Any]:

@@ -11,13 +11,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from global_planner.woken import Woken
 from pool_planner.types import PlannerStatus, Proposal, Report, ReportBatch
 
 MOST_VALID_S = 3600.0
 """The longest that a report from outside may claim to be in force: nobody plans an hour ahead without looking again."""
-
-WAKE_RPS = 1e-3
-"""What a woken pool is taken to be asked for at least, while its planner has not seen the request."""
 
 
 class Inbox:
@@ -28,14 +26,14 @@ class Inbox:
         self._reports: dict[str, Report] = {}
         self._requested: dict[str, Report] = {}
         self._statuses: dict[str, PlannerStatus] = {}
-        self._woken: dict[str, float] = {}
+        self._woken = Woken()
         self._now = 0.0
-        self._at_zero: frozenset[str] = frozenset()
         self.pids: dict[str, int] = {}
 
     def at(self, now_s: float, at_zero: frozenset[str]) -> None:
         """A round begins now; `at_zero`: pools that are known to have no replica."""
-        self._now, self._at_zero = now_s, at_zero
+        self._now = now_s
+        self._woken.at(now_s, at_zero)
 
     def reports(self) -> Mapping[str, Report]:
         with self._lock:
@@ -43,26 +41,7 @@ class Inbox:
             for pool, report in self._reports.items():
                 if report.expires_at_s > self._now or pool not in found:
                     found[pool] = report
-            return {**found, **self._awake(found)}
-
-    def _awake(self, found: Mapping[str, Report]) -> dict[str, Report]:
-        """Reports of woken pools at zero that would leave them there, raised to one replica."""
-        raised: dict[str, Report] = {}
-        for pool, until_s in self._woken.items():
-            report = found.get(pool)
-            asks = isinstance(report, Proposal) and report.wanted > 0
-            if until_s <= self._now or pool not in self._at_zero or asks:
-                continue
-            # Without a curve the first replica is worth the whole load, which is what it is to whoever waits.
-            raised[pool] = Proposal(
-                pool=pool,
-                at_s=self._now,
-                expires_at_s=until_s,
-                load_rps=max(report.load_rps, WAKE_RPS) if isinstance(report, Proposal) else WAKE_RPS,
-                wanted=1,
-                reasons=("a request met the pool at zero",),
-            )
-        return raised
+            return {**found, **self._woken.raised(found)}
 
     def statuses(self) -> tuple[PlannerStatus, ...]:
         with self._lock:
@@ -99,8 +78,7 @@ class Inbox:
     def wake(self, pools: Sequence[str], until_s: float) -> None:
         """These want a replica at least, until then; reported or not."""
         with self._lock:
-            for pool in pools:
-                self._woken[pool] = max(until_s, self._woken.get(pool, 0.0))
+            self._woken.wake(pools, until_s)
 
 
 def on_our_clock(batch: ReportBatch, now_s: float) -> ReportBatch:

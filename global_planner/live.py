@@ -10,19 +10,17 @@ import gc
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
-from global_planner.api import at_zero
 from global_planner.inbox import Inbox
 from global_planner.memory import PlannerMemory
 from global_planner.planner_grants import grants_of
-from global_planner.round import Ports, RoundConfig, run_round
+from global_planner.round import HURRIED_SHARE, Ports, RoundConfig, run_round
 from global_planner.types import Round
+from global_planner.woken import at_zero
 from pool_planner.clock import SpeedClock
 from pool_planner.types import Grant
 
 LOOK_WALL_S = 0.2
 """How often it is looked whether it is (still) this arbiter's turn."""
-MIN_SHARE = 0.2
-"""Share of the round interval that lies between two rounds at least, however much somebody hurries."""
 
 
 class ArbiterLoop:
@@ -117,7 +115,7 @@ class ArbiterLoop:
     async def _until_next(self, begun_s: float, ours: Callable[[], bool]) -> bool:
         """Wait until the next round is due; False: it is another arbiter's."""
         while ours():
-            due_s = self._interval_s * (MIN_SHARE if self._hurried.is_set() else 1.0)
+            due_s = self._interval_s * (HURRIED_SHARE if self._hurried.is_set() else 1.0)
             left_s = begun_s + due_s - self._clock.now()
             if left_s <= 0.0:
                 return True

@@ -60,6 +60,8 @@ from global_planner.types import (
 )
 from pool_planner.types import Conflict, WorldError
 
+HURRIED_SHARE = 0.2
+"""Share of the round interval that lies between two rounds at least, however much somebody hurries."""
 UNSEEN = (
     "no router of ours is in front, so nobody sees requests in flight: a replica that is released finishes what it serves "
     "within its own termination grace period, or does not"

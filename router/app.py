@@ -34,11 +34,11 @@ from router.openai import BadRequest, error_body
 from router.openapi import public
 from router.policy import picker
 from router.tracing import Tracing
+from router.types import WAKE_EVERY_S
 from router.upstream import EngineLink, Upstream
 from router.web import PREFLIGHT, Origins, tls_of
 
 COMPLETION_PATHS = frozenset([b"/v1/chat/completions", b"/v1/completions"])
-WAKE_EVERY_S = 5.0
 
 
 def steady(clock: SpeedClock) -> Callable[[], float]:

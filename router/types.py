@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+WAKE_EVERY_S = 5.0  # a model at zero is asked for at most so often, however many requests wait
 EndpointState = Literal["starting", "ready", "draining"]
 
 

@@ -28,7 +28,8 @@ from router.policy import Ask, Path, picker
 
 class Dispatch:
     """Serves the requests of a workload over the stations. `profiles` by pool; `told_lengths` as in `lanes.Lane`.
-    `changed(endpoint)` is called whenever an engine was given something, so that its next event can be looked up again."""
+    `changed(endpoint)` is called whenever an engine was given something, so that its next event can be looked up again;
+    `met_zero(model)` when a request finds no endpoint that could take it."""
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class Dispatch:
         told_lengths: bool,
         scores: Scores,
         changed: Callable[[Endpoint, float], None],
+        met_zero: Callable[[str, float], None],
         limited: bool,
         seed: np.random.SeedSequence,
     ) -> None:
@@ -77,6 +79,7 @@ class Dispatch:
         self._serial = 0
         self._scores = scores
         self._changed = changed
+        self._met_zero = met_zero
 
     @property
     def busy(self) -> bool:
@@ -124,6 +127,8 @@ class Dispatch:
         verdict = self.admission.offer(ticket, now, usable)
         if verdict == "admitted":
             return True
+        if not usable:
+            self._met_zero(flight.lane.model, now)
         if verdict != "waiting":
             self._turn_away(flight, now)
             return False

@@ -50,8 +50,10 @@ from global_planner.replay.sensing import PoolSense, in_flight
 from global_planner.replay.stations import Endpoint
 from global_planner.replay.timeline import Timeline
 from global_planner.replay.world import Fault, World, finish
-from global_planner.round import PlannerMemory, Ports, RoundConfig, run_round
+from global_planner.round import HURRIED_SHARE, PlannerMemory, Ports, RoundConfig, run_round
 from global_planner.types import Cancel, Grow, Round, Shrink
+from global_planner.woken import at_zero
+from router.types import WAKE_EVERY_S
 
 COLLECT_AFTER = 200_000  # objects: what requests leave behind has no cycles, and looking for some took a tenth of the time
 REST_S = 3600.0  # how long requests that are under way at the end are waited for; what is not done then has failed
@@ -115,6 +117,7 @@ class Simulation:
             told_lengths=scenario.told_lengths,
             scores=self._scores,
             changed=self._look_again,
+            met_zero=self._wake,
             limited=contender.admission,
             seed=picking,
         )
@@ -143,8 +146,13 @@ class Simulation:
         self._ports = Ports(cluster=self.world, router=self.world, pools=self.world, journal=self._journal, clock=self.world)
         self._memory = PlannerMemory()
         self._last: Round | None = None
+        self._next_round = 0  # which entry of the agenda is the next round: one that is hurried takes the place of the other
+        self._round_at_s = 0.0
+        self._woken: dict[str, float] = {}
+        self._group_pools = {group.model: frozenset(pool.name for pool in group.pools) for group in topology.groups}
         self._agenda: list[tuple[float, int, int, object]] = []
         self._timeline = Timeline([spec.name for spec in self._specs], [group.name for group in topology.groups])
+        self._hurried = False
         self._counts = dict.fromkeys(("rounds", "moves", "grown", "shrunk", "over"), 0)
 
     # ---- time ----------------------------------------------------------------------------------------------------------
@@ -164,7 +172,7 @@ class Simulation:
             self._plan_ticks(reporter, 0.0)
         for fault in self._scenario.faults:
             self._due(fault.at_s, FAULT, fault)
-        self._due(0.0, ROUND, None)
+        self._due(0.0, ROUND, 0)
         lanes = [dispatch.lanes.get(model) for model in self._scenario.workload.models]
         unknown = [model for model, lane in zip(self._scenario.workload.models, lanes, strict=True) if lane is None]
         if unknown:
@@ -185,6 +193,8 @@ class Simulation:
                 events += 1
                 endpoint.due_s = inf
                 dispatch.engine_events(endpoint, due_s)
+                if self._hurried:
+                    self._hurried, appointed_s = False, self._appointed_s()
                 engine = endpoint.engine
                 if engine is not None:
                     if endpoint.ending and engine.idle:
@@ -202,6 +212,8 @@ class Simulation:
                 lane = lanes[row[1]]
                 assert lane is not None
                 dispatch.arrive(lane, row)
+                if self._hurried:
+                    self._hurried, appointed_s = False, self._appointed_s()
                 row = next(rows, None)
                 arrives_s = inf if row is None else row[0]
             else:
@@ -250,7 +262,7 @@ class Simulation:
                     self._senses[name].sample(self.dispatch.flights, now)
             elif kind == TICK:
                 self._tick(what, now)  # type: ignore[arg-type]
-            else:
+            elif what == self._next_round:
                 self._round(now)
 
     # ---- planners and arbiter ----------------------------------------------------------------------------------------------
@@ -272,13 +284,30 @@ class Simulation:
             self._journal.append(status)
         self._plan_ticks(reporter, now)
 
+    def _wake(self, model: str, now: float) -> None:
+        """A request met a model at zero: as the live router and API, which ask for a replica and hurry the next round."""
+        if now < self._woken.get(model, -inf) + WAKE_EVERY_S:
+            return
+        self._woken[model] = now
+        zero = at_zero(self._last) & self._group_pools[model]
+        if zero:
+            self.world.woken.wake(sorted(zero), now + self._topology.api.wake_for_s)
+            self._next_round_at(max(now, self._round_at_s + HURRIED_SHARE * self._topology.arbiter.round_interval_s))
+            self._hurried = True
+
+    def _next_round_at(self, at_s: float) -> None:
+        self._next_round += 1
+        self._due(at_s, ROUND, self._next_round)
+
     def _round(self, now: float) -> None:
+        self.world.woken.at(now, at_zero(self._last))
+        self._round_at_s = now
         self._memory, done = finish(run_round(self._ports, self._memory, self._round_config, timer=lambda: 0.0))
         self._last = done
         if now <= self.window_s:
             self._timeline.round(done)
             self._count(done)
-        self._due(now + self._topology.arbiter.round_interval_s, ROUND, None)
+        self._next_round_at(now + self._topology.arbiter.round_interval_s)
         if self._progress is not None:
             self._progress(min(now, self.window_s), self._scores.ended)
 

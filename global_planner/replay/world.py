@@ -32,6 +32,7 @@ from global_planner.replay.prefix_cache import PrefixCache
 from global_planner.replay.stations import Endpoint
 from global_planner.types import Cancel, Grow, Holding, PoolSpec, Shrink
 from global_planner.types import Replica as ReplicaSeen
+from global_planner.woken import Woken
 from pool_planner.types import ClusterUnavailable, Conflict, Report
 from router.admission import RateLimit
 
@@ -79,6 +80,7 @@ class World:
         self.now_s = 0.0
         self.cluster_due_s = inf
         self.inbox: dict[str, Report] = {}
+        self.woken = Woken()
         self.admitted: tuple[GroupAdmission, ...] = ()
         self._pools = tuple(pools)
         self._specs = engines
@@ -115,7 +117,7 @@ class World:
         raise RuntimeError("nobody sleeps in virtual time")
 
     def reports(self) -> Mapping[str, Report]:
-        return dict(self.inbox)
+        return {**self.inbox, **self.woken.raised(self.inbox)}
 
     # ---- Cluster -------------------------------------------------------------------------------------------------------
 

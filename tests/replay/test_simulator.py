@@ -85,6 +85,27 @@ def test_a_slow_replica_is_left_alone_and_comes_back_when_it_is_as_fast_as_the_o
     assert nobody.total().violations > 2 * ours.total().violations
 
 
+def test_a_request_that_meets_a_model_at_zero_wakes_it_at_once() -> None:
+    """Asleep for five minutes; the request at 301 s hurries the next round (two seconds after the one at 300 s at the soonest),
+    which grows to one before any planner has seen it. It waits for the cold start of 30 s, and for the round after it, which
+    tells the router; then it is answered."""
+    here = topology(agg=True, minimum=0)
+    here = here.model_copy(update={"router": here.router.model_copy(update={"queue_deadline_s": 60.0})})
+    here = here.model_copy(update={"groups": tuple(
+        group.model_copy(update={"sla": group.sla.model_copy(update={"ttft_ms": 90_000.0})}) for group in here.groups
+    )})  # fmt: skip
+    ended: list[tuple[float, float, int]] = []
+    outcome = simulate(
+        scenario(here, merge([arrivals("m0", [301.0], [300], [10])]), window_s=400.0),
+        GOODPUT,
+        each=lambda model, priority, at_s, ttft_s, itl_s, how: ended.append((at_s, ttft_s, how)),
+    )
+    [(_, ttft_s, how)] = ended
+    assert how == COMPLETED and 31.0 < ttft_s < 46.0
+    at_s, ordered = outcome.timeline.at_s, outcome.timeline.pools["m0-agg"]["granted"]
+    assert next(now for now, count in zip(at_s, ordered, strict=True) if count) == pytest.approx(302.0)
+
+
 def test_a_request_alone_takes_what_its_engine_says() -> None:
     """Through the whole replay, one request of an idle aggregated replica has the latency of the engine by itself."""
     here = topology(agg=True)
