@@ -25,9 +25,11 @@ DEFAULT_QUANTILE = 0.9  # what a forecast is asked for when planning reads its m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectation:
-    """`load_rps` is planned for; `forecast` is the one at the horizon; `reasons` say what else made the load."""
+    """`load_rps` is planned for, `expected_rps` of it comes in the mean; `forecast` is the one at the horizon; `reasons` say
+    what else made the load."""
 
     load_rps: float
+    expected_rps: float
     forecast: Forecast
     shape: Shape
     reasons: tuple[str, ...]
@@ -59,9 +61,11 @@ def expect(
         return None
     # Capacity that is given up now is gone now, so what is needed on the way to the horizon counts too.
     load = max(_planned_rps(each, state, config) for each in (*forecasts, far) if each is not None)
+    mean = max(each.requests_per_s for each in (*forecasts, far) if each is not None)
     reasons: list[str] = []
     if extensions.react_early:
-        load = max(load, state.arrivals.sparse_rps(interval_s))
+        sparse = state.arrivals.sparse_rps(interval_s)
+        load, mean = max(load, sparse), max(mean, sparse)
         already = state.arrivals.at_least_rps(interval_s)  # what came before is the forecast's to judge
         if already > load:
             reasons.append(f"{already:.2f} requests/s arrive already, {load:.2f} were forecast")
@@ -93,12 +97,12 @@ def expect(
             by_tokens = bool(observation.queued_tokens) and extensions.pending_tokens and pool.role != "decode"
             told = f", with {observation.queued_tokens:.0f} prompt tokens" if by_tokens else ""
             reasons.append(f"{observation.queued_requests or waiting:.0f} requests wait{told}")
-            load += backlog / reach_s
+            load, mean = load + backlog / reach_s, mean + backlog / reach_s
     inside = _waiting_inside(observation, grant, pool) if extensions.offered_load else 0.0
     if inside > 1.0:
         reasons.append(f"{inside:.0f} requests wait in engines that are full")
-        load += inside / reach_s
-    return Expectation(load_rps=load, forecast=far, shape=shape, reasons=tuple(reasons))
+        load, mean = load + inside / reach_s, mean + inside / reach_s
+    return Expectation(load_rps=load, expected_rps=min(load, mean), forecast=far, shape=shape, reasons=tuple(reasons))
 
 
 def _waiting_outside(observation: Observation, shape: Shape, pool: PoolSetup, config: PlannerConfig) -> float:

@@ -61,6 +61,7 @@ def proposal(
         reasons=tuple(reasons),
         load_by_priority=None if priorities is None else priorities.split(load_rps),
         prefix_hit_rate=prefix_hit_rate,
+        expected_rps=None if curve is None or expectation is None else expectation.expected_rps,
     )
 
 

@@ -129,6 +129,8 @@ class Proposal:
     planner would run if the budget were its own. `predicted_replicas` is what throughput scaling asks for, or None.
     A proposal without a curve counts as attainment[n] = min(1, n / wanted).
     `attainment_headroom` is the same curve at 1.1 x the load: a lower number is safe only where that still fits.
+    `expected_rps` is the part of `load_rps` that comes in the mean (None: all of it); the rest is doubt, which comes after what
+    others need for sure where GPUs are short.
     `load_by_priority` is `load_rps` by request priority, as requests of late were (None: not known). `prefix_hit_rate`: the
     share of prompt tokens of late that replicas found in their caches, which is what is lost with a replica (None: not known).
     """
@@ -146,6 +148,7 @@ class Proposal:
     reasons: tuple[str, ...] = ()
     load_by_priority: Mapping[str, float] | None = None
     prefix_hit_rate: float | None = None
+    expected_rps: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

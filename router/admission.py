@@ -2,8 +2,9 @@
 
 A model's rate comes from the plan while one is in force, else from its own configuration; single priorities may be limited
 within it. A request that cannot be sent (rate used up, or no usable endpoint) waits in one bounded room, more important ones
-in front and tenants in fair turns (`router.fairness`), until its deadline. When the room is full, the least important request
-of the longest line is shed; a newcomer that is no more important than everybody waiting is shed itself, unless a tenant has
+in front and tenants in fair turns (`router.fairness`), until its deadline; among equals who came first or, where the model says
+so, the shortest prompt, because then the most requests are in time. When the room is full, the least important request of the
+longest line is shed; a newcomer that is no more important than everybody waiting is shed itself, unless a tenant has
 more waiting than its own.
 """
 
@@ -77,13 +78,15 @@ def _burst(rate: float, burst: float | None) -> float:
 @dataclass(slots=True, kw_only=True, eq=False)
 class Ticket:
     """One request at the door. `tenant` (whose API key; None: nobody's) shares by `weight`. `paid`: its token was already taken
-    (it comes back after an engine failed)."""
+    (it comes back after an engine failed). Among those of one priority (and tenant) that wait the smallest `length` comes
+    first, then who came first."""
 
     model: str
     priority: int
     tokens: float
     deadline_s: float
     paths: tuple[Path, ...] = ()
+    length: float = 0.0
     tenant: str | None = None
     weight: float = 1.0
     paid: bool = False
@@ -96,7 +99,7 @@ class Ticket:
         return id(self)
 
     def __lt__(self, other: Ticket) -> bool:
-        return (-self.priority, self.seq) < (-other.priority, other.seq)
+        return (-self.priority, self.length, self.seq) < (-other.priority, other.length, other.seq)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -162,15 +162,17 @@ class ModelConfig(Section):
     the path through prefill and decode has no ready endpoint.
 
     `selection`: by `rules` (grids, else prompt length limits), or `adaptive`: the cheapest pool whose predicted latency meets
-    the request's target. `priority_class`: when the waiting room is full, lower classes are shed first. `own_admitted_rps`
-    and `own_burst` limit the model while no plan is in force (absent: unlimited). `patience_s`: how long a request waits for
-    its turn where endpoints are ready (absent: the queue's deadline, as it waits for a replica that starts). Targets of
-    requests that carry none: `default_ttft_ms`, `default_itl_ms` (absent: the middle of the grid's range).
-    `spill`: when the chosen pool has no usable endpoint, another pool of the stage whose `isl_max_tokens` also fits serves the
-    request; `priority_retry`: on failure, strictly faster pools (`order`) are tried, slowest first. `handoff`: how the
-    engines pass KV blocks from prefill to decode. `decode_only_fallback`: when no prefill endpoint can be reached, decode
-    does the prefill itself (default: where such an engine can). `tokenizer`: the model's `tokenizer.json`, to count prompts
-    with (absent: lengths are estimated, and the estimate learns from answers).
+    the request's target. `priority_class`: when the waiting room is full, lower classes are shed first. `own_admitted_rps` and
+    `own_burst` limit the model while no plan is in force (absent: unlimited). `patience_s`: how long a request waits for its
+    turn where endpoints are ready (absent: the queue's deadline, as it waits for a replica that starts). `waiting_order`: who
+    of those that wait, and are as important, comes first: by `arrival`, or the `shortest` prompt, which keeps the most
+    requests within their TTFT and makes long prompts wait longest. Targets of requests that carry none: `default_ttft_ms`,
+    `default_itl_ms` (absent: the middle of the grid's range). `spill`: when the chosen pool has no usable endpoint, another
+    pool of the stage whose `isl_max_tokens` also fits serves the request; `priority_retry`: on failure, strictly faster pools
+    (`order`) are tried, slowest first. `handoff`: how the engines pass KV blocks from prefill to decode.
+    `decode_only_fallback`: when no prefill endpoint can be reached, decode does the prefill itself (default: where such an
+    engine can). `tokenizer`: the model's `tokenizer.json`, to count prompts with (absent: lengths are estimated, and the
+    estimate learns from answers).
     """
 
     model: str = Field(min_length=1, max_length=256)
@@ -187,6 +189,7 @@ class ModelConfig(Section):
     own_admitted_rps: PositiveFloat | None = None
     own_burst: PositiveFloat | None = None
     patience_s: PositiveFloat | None = None
+    waiting_order: Literal["arrival", "shortest"] = "arrival"
     default_ttft_ms: PositiveFloat | None = None
     default_itl_ms: PositiveFloat | None = None
 

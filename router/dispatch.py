@@ -98,6 +98,7 @@ class Dispatch:
             tokens=ask.isl_tokens,
             deadline_s=arrived + self._patience_s(model, paths),
             paths=paths,
+            length=ask.isl_tokens if model.config.waiting_order == "shortest" else 0.0,
         )
         if key is not None:
             ticket.tenant, ticket.weight = key.name, key.weight

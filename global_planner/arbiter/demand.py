@@ -17,6 +17,8 @@ def fault_of(proposal: Proposal) -> str | None:
     """What makes a proposal senseless, or None."""
     if not 0.0 <= proposal.load_rps < math.inf:
         return f"load_rps is {proposal.load_rps}"
+    if proposal.expected_rps is not None and not 0.0 <= proposal.expected_rps < math.inf:
+        return f"expected_rps is {proposal.expected_rps}"
     if proposal.wanted < 0:
         return f"wanted is {proposal.wanted}"
     curve, headroom = proposal.curve, proposal.attainment_headroom
@@ -54,6 +56,8 @@ def take_demand(pool: PoolView, proposal: Proposal) -> None:
     factor = pool.rules.load_factor
     wanted = proposal.wanted if factor == 1.0 else math.ceil(proposal.wanted * factor - 1e-9)
     pool.load, pool.wanted = proposal.load_rps * factor, wanted
+    if proposal.expected_rps is not None:
+        pool.expected = min(proposal.load_rps, proposal.expected_rps) * factor
     pool.by_priority, pool.hit_rate = proposal.load_by_priority, proposal.prefix_hit_rate
     curve = proposal.curve
     if curve is None:

@@ -1,6 +1,7 @@
 """The objective `goodput`: per class from the highest, the most weighted requests/s within their SLA. Pure.
 
-Two passes over the classes. First everybody is raised with GPUs that are free, at once and without a price. Then GPUs move
+Two passes over the classes, at the loads that are expected and then, beyond what these need, at those that are planned for (see
+`expected`). In each, first everybody is raised with GPUs that are free, at once and without a price. Then GPUs move
 between groups, and within one: what the taker surely gains, less what its new replicas do not serve while they start, must
 exceed what the giver may lose (see `judge`).
 """
@@ -14,12 +15,13 @@ from operator import gt
 import numpy as np
 from numpy.typing import NDArray
 
+from global_planner.arbiter.expected import expected_view, kept_for_need
 from global_planner.arbiter.frontier import Bundles, Counts, bundles_of
 from global_planner.arbiter.judge import sure_changes
 from global_planner.arbiter.menu import Floats, Menu, menu_of, take_best
 from global_planner.arbiter.plan import EPS, Plan
 from global_planner.arbiter.state import ArbiterPolicy
-from global_planner.arbiter.view import GroupView
+from global_planner.arbiter.view import GroupView, View
 
 INERTIA = 1e-6
 """What any change counts against a group's value where GPUs would move: nothing moves for nothing."""
@@ -28,13 +30,47 @@ INERTIA = 1e-6
 def solve_goodput(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], moves_left: int | None) -> None:
     """Set `plan.counts`. `ranks` orders groups among equals, 0 first; `moves_left`: groups that may still be raised with GPUs
     of others (None: any number)."""
-    if not policy.stability:
-        _raise_from_free(plan, ranks)
-        return
-    plan.counts = plan.kept()
+    if policy.stability:
+        plan.counts = plan.kept()
+    expected = None if plan.everything_fits() else expected_view(plan.view)
+    first = None
+    if expected is not None:
+        first = _first_what_is_needed(plan, expected, policy, ranks, moves_left)
+        if moves_left is not None:
+            moves_left = max(0, moves_left - len(first.moved))
+    _decide(plan, policy, ranks, moves_left)
+    if first is not None:
+        plan.moved |= first.moved
+        plan.solvers += first.solvers
+        for priority_class, slack in first.slacks.items():
+            plan.slacks[priority_class] = plan.slacks.get(priority_class, 0.0) + slack
+
+
+def _decide(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], moves_left: int | None) -> None:
+    """From the counts that the plan begins with: what is free, then (with stability) what moves."""
     if bool((plan.room() >= -EPS).all()):
         _raise_from_free(plan, ranks)
-    _move(plan, policy, ranks, moves_left)
+    plan.aside = None
+    if policy.stability:
+        _move(plan, policy, ranks, moves_left)
+
+
+def _first_what_is_needed(
+    plan: Plan, expected: View, policy: ArbiterPolicy, ranks: Mapping[str, int], moves_left: int | None
+) -> Plan:
+    """Decide at the expected loads, and make that firm in `plan`. What pools keep beyond it is not free, but moves to whoever
+    needs it, whatever the class."""
+    first = plan.at(expected)
+    if policy.stability:
+        first.counts = [
+            [kept_for_need(pool, kept) for pool, kept in zip(group.pools, row, strict=True)]
+            for group, row in zip(first.groups, plan.counts, strict=True)
+        ]
+        first.aside = plan.usage(plan.counts) - plan.usage(first.counts)
+    _decide(first, policy, ranks, moves_left)
+    plan.firm = first.counts
+    plan.counts = [list(map(max, row, needed)) for row, needed in zip(plan.counts, first.counts, strict=True)]
+    return first
 
 
 def _raise_from_free(plan: Plan, ranks: Mapping[str, int]) -> None:
@@ -57,12 +93,12 @@ def _raise_from_free(plan: Plan, ranks: Mapping[str, int]) -> None:
 
 
 def _move(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], moves_left: int | None) -> None:
-    """GPUs from group to group, and to the classes above from those below, down to what is reserved."""
+    """GPUs from group to group, and to the classes above from those below, down to what is firm."""
     classes = plan.classes()
     for index, (priority_class, members) in enumerate(classes):
         below = [g for _, lower in classes[index + 1 :] for g in lower]
         above = [g for _, higher in classes[:index] for g in higher]
-        capacity = plan.limits.capacity - plan.usage(plan.counts, above) - plan.usage(plan.reserved, below)
+        capacity = plan.limits.capacity - plan.usage(plan.counts, above) - plan.usage(plan.firm, below)
         crowded = bool((plan.usage(plan.counts, members) > capacity + EPS).any())
         growth = {g: plan.growth(g) for g in members}
         takers = [g for g in members if len(growth[g].counts) > 1]
@@ -132,16 +168,16 @@ def _offers(
 def _options(plan: Plan, g: int, growth: Bundles) -> tuple[list[Counts], int]:
     """Smaller counts, the smallest first, the present ones, then larger ones; and the place of the present ones."""
     now = tuple(plan.counts[g])
-    if now == tuple(plan.reserved[g]):
+    if now == tuple(plan.firm[g]):
         return [now, *growth.counts[1:]], 0
     group = plan.groups[g]
-    less = bundles_of(group, plan.reserved[g], now, plan.draws[g], hi=True)
+    less = bundles_of(group, plan.firm[g], now, plan.draws[g], hi=True)
     plan.note_thinned(less)
     smaller = less.counts[:-1] if less.counts[-1] == now else [option for option in less.counts if option != now]
     options = [*smaller, now, *growth.counts[1:]]
     if len(growth.counts) > 1 and less.counts[-1] != now and group.attainment(less.counts[-1]) >= growth.attainment[0] - EPS:
         # Some of what it has is of no use to it, one stage being larger than its partner: it may change that for what is.
-        every = bundles_of(group, plan.reserved[g], plan.caps[g], plan.draws[g]).counts
+        every = bundles_of(group, plan.firm[g], plan.caps[g], plan.draws[g]).counts
         options += [option for option in every if _crosses(option, now)]
     return options, len(smaller)
 

@@ -7,7 +7,7 @@ not fit together are named, and then nothing grows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
@@ -25,7 +25,9 @@ EPS = 1e-9
 class Plan:
     """The decision as it grows, by position of the group: `reserved`, `caps` and `counts` are replicas by pool, `draws[g]` what
     a replica of each pool takes of each limit, and `draws_by_place` (place in the group x group x limit) the same with 0 where
-    a group has fewer pools than others; `scales[g]` is the value of attainment 1. `blocked`: why pools must not grow. `slacks`
+    a group has fewer pools than others; `scales[g]` is the value of attainment 1.
+    `firm`: below it nobody of a higher class takes (what is reserved, or more). `aside`: what of each limit is not to be given
+    away now. `blocked`: why pools must not grow. `slacks`
     by class: value that a better choice could at most add. `moved`: groups raised with GPUs of others. `notes` by pool: what
     happened to it beyond plain raising and lowering."""
 
@@ -33,6 +35,7 @@ class Plan:
     limits: Limits
     draws: list[Array]
     reserved: list[list[int]]
+    firm: list[list[int]]
     caps: list[list[int]]
     counts: list[list[int]]
     blocked: dict[str, str]
@@ -41,11 +44,24 @@ class Plan:
     moved: set[int] = field(default_factory=set)
     notes: dict[str, str] = field(default_factory=dict)
     infeasible: tuple[str, ...] = ()
+    aside: Array | None = None
     scales: Array
     draws_by_place: Array
     _draws: Array
     _classes: list[tuple[int, list[int]]]
     _growth: dict[int, tuple[list[int], Bundles]] = field(default_factory=dict)
+
+    def at(self, view: View) -> Plan:
+        """The same plan for another view of the same pools, with nothing decided yet."""
+        scales = np.array([group.scale for group in view.groups], dtype=np.float64)
+        return replace(
+            self, view=view, scales=scales, counts=[list(row) for row in self.counts], slacks={}, solvers=[], moved=set(),
+            notes={}, _growth={},
+        )  # fmt: skip
+
+    def everything_fits(self) -> bool:
+        """Whether all pools may have all that they can use."""
+        return bool((self.usage(self.caps) <= self.limits.capacity + EPS).all())
 
     @property
     def groups(self) -> tuple[GroupView, ...]:
@@ -102,9 +118,9 @@ class Plan:
         return bool(np.any(fits))
 
     def room(self) -> Array:
-        """What is left of each limit."""
+        """What is left of each limit, but for what is set aside."""
         left: Array = self.limits.capacity - self.usage(self.counts)
-        return left
+        return left if self.aside is None else left - self.aside
 
 
 def start_plan(view: View, limits: Limits, ceilings: Mapping[str, tuple[int, str]] | None = None) -> Plan:
@@ -134,6 +150,7 @@ def start_plan(view: View, limits: Limits, ceilings: Mapping[str, tuple[int, str
         limits=limits,
         draws=draws,
         reserved=floors,
+        firm=floors,
         caps=caps,
         counts=[list(row) for row in floors],
         blocked=blocked,
@@ -148,6 +165,7 @@ def start_plan(view: View, limits: Limits, ceilings: Mapping[str, tuple[int, str
         return plan
     _reserve_guarantees(plan, room)
     plan.counts = [list(row) for row in plan.reserved]
+    plan.firm = plan.reserved
     return plan
 
 

@@ -23,10 +23,10 @@ class PoolView:
 
     `current`: replicas in force (our last order included), None: unknown. `reserved`: minimum and used guarantee.
     `fixed_gpus`: GPUs that a held pool takes whatever is decided; None: it is not held. `unknown_charge`: nobody knows what it
-    holds, so nothing of its GPU type grows. `need`: replicas that 1.1 x the load needs, None: unknown. `remembered`: its
-    demand is what it last said. `by_priority`: its load by request priority, in any unit; empty or None: not known.
-    `hit_rate`: the share of its prompt tokens that its replicas have in their caches, None: not known. `kept_for`: the partner
-    for whose hold it keeps more than for its own.
+    holds, so nothing of its GPU type grows. `need`: replicas that 1.1 x the load needs, None: unknown. `expected`: the part of
+    `load` that comes in the mean (None: all of it). `remembered`: its demand is what it last said. `by_priority`: its load by
+    request priority, in any unit; empty or None: not known. `hit_rate`: the share of its prompt tokens that its replicas have
+    in their caches, None: not known. `kept_for`: the partner for whose hold it keeps more than for its own.
     """
 
     spec: PoolSpec
@@ -36,6 +36,7 @@ class PoolView:
     current: int | None
     before: int | None
     load: float = 0.0
+    expected: float | None = None
     wanted: int | None = None
     now: Sequence[float] = ()
     hi: Sequence[float] = ()

@@ -117,6 +117,7 @@ class Dispatch:
             tokens=flight.isl,
             deadline_s=now + (min(self._deadline_s, lane.patience_s) if route.served else self._deadline_s),
             paths=route.paths,
+            length=flight.isl if lane.shortest_first else 0.0,
         )
         if self._enter(flight, ticket, now):
             self._persist(flight, now)

@@ -141,6 +141,7 @@ class Lane:
         self.stages = Stages(config, adaptive if self.predictors else None)
         self.by_prefix = any(pool.pick == "prefix_affinity" for pool in config.pools)
         self.needs_ask = bool(config.grids) or self.by_prefix or bool(self.predictors)
+        self.shortest_first = config.waiting_order == "shortest"
         self.patience_s = inf if config.patience_s is None else config.patience_s
         self._osl_tokens = FIRST_OSL
         self._told_lengths = told_lengths

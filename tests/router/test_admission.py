@@ -17,6 +17,10 @@ def ticket(model: str = "m", priority: int = 0, deadline_s: float = 100.0) -> Ti
     return Ticket(model=model, priority=priority, tokens=1.0, deadline_s=deadline_s)
 
 
+def of_length(tokens: float, *, priority: int = 0, deadline_s: float = 100.0) -> Ticket:
+    return Ticket(model="m", priority=priority, tokens=tokens, length=tokens, deadline_s=deadline_s)
+
+
 def always(_: Ticket) -> bool:
     return True
 
@@ -206,3 +210,24 @@ def test_retry_budget() -> None:
     for _ in range(100):
         budget.request()
     assert [budget.take() for _ in range(3)] == [True, True, False]
+
+
+def test_where_the_shortest_comes_first_most_are_in_time() -> None:
+    """One place a second and four seconds to wait: somebody is left over, and that is who would have taken longest."""
+    admission = door(m=(0, RateLimit()))
+    long, *short = tickets = [of_length(tokens, deadline_s=4.0) for tokens in (300.0, 100.0, 100.0, 100.0)]
+    urgent = of_length(200.0, priority=1)
+    assert [admission.offer(one, 0.0, False) for one in (*tickets, urgent)] == ["waiting"] * 5
+    told: list[Ticket] = []
+
+    def one_place(_: Ticket) -> bool:
+        return not told
+
+    for second in range(5):
+        told.clear()
+        admitted, refused = admission.pump(
+            float(second), always, lambda ticket: one_place(ticket) and (told.append(ticket) or True)
+        )
+        # Priorities come before lengths, and of equal lengths who came first.
+        assert admitted == ([urgent, *short][second : second + 1])
+        assert [ticket for ticket, _ in refused] == ([long] if second == 4 else [])
