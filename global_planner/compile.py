@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from global_planner.arbiter.effective import PoolRules
 from global_planner.config import GroupConfig, PoolConfig, Topology
-from global_planner.mocker.cluster_state import VirtualNode, VirtualPool
+from global_planner.mocker.cluster_records import VirtualNode, VirtualPool
 from global_planner.planner_settings import dgds_of, planner_config_of
 from global_planner.replay.engine_spec import EngineSpec
 from global_planner.rule_checks import rules_of

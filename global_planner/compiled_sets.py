@@ -6,10 +6,27 @@ from router.compiled_set import ROUTER
 ARBITER = CompiledSet(
     name="arbiter",
     modules=(
+        "global_planner.arbiter.settle",
+        "global_planner.arbiter.demand",
+        "global_planner.arbiter.effective",
+        "global_planner.arbiter.view",
+        "global_planner.arbiter.limits",
+        "global_planner.arbiter.plan",
         "global_planner.arbiter.frontier",
+        "global_planner.arbiter.menu",
+        "global_planner.arbiter.judge",
+        "global_planner.arbiter.goodput",
         "global_planner.arbiter.knapsack",
         "global_planner.arbiter.lagrange",
-        "global_planner.arbiter.goodput",
+        "global_planner.arbiter.leftovers",
+        "global_planner.arbiter.grants",
+        "global_planner.arbiter.admission",
+        "global_planner.arbiter.remember",
+        "global_planner.arbiter.placement",
+        "global_planner.arbiter.maxmin",
+        "global_planner.arbiter.baselines",
+        "global_planner.arbiter.solve",
+        "global_planner.charge",
     ),
 )
 REPLAY = CompiledSet(

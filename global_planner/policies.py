@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from global_planner.arbiter.state import ArbiterPolicy, Limit, Selector
-from global_planner.config import LimitConfig, ScheduleConfig, SelectorConfig, Topology
+from global_planner.config import LimitConfig, Topology
+from global_planner.config_rules import ScheduleConfig, SelectorConfig
 from global_planner.config_types import WEEKDAYS
 from global_planner.memory import Policies
 from global_planner.rollout_state import RolloutPolicy

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from global_planner.arbiter.effective import group_rules
+from global_planner.arbiter.settle import view_of
 from global_planner.arbiter.solve import arbitrate
 from global_planner.explain import Table
 from global_planner.memory import PlannerMemory, Policies
@@ -19,16 +20,23 @@ from global_planner.types import Allocation, GroupGrant, Round
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriorityPrice:
     """One group with the priorities as they are (those that selectors set included), and with equal ones. `served_rps` is its
-    load that is attained; `gpus` what its pools are granted."""
+    load that is attained, None like its attainment where nothing is known of its demand; `gpus` what its pools are granted."""
 
     group: str
     priority_class: int
-    served_rps: float
-    served_rps_equal: float
-    attainment: float
-    attainment_equal: float
+    served_rps: float | None
+    served_rps_equal: float | None
+    attainment: float | None
+    attainment_equal: float | None
     gpus: int
     gpus_equal: int
+
+    @property
+    def would_gain_rps(self) -> float | None:
+        """Requests/s within their SLA that it would have more with equal priorities."""
+        if self.served_rps is None or self.served_rps_equal is None:
+            return None
+        return self.served_rps_equal - self.served_rps
 
 
 def price_of_priority(done: Round, before: PlannerMemory, policies: Policies) -> tuple[PriorityPrice, ...]:
@@ -42,20 +50,26 @@ def price_of_priority(done: Round, before: PlannerMemory, policies: Policies) ->
     ranks = {group.name: group_rules(group, pools[group.name], fresh.selectors).priority_class for group in done.inputs.groups}
     with_it, without = _by_group(actual), _by_group(equal)
     gpus, gpus_equal = _gpus(done, actual), _gpus(done, equal)
-    prices = [
-        PriorityPrice(
-            group=group.name,
-            priority_class=ranks[group.name],
-            served_rps=with_it[group.name].load_rps * with_it[group.name].attainment,
-            served_rps_equal=without[group.name].load_rps * without[group.name].attainment,
-            attainment=with_it[group.name].attainment,
-            attainment_equal=without[group.name].attainment,
-            gpus=gpus.get(group.name, 0),
-            gpus_equal=gpus_equal.get(group.name, 0),
+    known = {
+        group.spec.name for group in view_of(before.arbiter, done.inputs, fresh).groups if any(pool.now for pool in group.pools)
+    }
+    prices = []
+    for group in done.inputs.groups:
+        now, then = with_it[group.name], without[group.name]
+        told = group.name in known
+        prices.append(
+            PriorityPrice(
+                group=group.name,
+                priority_class=ranks[group.name],
+                served_rps=now.load_rps * now.attainment if told else None,
+                served_rps_equal=then.load_rps * then.attainment if told else None,
+                attainment=now.attainment if told else None,
+                attainment_equal=then.attainment if told else None,
+                gpus=gpus.get(group.name, 0),
+                gpus_equal=gpus_equal.get(group.name, 0),
+            )
         )
-        for group in done.inputs.groups
-    ]
-    return tuple(sorted(prices, key=lambda price: (price.served_rps - price.served_rps_equal, price.group)))
+    return tuple(sorted(prices, key=lambda price: (-(price.would_gain_rps or 0.0), price.group)))
 
 
 def price_table(prices: tuple[PriorityPrice, ...]) -> Table:
@@ -66,17 +80,21 @@ def price_table(prices: tuple[PriorityPrice, ...]) -> Table:
             str(price.priority_class),
             f"{price.gpus}",
             f"{price.gpus_equal}",
-            f"{price.attainment:.1%}",
-            f"{price.attainment_equal:.1%}",
-            _signed(price.served_rps_equal - price.served_rps),
+            _share(price.attainment),
+            _share(price.attainment_equal),
+            "unknown" if price.would_gain_rps is None else _signed(price.would_gain_rps),
         )
         for price in prices
     ]
-    gain = sum(price.served_rps_equal - price.served_rps for price in prices)
+    gain = sum(price.would_gain_rps or 0.0 for price in prices)
     rows.append(("all", "", "", "", "", "", _signed(gain)))
     columns = ("group", "class", "GPUs", "GPUs if equal", "attains", "attains if equal", "would gain req/s")
     title = "With equal priorities (both decided from nothing: without holds and costs of moves)"
     return Table(title=title, columns=columns, rows=tuple(rows))
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1%}"
 
 
 def _signed(value: float) -> str:

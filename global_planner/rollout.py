@@ -12,6 +12,7 @@ from dataclasses import replace
 from global_planner.charge import account, charge, ordered_replicas
 from global_planner.growth import Climb, climb
 from global_planner.release import keep_serving, release, take_back
+from global_planner.rollout_observed import seen, with_memory
 from global_planner.rollout_state import (
     BY_HAND,
     Order,
@@ -22,8 +23,6 @@ from global_planner.rollout_state import (
     backing_off,
     effective_pools,
     ordering,
-    seen,
-    with_memory,
 )
 from global_planner.types import (
     Allocation,

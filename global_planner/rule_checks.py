@@ -12,7 +12,8 @@ from itertools import chain
 
 from global_planner.arbiter.effective import PoolRules, pool_rules
 from global_planner.arbiter.state import ArbiterPolicy
-from global_planner.config import LimitConfig, ScheduleConfig, SelectorConfig
+from global_planner.config import LimitConfig
+from global_planner.config_rules import ScheduleConfig, SelectorConfig
 from global_planner.policies import selector_of
 from global_planner.topology_draft import Draft, DraftGroup, DraftPool, DraftRule, Problem, once
 from global_planner.types import GroupSpec, PoolSpec

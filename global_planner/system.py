@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from global_planner.config import Topology
 from global_planner.mocker.cluster_api import EventsAnswer, PoolsAnswer
-from global_planner.mocker.cluster_state import ClusterEvent
+from global_planner.mocker.cluster_records import ClusterEvent
 from global_planner.processes import ProcessFailed
 from global_planner.ray_environment import prepare
 from global_planner.site import Site, begin_site, prepare_folder, router_token, written_down

@@ -21,17 +21,13 @@ from global_planner.config import (
     GpuBudget,
     GroupConfig,
     LimitConfig,
-    OverrideConfig,
     PoolConfig,
     RouterConfig,
-    ScheduleConfig,
-    ScheduleValues,
-    Section,
-    SelectorConfig,
-    SelectorValues,
     Sla,
     Topology,
 )
+from global_planner.config_base import Section
+from global_planner.config_rules import OverrideConfig, ScheduleConfig, ScheduleValues, SelectorConfig, SelectorValues
 
 SectionT = TypeVar("SectionT", bound=Section)
 

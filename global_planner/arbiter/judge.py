@@ -57,6 +57,12 @@ def _by_group(values: list[float]) -> Floats:
 def _stage(groups: Sequence[GroupView], stages: Sequence[tuple[int, ...]], counts: Ints, owner: Ints) -> tuple[Floats, Floats]:
     """Attainment of one stage of every group for each option, at the load and at 1.1 x the load; 1 where nothing is known of it
     (the path's ceiling says what it lets through)."""
+    if all(len(stage) == 1 for stage in stages):
+        places = [stage[0] for stage in stages]
+        alone = [group.pools[place] for group, place in zip(groups, places, strict=True)]
+        if all(_known(group, place) is not None for group, place in zip(groups, places, strict=True)):
+            count = counts[np.arange(len(owner)), np.array(places)[owner]]
+            return _look_up([pool.now for pool in alone], count, owner), _look_up([pool.hi for pool in alone], count, owner)
     now, high = np.zeros(len(owner)), np.zeros(len(owner))
     known = np.zeros(len(groups))
     for nth in range(max((len(stage) for stage in stages), default=0)):

@@ -20,6 +20,8 @@ from pool_planner.types import Hold, Proposal, Report, Role
 
 _NO_HISTORY = DemandHistory()
 _BY_NAME = attrgetter("name")
+_WHOLE: tuple[float, ...] = (1.0, 1.0)
+_OPEN: tuple[float, ...] = (1.0,)
 
 
 def view_of(state: ArbiterState, inputs: RoundInputs, policy: ArbiterPolicy) -> View:
@@ -200,14 +202,19 @@ def _lower_together(first: PoolView, second: PoolView) -> None:
 # ---- groups ----------------------------------------------------------------------------------------------------------
 
 
-def _plain_group(
-    spec: GroupSpec, rules: GroupRules, pools: list[PoolView], paths: tuple[tuple[tuple[int, ...], ...], ...]
-) -> GroupView | None:
-    """One prefill and one decode pool that both speak for themselves, as nearly all groups have; None: another shape."""
-    if len(paths[0]) != 2 or not (pools[0].now and pools[1].now):
-        return None
-    load = pools[0].load if pools[0].load > pools[1].load else pools[1].load
-    return GroupView(
+def _group_view(spec: GroupSpec, rules: GroupRules, pools: list[PoolView]) -> GroupView:
+    paths = _paths(tuple([pool.spec.role for pool in pools]))
+    known = True
+    for pool in pools:
+        known = known and bool(pool.now)
+    if known and len(pools) == 2 and len(paths[0]) == 2 and not (pools[0].remembered or pools[1].remembered):
+        # One prefill and one decode pool that both speak for themselves, as in nearly all groups.
+        load = pools[0].load if pools[0].load > pools[1].load else pools[1].load
+        loads: tuple[float, ...] = (load,)
+        shares = _WHOLE
+    else:
+        load, loads, shares = _divided(pools, paths)
+    group = GroupView(
         spec=spec,
         priority_class=rules.priority_class,
         weight=rules.weight,
@@ -215,25 +222,24 @@ def _plain_group(
         pools=pools,
         paths=paths,
         load=load,
-        path_loads=(load,),
-        shares=(1.0, 1.0),
-        ceilings=(1.0,),
+        path_loads=loads,
+        shares=shares,
+        ceilings=_OPEN if len(paths) == 1 else (1.0,) * len(paths),
     )
+    if not known:
+        group.ceilings = tuple([_ceiling(group, path) for path in paths])
+    return group
 
 
-def _group_view(spec: GroupSpec, rules: GroupRules, pools: list[PoolView]) -> GroupView:
-    paths = _paths(tuple([pool.spec.role for pool in pools]))
-    if len(pools) == 2 and len(paths) == 1 and not (pools[0].remembered or pools[1].remembered):
-        plain = _plain_group(spec, rules, pools, paths)
-        if plain is not None:
-            return plain
+def _divided(
+    pools: list[PoolView], paths: tuple[tuple[tuple[int, ...], ...], ...]
+) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
+    """The load of a group, of each of its paths, and by pool the share of its stage's load. What a silent stage last said is
+    brought up to what its partner sees now."""
     shares = [0.0] * len(pools)
     loads = []
     for path in paths:
-        if all(len(stage) == 1 for stage in path):
-            sums = [pools[stage[0]].load for stage in path]
-        else:
-            sums = [sum(pools[place].load for place in stage) for stage in path]
+        sums = [sum([pools[place].load for place in stage]) for stage in path]
         for number, stage in enumerate(path):
             if 0.0 < sums[number] < max(sums) and all(pools[place].remembered for place in stage):
                 for place in stage:
@@ -246,20 +252,7 @@ def _group_view(spec: GroupSpec, rules: GroupRules, pools: list[PoolView]) -> Gr
             for place in stage:
                 shares[place] = pools[place].load / total if total > 0 else 1.0 / len(stage)
         loads.append(max(sums))
-    group = GroupView(
-        spec=spec,
-        priority_class=rules.priority_class,
-        weight=rules.weight,
-        rules=rules.sentences(),
-        pools=pools,
-        paths=paths,
-        load=sum(loads),
-        path_loads=tuple(loads),
-        shares=tuple(shares),
-    )
-    known = all(pool.now for pool in pools)
-    group.ceilings = (1.0,) * len(paths) if known else tuple(_ceiling(group, path) for path in paths)
-    return group
+    return sum(loads), tuple(loads), tuple(shares)
 
 
 @lru_cache(maxsize=1024)

@@ -24,16 +24,8 @@ from pydantic import BaseModel, ValidationError
 from global_planner.compile import engine_specs, virtual_nodes, virtual_pools
 from global_planner.config import Topology
 from global_planner.mocker.cluster_api import EventsAnswer, FaultOrder, PoolsAnswer, PoolView, ScaleOrder, node_views, pool_view
-from global_planner.mocker.cluster_state import (
-    ClusterState,
-    Command,
-    Faults,
-    Kill,
-    Launch,
-    Nonsense,
-    StaleVersion,
-    Terminate,
-)
+from global_planner.mocker.cluster_records import Command, Faults, Kill, Launch, Nonsense, StaleVersion, Terminate
+from global_planner.mocker.cluster_state import ClusterState
 from global_planner.mocker.engine_processes import EngineProcesses
 from global_planner.replay.engine_spec import raw_spec
 from global_planner.topology_file import TopologyError, load_profiles, load_topology

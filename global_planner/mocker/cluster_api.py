@@ -14,7 +14,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from global_planner.mocker.cluster_state import MAX_REPLICAS, ClusterEvent, ClusterState, State
+from global_planner.mocker.cluster_records import ClusterEvent, State
+from global_planner.mocker.cluster_state import MAX_REPLICAS, ClusterState
 
 Count = Annotated[int, Field(ge=0, strict=True)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]

@@ -13,16 +13,8 @@ from itertools import pairwise
 from math import inf
 from typing import Any, Literal, TypeVar
 
-from global_planner.mocker.cluster_state import (
-    ClusterState,
-    Command,
-    Faults,
-    Launch,
-    Nonsense,
-    StaleVersion,
-    Terminate,
-    VirtualPool,
-)
+from global_planner.mocker.cluster_records import Command, Faults, Launch, Nonsense, StaleVersion, Terminate, VirtualPool
+from global_planner.mocker.cluster_state import ClusterState
 from global_planner.ports import EndpointLoad, GroupAdmission, PoolEndpoints, RouterState
 from global_planner.replay.arrivals import BLOCK_TOKENS
 from global_planner.replay.dispatch import Dispatch

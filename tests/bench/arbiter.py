@@ -7,6 +7,9 @@ level; and HiGHS on some rounds. Goodputs are means over the rounds in which dem
 processor, on one core, with Python's garbage collected between decisions: p50_ms of whole decisions, choose_ms of the choice
 alone, which is what HiGHS does.
 
+The arbiter runs compiled where `global-planner compile arbiter` built it (PLANNER_COMPILED=no: plain Python); the file says so
+too.
+
 half_granted_gpus are those that a stage is granted, holds included, though its partner could not use them at any load (the most
 of a contended round; the first replica that carries all of its partner's is of use). idle_gpus are those that what is attained
 at the load of the round does not need: what a hold keeps of both stages for a load that may come back.
@@ -33,6 +36,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from global_planner import compiled_arbiter
 from global_planner.arbiter import ArbiterPolicy, ArbiterState, arbitrate, menu
 from global_planner.arbiter.choose import Options
 from global_planner.arbiter.knapsack import Choice
@@ -376,6 +380,7 @@ def main(path: Path | None, rounds: int | None, sizes: tuple[int, ...], peer: bo
       python -m tests.bench.arbiter --json arbiter.json             # everything: about an hour on a busy machine
       python -m tests.bench.arbiter --pools 200 --rounds 40 --peer  # one size, beside ai-dynamo's mediator
     """
+    print(compiled_arbiter.CHOSEN, flush=True)
     rows = []
     for pools, (usual, kinds, shares) in PLAN.items():
         if sizes and pools not in sizes:
@@ -398,6 +403,7 @@ def main(path: Path | None, rounds: int | None, sizes: tuple[int, ...], peer: bo
             "max_min": fairness,
             "priorities": priorities,
             "missed": missed,
+            "code": compiled_arbiter.CHOSEN,
         }
         if peer:
             found["peer"] = [row.get("peer") for row in rows]

@@ -7,8 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from global_planner.mocker.cluster_state import (
-    ClusterState,
+from global_planner.mocker.cluster_records import (
     Faults,
     Kill,
     Launch,
@@ -18,6 +17,7 @@ from global_planner.mocker.cluster_state import (
     VirtualNode,
     VirtualPool,
 )
+from global_planner.mocker.cluster_state import ClusterState
 
 COLD_S, GRACE_S = 30.0, 10.0
 

@@ -128,7 +128,7 @@ def test_the_price_of_a_priority_is_what_the_others_would_have(
     ranked = tuple(replace(group, priority_class=5 if group.name == "chat" else 0) for group in found.done.inputs.groups)
     done = replace(found.done, inputs=replace(found.done.inputs, groups=ranked))
     prices = price_of_priority(done, found.memory, found.policies)
-    assert [(price.group, round(price.served_rps_equal - price.served_rps, 3)) for price in prices] == [
+    assert [(price.group, round(price.would_gain_rps or 0.0, 3)) for price in prices] == [
         ("code", 1.333),
         ("docs", 1.333),
         ("chat", -2.667),
@@ -152,8 +152,29 @@ def test_a_priority_that_a_selector_sets_has_its_price_too(rounds: list[Round], 
     )
     prices = {price.group: price for price in price_of_priority(replace(found.done, inputs=told), found.memory, policies)}
     assert prices["code"].priority_class == 3 and prices["chat"].priority_class == 0
-    assert prices["code"].served_rps > prices["code"].served_rps_equal
-    assert any(prices[name].served_rps_equal > prices[name].served_rps for name in ("chat", "docs")), "who pays for it"
+    gains = {name: price.would_gain_rps or 0.0 for name, price in prices.items()}
+    assert gains["code"] < 0.0
+    assert gains["chat"] > 0.0 or gains["docs"] > 0.0, "who pays for it"
+
+
+def test_the_price_is_not_zero_where_the_demand_is_unknown(rounds: list[Round], tmp_path: Path) -> None:
+    """A group whose planners never said anything attains nobody knows what: not 0.0 %."""
+    found = list(decided(read(tmp_path)))[-1]
+    at_s = found.done.inputs.at_s
+    reports = tuple(
+        Hold(pool=spec.name, at_s=at_s, reason="no metrics", expires_at_s=1e9)
+        if spec.group == "docs"
+        else Proposal(pool=spec.name, at_s=at_s, expires_at_s=1e9, load_rps=4.0, wanted=1)
+        for spec in found.done.inputs.pools
+    )
+    done = replace(found.done, inputs=replace(found.done.inputs, reports=reports))
+    silent = replace(found.memory, arbiter=replace(found.memory.arbiter, pools={}))
+    prices = price_of_priority(done, silent, found.policies)
+    docs = next(price for price in prices if price.group == "docs")
+    assert docs.attainment is None and docs.would_gain_rps is None
+    lines = {line.split()[0]: line.split() for line in price_table(prices).text().splitlines() if line.strip()}
+    assert lines["docs"][-3:] == ["unknown", "unknown", "unknown"]
+    assert lines["all"][-1] == "+0.00"
 
 
 def test_compare_tells_what_observing_showed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

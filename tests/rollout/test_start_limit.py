@@ -8,7 +8,8 @@ import pytest
 
 from global_planner.memory import PlannerMemory
 from global_planner.release import START_MARGIN, overdue, start_limit_s
-from global_planner.rollout_state import STARTS_KEPT, PoolMemory, RolloutPolicy, RolloutState, seen, slowest_start_s
+from global_planner.rollout_observed import seen
+from global_planner.rollout_state import STARTS_KEPT, PoolMemory, RolloutPolicy, RolloutState, slowest_start_s
 from global_planner.types import Holding, PoolSpec, Replica
 from pool_planner import wire
 from tests.rollout.world import specs
