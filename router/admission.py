@@ -118,9 +118,13 @@ class Room:
     requests: float
     tokens: float
 
+    @property
+    def is_open(self) -> bool:
+        return self.requests >= 1.0 and self.tokens > 0.0
+
     def take(self, tokens: float) -> bool:
         """Whether there is a place, and take it."""
-        if self.requests < 1.0 or self.tokens <= 0.0:
+        if not self.is_open:
             return False
         self.requests -= 1.0
         self.tokens -= tokens
@@ -243,11 +247,17 @@ class Admission:
         return out
 
     def pump(
-        self, now: float, usable: Callable[[Ticket], bool], fits: Callable[[Ticket], bool] | None = None
+        self,
+        now: float,
+        usable: Callable[[Ticket], bool],
+        fits: Callable[[Ticket], bool] | None = None,
+        full: Callable[[], bool] | None = None,
     ) -> tuple[list[Ticket], list[tuple[Ticket, Refusal]]]:
         """Who may be sent now, in this order, and whose deadline has passed. A request whose pools cannot take it does not hold
-        up others. `fits` (default: `usable`) is asked last, and whom it lets in comes in: it may count places."""
+        up others. `fits` (default: `usable`) is asked last, and whom it lets in comes in: it may count places. `full`: whether
+        it would let in nobody of all that wait, so that a crowd need not be asked one by one."""
         fits = fits or usable
+        shut = full is not None and full()
         admitted: list[Ticket] = []
         refused: list[tuple[Ticket, Refusal]] = []
         if not self._waiting:
@@ -259,18 +269,19 @@ class Admission:
             overdue = now >= line.earliest_s()
             gone: list[Ticket] = []
             for ticket in line.shares.order(line.waiting):
-                if places < 1.0 and not overdue and not line.paid:
+                if not overdue and (shut or (places < 1.0 and not line.paid)):
                     break  # without a place nobody behind comes in either, and nobody has to go
                 if now >= ticket.deadline_s:
                     can = usable(ticket)
                     reason: Reason = "rate" if can else "starting"
                     refused.append((ticket, Refusal(reason=reason, retry_after_s=self._retry_after(line, can))))
                     gone.append(ticket)
-                elif (ticket.paid or places >= 1.0) and self._affords(line, ticket, now) and fits(ticket):
+                elif not shut and (ticket.paid or places >= 1.0) and self._affords(line, ticket, now) and fits(ticket):
                     places -= 1.0
                     self._let_in(line, ticket)
                     admitted.append(ticket)
                     gone.append(ticket)
+                    shut = full is not None and full()
             if len(gone) > FEW:
                 left = set(gone)
                 line.waiting = [ticket for ticket in line.waiting if ticket not in left]

@@ -15,7 +15,7 @@ import numpy as np
 from global_planner.replay.arrivals import Row
 from global_planner.replay.ejection import Ejections
 from global_planner.replay.engine_spec import EngineRequest
-from global_planner.replay.lanes import NEVER, Flight, Lane
+from global_planner.replay.lanes import NEVER, Flight, Lane, Route
 from global_planner.replay.scores import FAILED, SHED, Scores
 from global_planner.replay.stations import Endpoint, Station
 from global_planner.replay.ways import Ways
@@ -76,6 +76,7 @@ class Dispatch:
         self._attempts = config.retry.attempts
         self._budget = RetryBudget(ratio=config.retry.ratio, burst=config.retry.burst)
         self._waiting: dict[int, Flight] = {}  # by the number of their tickets
+        self._waiting_by: dict[Route, int] = {}  # how many of them have which ways
         self._serial = 0
         self._scores = scores
         self._changed = changed
@@ -92,6 +93,7 @@ class Dispatch:
             self._fail(flight, now)
         self.flights.clear()
         self._waiting.clear()
+        self._waiting_by.clear()
 
     # -- requests ----------------------------------------------------------------------------------------------------------
 
@@ -134,6 +136,8 @@ class Dispatch:
             self._turn_away(flight, now)
             return False
         self._waiting[ticket.seq] = flight
+        route = flight.route
+        self._waiting_by[route] = self._waiting_by.get(route, 0) + 1
         for station in flight.route.assigned:
             station.waiting += 1
             station.waiting_tokens += flight.isl
@@ -149,6 +153,11 @@ class Dispatch:
     def _leave(self, ticket: Ticket) -> Flight:
         """Out of the waiting room."""
         flight = self._waiting.pop(ticket.seq)
+        left = self._waiting_by[flight.route] - 1
+        if left:
+            self._waiting_by[flight.route] = left
+        else:
+            del self._waiting_by[flight.route]
         for station in flight.route.assigned:
             station.waiting -= 1
             station.waiting_tokens -= flight.isl
@@ -173,17 +182,27 @@ class Dispatch:
 
             rooms: dict[Path, Room] = {}
 
+            def room_of(path: Path) -> Room:
+                room = rooms.get(path)
+                if room is None:
+                    room = rooms[path] = self._ways.room(path)
+                return room
+
             def fits(ticket: Ticket) -> bool:
                 # As the router's door: one place that is free must not let in everybody who waits for it.
-                for path in ticket.paths:
-                    room = rooms.get(path)
-                    if room is None:
-                        room = rooms[path] = self._ways.room(path)
-                    if room.take(ticket.tokens):
+                for path in ticket.paths:  # noqa: SIM110 (asked for every request: a generator costs more than its answer)
+                    if room_of(path).take(ticket.tokens):
                         return True
                 return False
 
-            admitted, refused = self.admission.pump(now, usable, fits)
+            def full() -> bool:
+                for route in self._waiting_by:
+                    for path in route.paths:
+                        if room_of(path).is_open:
+                            return False
+                return True
+
+            admitted, refused = self.admission.pump(now, usable, fits, full)
             entering = [self._leave(ticket) for ticket in admitted]
             leaving: list[tuple[Flight, Refusal]] = [(self._leave(ticket), refusal) for ticket, refusal in refused]
             for flight, _ in leaving:

@@ -71,8 +71,8 @@ class Endpoint:
 class Station:
     """One pool. `started`, `offered` (by request priority), `shed` count as the router's series do; `answers` are (isl, osl,
     TTFT s, ITL s or NaN, duration s) of the requests that were answered through it since somebody took them. `crowd`: requests
-    that are with ready endpoints. `ready` may be picked; of those that were ejected as too slow, `on_trial` get one
-    request at a time."""
+    that are with ready endpoints. `broken`: it has endpoints that should work and do not. `ready` may be picked; of
+    those that were ejected as too slow, `on_trial` get one request at a time."""
 
     __slots__ = (
         "_index",
@@ -80,6 +80,7 @@ class Station:
         "_max_tokens",
         "_picker",
         "answers",
+        "broken",
         "compares_ttft",
         "config",
         "crowd",
@@ -102,6 +103,7 @@ class Station:
         self.role: Role = config.role
         self.endpoints: dict[str, Endpoint] = {}
         self.ready: list[Endpoint] = []
+        self.broken = False
         self.on_trial: list[Endpoint] = []
         self.outliers = Outliers(outliers) if outliers is not None and outliers.enabled else None
         # As router.endpoints.Pool: where prompts go to whom has their beginning, the first token's time says what was cached.
@@ -135,6 +137,7 @@ class Station:
             endpoint.counted = False
         for endpoint in self.ready:
             endpoint.counted = True
+        self.broken = any(one.state == "ready" and one.known and one.engine is None for one in self.endpoints.values())
         self.crowd = sum([one.in_flight for one in self.ready])
         if self._index is not None:
             self._index.rebuild(self.ready)
@@ -175,11 +178,6 @@ class Station:
         if not candidates:
             return None
         return candidates[0] if len(candidates) == 1 else self._picker.pick(candidates, ask or ANYTHING)
-
-    @property
-    def broken(self) -> bool:
-        """Whether it has endpoints that should work and do not."""
-        return any(one.state == "ready" and one.known and one.engine is None for one in self.endpoints.values())
 
     def load(self) -> float:
         """Outstanding tokens for each usable endpoint; infinite without one."""

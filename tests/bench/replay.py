@@ -24,6 +24,8 @@ PROFILE = DATA / "profiles/h200_llama31_8b_fp8_tp1"
 EXAMPLE = Path(__file__).parents[2] / "examples/two-models/profile"
 # Requests/s that keep a hundred replicas about two thirds busy, by workload and by the engines that there are.
 RATE = {("conversation", True): 600.0, ("coding", True): 900.0, ("conversation", False): 12.0, ("coding", False): 20.0}
+# Of a disaggregated fleet, so that both stages are about as busy: coding is nearly all prompt.
+PREFILL = {"conversation": 1 / 3, "coding": 7 / 8}
 LENGTHS = {"conversation": (1155.0, 0.99, 211.0, 0.77), "coding": (2048.0, 1.36, 28.0, 1.0)}
 TOPOLOGY = """
 name: bench
@@ -67,7 +69,8 @@ def measure(kind: str, requests: int, replicas: int, shape: str, load_replicas: 
 
     fast = PROFILE.exists()
     profile = PROFILE if fast else EXAMPLE
-    parts = [("agg", replicas)] if shape == "agg" else [("prefill", replicas // 3), ("decode", replicas - replicas // 3)]
+    prefill = max(1, round(PREFILL[kind] * replicas))
+    parts = [("agg", replicas)] if shape == "agg" else [("prefill", prefill), ("decode", replicas - prefill)]
     pools = "".join(POOL.format(name=role, role=role, n=count, profile=profile) for role, count in parts)
     sla = {"ttft": 500, "itl": 50} if fast else {"ttft": 6000, "itl": 500}
     topology = parse_topology(TOPOLOGY.format(replicas=replicas, pools=pools, **sla), source="bench", folder=Path())
