@@ -239,7 +239,8 @@ def concurrency_target(setup: PoolSetup, load: PoolLoad) -> float:
 
 class Oracle:
     """Reports what will come: the highest load, in bins of `BIN_S` (chance within them is the queueing model's), until what
-    is ordered now has started and the next order after it, with the lengths of just those requests."""
+    is ordered now has started and the next order after it, with the lengths of just those requests; and the mean of that time,
+    so that where GPUs are short no peak of one comes before the whole load of another."""
 
     samples = 0
 
@@ -270,6 +271,7 @@ class Oracle:
             at_s=now,
             expires_at_s=now + max(VALID_S, 3 * self.tick_s),
             load_rps=rate,
+            expected_rps=ahead.at_s.size / (bins * BIN_S),
             wanted=max(setup.min_replicas, setup.max_replicas if needed is None else needed),
             curve=capacity.curve(rate),
             attainment_headroom=attainment(capacity.rps, HEADROOM * rate),
