@@ -24,6 +24,7 @@ from global_planner.compile import pool_specs
 from global_planner.compiled_sets import ARBITER
 from global_planner.config import Topology
 from global_planner.credentials import Caller, caller_of
+from global_planner.explain import known_groups
 from global_planner.inbox import Inbox, on_our_clock
 from global_planner.own_metrics import render
 from global_planner.scale_requests import Ask, ScaleRefused, answer, as_report, asks, read_request
@@ -254,6 +255,7 @@ def status(done: Round | None, *, now_s: float, leading: bool) -> dict[str, Any]
         return {"leading": leading, "round": None}
     holdings = {holding.pool: holding for holding in done.inputs.holdings}
     grants = {grant.pool: grant for grant in done.allocation.pools}
+    told = known_groups(done.inputs.pools, done.allocation)
     return {
         "leading": leading,
         "round": done.inputs.round_no,
@@ -265,8 +267,8 @@ def status(done: Round | None, *, now_s: float, leading: bool) -> dict[str, Any]
         "groups": [
             {
                 "name": grant.group,
-                "load_rps": grant.load_rps,
-                "attainment": grant.attainment,
+                "load_rps": grant.load_rps if grant.group in told else None,
+                "attainment": grant.attainment if grant.group in told else None,
                 "admitted_rps": grant.admitted_rps,
             }
             for grant in done.allocation.groups

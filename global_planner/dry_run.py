@@ -16,6 +16,7 @@ from rich.table import Table
 
 from global_planner.compile import planner_setups_of, virtual_pools
 from global_planner.config import GroupConfig, PoolConfig, Topology
+from global_planner.explain import known_groups
 from global_planner.journal_reader import read, segments
 from global_planner.memory import PlannerMemory, decide, memories
 from global_planner.rollout import acting
@@ -161,9 +162,12 @@ def _text(topology: Topology, inputs: RoundInputs, allocation: Allocation, steps
     for gpu_type, count in sorted(used.items()):
         most = inputs.budget.max_gpus.get(gpu_type)
         out.print(f"{gpu_type}: {count} of {'unlimited' if most is None else most} GPUs", markup=False)
+    told = known_groups(inputs.pools, allocation)
     for group in inputs.groups:
         grant_of = groups.get(group.name)
-        if grant_of is not None:
+        if grant_of is not None and group.name not in told:
+            out.print(f"{group.name}: nothing is known of its demand", markup=False)
+        elif grant_of is not None:
             out.print(
                 f"{group.name}: {grant_of.attainment:.0%} of {grant_of.load_rps:.2f} requests/s within their SLA", markup=False
             )

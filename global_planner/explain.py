@@ -91,22 +91,31 @@ def heading(done: Round) -> str:
 def group_table(done: Round) -> Table:
     """Each group's load, what it attains with its grant, and what the router may admit now."""
     specs = {group.name: group for group in done.inputs.groups}
+    told = known_groups(done.inputs.pools, done.allocation)
     rows = []
     for grant in done.allocation.groups:
-        spec = specs.get(grant.group)
+        spec, known = specs.get(grant.group), grant.group in told
         rows.append(
             (
                 grant.group,
                 "?" if spec is None else str(spec.priority_class),
                 "?" if spec is None else f"{spec.weight:g}",
-                f"{grant.load_rps:.2f}",
-                f"{grant.attainment:.1%}",
+                f"{grant.load_rps:.2f}" if known else "?",
+                f"{grant.attainment:.1%}" if known else "?",
                 "unlimited" if grant.admitted_rps is None else f"{grant.admitted_rps:.2f}",
-                f"{grant.value:.2f}",
+                f"{grant.value:.2f}" if known else "?",
             )
         )
     columns = ("group", "class", "weight", "load req/s", "attains", "admitted req/s", "value")
     return Table(title="Groups", columns=columns, rows=tuple(rows))
+
+
+def known_groups(pools: Iterable[PoolSpec], allocation: Allocation) -> set[str]:
+    """Groups of whose demand anything is known: one of its pools said what it wants, or is thought to carry what it last said.
+    Of any other group a load of 0 and an attainment of 0 in the record mean that nobody knows."""
+    groups = {spec.name: spec.group for spec in pools}
+    said = {groups[grant.pool] for grant in allocation.pools if grant.wanted is not None and grant.pool in groups}
+    return said | {grant.group for grant in allocation.groups if grant.load_rps > 0.0 or grant.attainment > 0.0}
 
 
 def priority_table(done: Round) -> Table | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from global_planner.explain import known_groups
 from global_planner.types import Holding, Round
 from pool_planner.metrics.own import gauges_of
 from pool_planner.metrics.text import MetricsText
@@ -47,10 +48,12 @@ def render(done: Round | None, *, statuses: Sequence[PlannerStatus] = (), now_s:
         if labels:  # else of a pool that left the topology
             gauges_of(text, labels, numbers=status.numbers, seen=status.observation, now=now_s)
             text.gauge(_OWN + "pool_status_age_s", "Since its planner told of itself, s.", labels, now_s - status.at_s)
+    told = known_groups(done.inputs.pools, done.allocation)
     for grant in done.allocation.groups:
         labels = {"group": grant.group}
-        text.gauge(_OWN + "group_load_rps", "Load that is planned for, requests/s.", labels, grant.load_rps)
-        text.gauge(_OWN + "group_attainment", "Share of it within its SLA.", labels, grant.attainment)
+        load, attainment = (grant.load_rps, grant.attainment) if grant.group in told else (None, None)
+        text.gauge(_OWN + "group_load_rps", "Load that is planned for, requests/s (absent: unknown).", labels, load)
+        text.gauge(_OWN + "group_attainment", "Share of it within its SLA (absent: unknown).", labels, attainment)
         text.gauge(
             _OWN + "group_admitted_rps", "Rate that the router may admit (absent: unlimited).", labels, grant.admitted_rps
         )

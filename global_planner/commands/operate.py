@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from global_planner.commands.look import told_errors
 from global_planner.commands.options import by_options, folder_option, time_options
+
+if TYPE_CHECKING:  # imports happen in the commands, so that --help is quick
+    from global_planner.ports import Controls
+    from global_planner.types import Round
 
 APPROVAL_S = 3600.0
 
@@ -97,7 +101,8 @@ def _decide(
     with told_errors():
         system = open_system(folder)
         done = system.last_round()
-        asked = () if done is None else waiting(done, system.controls.read().approvals, system.now_s)
+        before = system.controls.read()
+        asked = () if done is None else waiting(done, before.approvals, system.now_s)
         if pool is None:
             show([waiting_text(asked) if asked else "Nothing waits for approval."])
             return
@@ -121,7 +126,28 @@ def _decide(
             f"{word}: {pool} at {approval.replicas} replicas, until {system.calendar(ends_s)}.",
             *(f"  {s}" for s in steps),
         ]
-        show(["\n".join(lines if steps else [*lines, "  Nothing of that waits now."])])
+        if not steps:
+            lines.append("  Nothing of that waits now.")
+        others = [item for item in before.approvals if item.pool == pool and item.replicas == approval.replicas]
+        taken_back = [item for item in others if item.verdict != verdict and item.expires_at_s > system.now_s]
+        lines += [f"  It takes back what {item.by} {_SAID[item.verdict]}." for item in taken_back]
+        lines += _not_yet(done, before, system.now_s, system.topology.arbiter.round_interval_s)
+        show(["\n".join(lines)])
+
+
+_SAID = {"approve": "approved", "refuse": "refused"}
+
+
+def _not_yet(done: Round | None, controls: Controls, now_s: float, interval_s: float) -> list[str]:
+    """Why what was just said has no effect yet."""
+    from global_planner.status_page import silent_s
+
+    lines = []
+    if silent_s(done, now_s, interval_s) is not None:
+        lines.append("  The arbiter is down: it is told when it runs again.")
+    if controls.freeze is not None:
+        lines.append("  Everything is frozen: no step is applied before global-planner unfreeze.")
+    return lines
 
 
 # ---- freeze, unfreeze ------------------------------------------------------------------------------------------------

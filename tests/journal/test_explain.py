@@ -11,7 +11,7 @@ from global_planner import memory as memory_module
 from global_planner import priority_price
 from global_planner.arbiter.state import Selector
 from global_planner.compare import compare, comparison_table
-from global_planner.explain import explain_history, explain_pool, explain_round, pick_round
+from global_planner.explain import explain_history, explain_pool, explain_round, group_table, known_groups, pick_round
 from global_planner.journal import read
 from global_planner.memory import decided
 from global_planner.priority_price import price_of_priority, price_table
@@ -175,6 +175,24 @@ def test_the_price_is_not_zero_where_the_demand_is_unknown(rounds: list[Round], 
     lines = {line.split()[0]: line.split() for line in price_table(prices).text().splitlines() if line.strip()}
     assert lines["docs"][-3:] == ["unknown", "unknown", "unknown"]
     assert lines["all"][-1] == "+0.00"
+
+
+def test_a_group_of_which_nobody_knows_anything_has_no_attainment(rounds: list[Round]) -> None:
+    """Its record says 0, because nothing of it counts; the page must not say that it attains 0.0 %."""
+    done = rounds[-1]
+    allocation = replace(
+        done.allocation,
+        pools=tuple(
+            replace(grant, wanted=None, held=True) if grant.pool == "docs-agg" else grant for grant in done.allocation.pools
+        ),
+        groups=tuple(
+            replace(grant, load_rps=0.0, attainment=0.0) if grant.group == "docs" else grant for grant in done.allocation.groups
+        ),
+    )
+    assert known_groups(done.inputs.pools, allocation) == {"chat", "code"}
+    lines = group_table(replace(done, allocation=allocation)).text().splitlines()
+    docs = next(line.split() for line in lines if line.split()[:1] == ["docs"])
+    assert docs[3:5] == ["?", "?"] and docs[-1] == "?"
 
 
 def test_compare_tells_what_observing_showed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
