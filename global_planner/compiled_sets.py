@@ -9,6 +9,7 @@ ARBITER = CompiledSet(
         "global_planner.arbiter.settle",
         "global_planner.arbiter.demand",
         "global_planner.arbiter.effective",
+        "global_planner.arbiter.expected",
         "global_planner.arbiter.view",
         "global_planner.arbiter.limits",
         "global_planner.arbiter.plan",

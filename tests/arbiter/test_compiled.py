@@ -29,7 +29,11 @@ for types, share, classes, rules in (
     instance = make(40, types, share, 6, classes=classes)
     state, counts = ArbiterState(), np.ones(40, dtype=np.int64)
     for number in range(6):
-        state, allocation = arbitrate(state, instance.inputs(number, counts), rules)
+        told = instance.inputs(number, counts)
+        if number % 2:  # every third planner asks for more than it expects
+            reports = [replace(r, expected_rps=0.7 * r.load_rps) if n % 3 == 0 else r for n, r in enumerate(told.reports)]
+            told = replace(told, reports=tuple(reports))
+        state, allocation = arbitrate(state, told, rules)
         counts = counts_of(allocation)
         print(repr((allocation, state)))
 """
