@@ -93,15 +93,26 @@ def _solve(values: Floats, weights: Floats, sizes: Ints, room: Floats, reference
     if weights.shape[1] > 1 or bool((np.abs(column - whole) > 1e-9).any()):
         return choose_within(values, weights, starts, sizes, room, reference)
     capacity = int(np.floor(room[0] + 1e-9))
-    order = np.lexsort((-values, whole, owner))
-    units = whole[order].astype(np.int64)
+    if _in_order(whole, starts):
+        order, sorted_values, units = None, values, whole.astype(np.int64)
+    else:
+        order = np.lexsort((-values, whole, owner))
+        sorted_values, units = values[order], whole[order].astype(np.int64)
     # Among options of rising weight, those that add nothing to the value of a lighter one are left out.
-    kept = _rising(values[order], starts, owner).nonzero()[0]
+    kept = _rising(sorted_values, starts, owner).nonzero()[0]
     kept_sizes = np.bincount(owner[kept], minlength=len(sizes))
     kept_starts = starts_of(kept_sizes)
     divisor = int(np.gcd.reduce(units[kept])) or 1
-    result = knapsack(values[order][kept], units[kept] // divisor, kept_starts, kept_sizes, capacity // divisor)
-    return Choice(picks=order[kept[result.picks]], bound=result.bound, exact=result.exact, solver=result.solver)
+    result = knapsack(sorted_values[kept], units[kept] // divisor, kept_starts, kept_sizes, capacity // divisor)
+    picks = kept[result.picks]
+    return Choice(picks=picks if order is None else order[picks], bound=result.bound, exact=result.exact, solver=result.solver)
+
+
+def _in_order(weights: Floats, starts: Ints) -> bool:
+    """Whether the options of every class weigh more and more, as most come."""
+    rises = weights[1:] > weights[:-1]
+    rises[starts[1:] - 1] = True
+    return bool(rises.all())
 
 
 def _rising(values: Floats, starts: Ints, owner: Ints) -> NDArray[np.bool_]:

@@ -23,6 +23,10 @@ SWEEPS = 3
 SUBGRADIENT_STEPS = 40
 FEW_CLASSES = 50
 """Up to so many, nothing is spared to prove the best choice."""
+CLOSE, CLOSE_FEW = 1e-6, 1e-7
+"""Relative distance to the lowest point at which a line search ends, with many classes and with few."""
+NEXT_PRICE = 0.1
+"""How far a line search looks for the other side of the lowest point, at first, relative to the price; then further."""
 NEAR = 1e-3
 """Relative distance to the bound that is good enough beyond."""
 _TINY = 1e-12
@@ -44,6 +48,7 @@ class _Instance:
         self.values, self.weights, self.starts, self.capacity = values, weights, starts, capacity
         self.owner = np.repeat(np.arange(len(starts)), sizes)
         self.tie = _TINY * max(1.0, float(np.abs(values).max(initial=0.0)))
+        self.close = CLOSE if len(starts) > FEW_CLASSES else CLOSE_FEW
 
     def relaxed(self, prices: Floats) -> _Relaxed:
         profit = self.values - self.weights @ prices
@@ -120,37 +125,60 @@ def _subgradients(instance: _Instance, best: _Relaxed) -> _Relaxed:
 
 
 def _line_search(instance: _Instance, at: _Relaxed, limit: int) -> _Relaxed:
-    """The lowest bound along one price: tangents from both sides meet until they meet on the function."""
+    """The lowest bound along one price: from `at`, to the other side of the lowest point; then tangents from both sides meet
+    until they meet on the function."""
     capacity = float(instance.capacity[limit])
 
-    def point(price: float) -> tuple[_Relaxed, float]:
+    def point(price: float) -> _Relaxed:
         prices = at.prices.copy()
         prices[limit] = price
-        found = instance.relaxed(prices)
-        return found, capacity - float(found.usage[limit])
+        return instance.relaxed(prices)
 
-    left, slope = point(0.0)
-    if slope >= 0.0:
-        return left if left.bound <= at.bound else at
-    drawn = instance.weights[:, limit] > 0.0
-    high = float((instance.values[drawn] / instance.weights[drawn, limit]).max(initial=0.0)) * 2.0 + 1.0
-    right, slope_right = point(high)
-    low, best = 0.0, left if left.bound < right.bound else right
+    slope = capacity - float(at.usage[limit])
+    here = float(at.prices[limit])
+    if slope == 0.0 or (slope > 0.0 and here <= 0.0):
+        return at
+    best = at
+    step = here * NEXT_PRICE if here > 0.0 else _usual_price(instance, limit)
+    # One side has too little and the other too much: `left` is the cheaper one, at which the limit is exceeded.
+    left, right = (None, at) if slope > 0.0 else (at, None)
+    while left is None or right is None:
+        near = right if left is None else left
+        assert near is not None
+        price = max(0.0, float(near.prices[limit]) - step) if left is None else float(near.prices[limit]) + step
+        reached = point(price)
+        step *= 3.0
+        best = reached if reached.bound < best.bound else best
+        if reached.usage[limit] <= capacity:
+            right = reached
+            if price <= 0.0:
+                return best
+        else:
+            left = reached
     for _ in range(60):
+        low, high = float(left.prices[limit]), float(right.prices[limit])
+        slope, slope_right = capacity - float(left.usage[limit]), capacity - float(right.usage[limit])
         if slope_right <= 0.0 or slope >= 0.0:
             break
         meet = (left.bound - right.bound + slope_right * high - slope * low) / (slope_right - slope)
-        reached, bend = point(meet)
-        if reached.bound < best.bound:
-            best = reached
         line = left.bound + slope * (meet - low)
-        if reached.bound - line <= 1e-7 * max(1.0, abs(line)):
+        if best.bound - line <= instance.close * max(1.0, abs(line)):
             break
-        if bend < 0.0:
-            left, low, slope = reached, meet, bend
+        reached = point(meet)
+        best = reached if reached.bound < best.bound else best
+        if reached.usage[limit] > capacity:
+            left = reached
         else:
-            right, high, slope_right = reached, meet, bend
-    return best if best.bound < at.bound else at
+            right = reached
+    return best
+
+
+def _usual_price(instance: _Instance, limit: int) -> float:
+    """What a unit of the limit is worth, were it the only one: all value that it takes part in over all that there is of it."""
+    drawn = instance.weights[:, limit] > 0.0
+    gains = np.where(drawn, instance.values - instance.values[instance.starts][instance.owner], 0.0)
+    gain = segment_max(gains, instance.starts)
+    return float(gain.sum()) / max(float(instance.capacity[limit]), 1.0) + instance.tie
 
 
 # ---- a choice that fits ----------------------------------------------------------------------------------------------
@@ -182,17 +210,27 @@ def _filled(instance: _Instance, picks: Ints, relaxed: _Relaxed) -> Ints:
     """The choice, raised while anything more fits: each time by the change of least regret."""
     regret = relaxed.best[instance.owner] - (instance.values - instance.weights @ relaxed.prices)
     near = np.flatnonzero(regret <= relaxed.bound - instance.worth(picks) + instance.tie)
-    owner, values, weights = instance.owner[near], instance.values[near], instance.weights[near]
+    owner, values, weights, sought = instance.owner[near], instance.values[near], instance.weights[near], regret[near]
+    present = picks[owner]
+    gain, extra = values - instance.values[present], weights - instance.weights[present]
+    cost = sought - regret[present]
     room = instance.capacity - instance.weights[picks].sum(axis=0)
-    while True:
-        gain = values - instance.values[picks][owner]
-        extra = weights - instance.weights[picks][owner]
-        fits = np.flatnonzero((gain > instance.tie) & np.all(extra <= room + 1e-9, axis=1))
-        if not len(fits):
-            return picks
-        change = int(fits[np.argmin(regret[near[fits]] - regret[picks][owner[fits]])])
-        room -= extra[change]
-        picks[owner[change]] = near[change]
+    left = (gain > instance.tie).nonzero()[0]
+    while len(left):
+        left = left[(extra[left] <= room + 1e-9).all(axis=1)]  # room only falls, so what does not fit never will
+        if not len(left):
+            break
+        best = int(left[cost[left].argmin()])
+        change, group = int(near[best]), int(owner[best])
+        room -= extra[best]
+        picks[group] = change
+        begin, end = np.searchsorted(owner, (group, group + 1))
+        own = slice(int(begin), int(end))
+        gain[own], extra[own] = values[own] - instance.values[change], weights[own] - instance.weights[change]
+        cost[own] = sought[own] - regret[change]
+        again = np.arange(own.start, own.stop)[gain[own] > instance.tie]  # what was too large may fit beside the larger choice
+        left = np.concatenate((left[owner[left] < group], again, left[owner[left] > group]))
+    return picks
 
 
 def _search(instance: _Instance, relaxed: _Relaxed, slack: float) -> tuple[Ints | None, float]:
