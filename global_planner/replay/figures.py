@@ -192,10 +192,28 @@ def distributions(topology: Topology, outcomes: Sequence[Outcome]) -> list[Figur
                 data.append(trace(line, outcome.policy, color=_color(index), dash=_dash(index)))
             data.append(trace(Line(x=(limit, limit), y=(0.0, 1.0)), "SLA", color=LIMIT, dash="dash"))
             drawn = figure(f"cdf-{metric}-{group.name}", f"{group.model}: {metric.upper()}", data, y="share of answers")
-            # 1, 2 and 5 of each decade: more would overlap.
-            drawn["layout"]["xaxis"] = {"title": {"text": "ms", "standoff": 6}, "type": "log", "dtick": "D2"}
+            ends = [float(x) for line in data for x in line["x"]]
+            ticks = decade_ticks(min(ends), max(ends))
+            drawn["layout"]["xaxis"] = {
+                "title": {"text": "ms", "standoff": 6}, "type": "log",
+                "tickvals": ticks, "ticktext": [f"{tick:,.4g}" if tick < 1000 else f"{tick:,.0f}" for tick in ticks],
+            }  # fmt: skip
             figures.append(_percent(drawn))
     return figures
+
+
+def decade_ticks(low: float, high: float) -> list[float]:
+    """Round numbers for a logarithmic axis: 1, 2 and 5 of each decade, or more where that would leave fewer than three.
+
+    >>> decade_ticks(400.0, 11_000.0), decade_ticks(260.0, 640.0)
+    ([500.0, 1000.0, 2000.0, 5000.0, 10000.0], [300.0, 400.0, 500.0, 600.0])
+    """
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+        ticks = [float(step * 10**decade) for decade in decades for step in steps if low <= step * 10**decade <= high]
+        if len(ticks) >= 3:
+            break
+    return ticks
 
 
 def cost(outcomes: Sequence[Outcome]) -> list[Figure]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from global_planner.demo.figures import Figure
 from global_planner.demo.report import Decision, Section, decisions, page, section, table
 from global_planner.demo.words import percent_text
 from global_planner.replay import figures
@@ -75,10 +76,16 @@ def _words(outcome: Outcome, sources: Sequence[str]) -> str:
     return f"{outcome.total().requests:,} requests in {outcome.window_s / 60.0:,.0f} minutes, from {'; '.join(sources)}."
 
 
-def _side_by_side(outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
-    """Pool by pool, each policy beside the others."""
+def _side_by_side(outcomes: Sequence[Outcome]) -> list[Figure]:
+    """Pool by pool, each policy beside the others and on the same scale."""
     columns = [figures.replicas(outcome) for outcome in outcomes]
-    return [figure for row in zip(*columns, strict=True) for figure in row]
+    rows = list(zip(*columns, strict=True))
+    for row in rows:
+        axes = [figure["layout"]["yaxis"] for figure in row]
+        tallest = max(axes, key=lambda axis: axis["range"][1])
+        for axis in axes:
+            axis |= {key: tallest[key] for key in ("range", "dtick")}
+    return [figure for row in rows for figure in row]
 
 
 def _policies(numbers: Mapping[str, Numbers]) -> str:

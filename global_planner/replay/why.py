@@ -17,7 +17,7 @@ class Reasons:
         self.rows: list[Decision] = []
         self._policy = policy
         self._kept = kept
-        self._told: dict[str, tuple[int, str]] = {}
+        self._told: dict[str, tuple[int | None, str]] = {}
 
     def append(self, record: object) -> None:
         if self._kept is not None:
@@ -26,7 +26,8 @@ class Reasons:
             return
         for grant in record.allocation.pools:
             now = (grant.granted, grant.reason)
-            if self._told.get(grant.pool, (None, None))[0] != grant.granted:
+            before = self._told.get(grant.pool, (grant.before, ""))[0]
+            if before != grant.granted:
                 self.rows.append(
                     Decision(
                         at_s=record.inputs.at_s,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -26,6 +27,11 @@ def run(*words: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+def figures_of(page: str) -> list[dict[str, Any]]:
+    told: list[dict[str, Any]] = json.loads(page.split('id="figures">')[1].split("</script>")[0])
+    return told
+
+
 def test_two_policies_side_by_side_and_the_same_bytes_again(rates: Path, tmp_path: Path) -> None:
     words = (
         "--topology", str(EXAMPLE), "--trace", f"chat={rates},isl=600,osl=60", "--compare", "goodput,static_peak",
@@ -39,7 +45,13 @@ def test_two_policies_side_by_side_and_the_same_bytes_again(rates: Path, tmp_pat
     assert summary["requests"] == ours["requests"] == ours["completed"] + ours["shed"] + ours["failed"] > 150
     assert {"attainment", "gpu_hours", "moves", "half_granted_gpu_hours", "jain_fairness"} <= set(ours)
     page = (first / "report.html").read_text()
-    assert "<script src" not in page and "<link" not in page and "chat-decode" in page and "static_peak: granted" in page
+    assert "<script src" not in page and "<link" not in page and "chat-decode" in page and "goodput: granted" in page
+    # Side by side is on one scale, ticks are whole numbers, and what did not change is no decision.
+    drawn = {figure["id"]: figure for figure in figures_of(page)}
+    ours, theirs = (drawn[f"plot-replicas-{name}-chat-decode"]["layout"]["yaxis"]["range"] for name in summary["policies"])
+    assert ours == theirs
+    assert {"1,000", "2,000", "5,000"} <= set(drawn["plot-cdf-ttft-chat"]["layout"]["xaxis"]["ticktext"])
+    assert "static_peak: granted" not in page and not any(f"{count} → {count}<" in page for count in range(9))
     # The journal beside it is one like any other: every round comes out again.
     assert run("--check", str(first / "goodput" / "journal"))[0] == 0
     run(*words, "--out", str(again))
@@ -54,8 +66,7 @@ def test_the_report_shows_who_was_served_first(rates: Path, tmp_path: Path) -> N
     status, told = run(*words, f"code={rates},isl=300,osl=30", "--policy", "static_mean", "--out", str(tmp_path / "out"))
     assert status == 0, told
     page = (tmp_path / "out" / "report.html").read_text()
-    figures = json.loads(page.split('id="figures">')[1].split("</script>")[0])
-    [drawn] = [figure for figure in figures if figure["id"] == "plot-priorities"]
+    [drawn] = [figure for figure in figures_of(page) if figure["id"] == "plot-priorities"]
     [bars] = drawn["data"]
     assert [label.split("<br>") for label in bars["x"]] == [
         ["chat", "class 0, requests of 3"], ["chat", "class 0, requests of 0"], ["code", "class 0"],
