@@ -22,14 +22,14 @@ from router import config as router
 
 # A plan that was not renewed for this many rounds is no longer in force at the router (interfaces: admission).
 PLAN_VALID_ROUNDS = 3
-# Of a TTFT that is kept with `admission: sla`: half for the turn at the router, and of what hand-off and decode leave a quarter
+# Of a TTFT that is kept with `admission: sla`: half for the turn at the router, and of what hand-off and decode leave a third
 # for the prompts before it at the engine. That counts nearly twice, because a newcomer waits for the end of the step that runs,
 # and is computed in one step with whoever waits beside it; the rest is for its own prefill, which may be long. Hardly anybody
 # needs the whole of both: who has waited long finds an engine that has just got room. In the outcome scenarios a fifth for the
 # turn turned away three times as many at normal load, and three quarters made the first ones late. Among those that wait for
 # their turn the shortest prompt comes first: when not all can be in time, that keeps the most.
 PATIENCE = 0.5
-BEGIN_BY = 0.25
+BEGIN_BY = 0.35
 MOST_TOKENS = 10_000_000
 MOST_REPLICAS = 64  # how far a demand curve goes where neither the pool nor the budget has a limit
 

@@ -143,12 +143,14 @@ class ArbiterConfig(Section):
     ready by then is cancelled; its pool then does not grow for `backoff_s` (absent: the cluster's cold start), doubled with
     every further failure up to `backoff_max_s`.
 
-    `admission`: what the router lets in. Both let in the rate that the plan says the ready replicas carry, and no more requests
-    at once than they hold within the SLA. `sla` (the default): also no more to a prefill engine than it can begin in time; who
-    has waited at the router for half of the TTFT is turned away (429 or 503, try again), because what it would get is too
-    late and would delay the next. Under overload as many are served within their SLA as the plan says. `rate`: whoever comes
-    waits up to `router.queue_deadline_s`; under overload all who are served have then waited nearly that long, and hardly any
-    is in time: for clients that would rather have a late answer than none.
+    `admission`: what the router lets in. Never more requests at once than the ready replicas hold within the SLA. `sla` (the
+    default): no more to a prefill engine than it can begin in time; among those that wait, and are as important, the shortest
+    prompt comes first, and who has waited for half of the TTFT is turned away (429 or 503, try again), because what it would
+    get is too late and would delay the next. Under overload at least as many are served within their SLA as the plan says.
+    Groups with aggregated pools, and several router processes (each sees only its part), are also held to the rate that the
+    plan says the ready replicas carry. `rate`: this rate alone; whoever comes waits up to `router.queue_deadline_s`; under
+    overload all who are served have then waited nearly that long, and hardly any is in time: for clients that would rather
+    have a late answer than none.
 
     `admission_burst_s`: the router lets so many seconds' worth of a group's admitted rate through at once (one request at
     least): engines absorb a short burst sooner than its requests would come to their turn.

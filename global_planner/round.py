@@ -89,15 +89,17 @@ class Ports:
 class RoundConfig:
     """What a round is configured with. The policies must be those that the journal's segment names.
 
-    `admission_burst_s`: seconds' worth of the admitted rate that may come at once (None: the router's default). `overrides`:
-    those that stand in the topology; one that is set at run time goes over its like. `people_scale`: people can set replicas
-    at the cluster; where they cannot, another number than the one ordered is a cluster that was started anew."""
+    `admission_burst_s`: seconds' worth of the admitted rate that may come at once (None: the router's default).
+    `admit_by_sla`: the router turns away who cannot be in time, and needs no rate for it. `overrides`: those that stand in
+    the topology; one that is set at run time goes over its like. `people_scale`: people can set replicas at the cluster;
+    where they cannot, another number than the one ordered is a cluster that was started anew."""
 
     budget: Budget
     groups: tuple[GroupSpec, ...]
     pools: tuple[PoolSpec, ...]
     policies: Policies = field(default_factory=Policies)
     admission_burst_s: float | None = None
+    admit_by_sla: bool = False
     overrides: tuple[Override, ...] = ()
     people_scale: bool = False
 
@@ -110,6 +112,8 @@ class RoundConfig:
             pools=pool_specs(topology),
             policies=policies_of(topology, unix_at_zero_s=unix_at_zero_s),
             admission_burst_s=topology.arbiter.admission_burst_s,
+            # One process of several sees only its own part of what an engine has to begin.
+            admit_by_sla=topology.arbiter.admission == "sla" and len(topology.router.admin_urls) <= 1,
             overrides=overrides_of(topology, unix_at_zero_s=unix_at_zero_s),
             people_scale=topology.cluster.kind == "kubernetes",
         )
@@ -160,7 +164,7 @@ async def run_round(
     outcomes = await _apply(ports, possible if written else _without_orders(acted), at_s)
     settled = replace(decided, rollout=after_apply(decided.rollout, acted, outcomes))
     if observed is not None:
-        admitted = admission(inputs.groups, inputs.pools, allocation, config.admission_burst_s)
+        admitted = admission(inputs.groups, inputs.pools, allocation, config.admission_burst_s, by_sla=config.admit_by_sla)
         outcomes += await _tell_router(ports.router, settled.rollout, inputs, admitted, acted, troubles)
 
     done = Round(
@@ -342,12 +346,21 @@ async def _tell_router(
 
 
 def admission(
-    groups: Sequence[GroupSpec], pools: Sequence[PoolSpec], allocation: Allocation, burst_s: float | None = None
+    groups: Sequence[GroupSpec],
+    pools: Sequence[PoolSpec],
+    allocation: Allocation,
+    burst_s: float | None = None,
+    *,
+    by_sla: bool = False,
 ) -> tuple[GroupAdmission, ...]:
     """What the router may admit for each group now, and of each request priority that is to find less than that; `burst_s`
     seconds' worth of it may come at once. Groups with a pool that is not in mode `act` are not limited: to shed their requests
-    would be to act."""
+    would be to act.
+
+    `by_sla`: the router's door knows how much prefill and decode engines begin in time. Then a rate, which is planned so that
+    nearly nobody is late, would only turn away who could have been in time; how many may be under way is still told."""
     grants = {grant.group: grant for grant in allocation.groups}
+    mixed = {spec.group for spec in pools if spec.role == "agg"}
     watched = {spec.group for spec in pools if spec.mode != "act"}
     admitted = []
     for group in groups:
@@ -355,6 +368,8 @@ def admission(
         rate = None if grant is None else grant.admitted_rps
         burst = None if rate is None or burst_s is None else rate * burst_s
         inside = None if grant is None else grant.in_flight
+        if by_sla and inside is not None and group.name not in mixed:
+            rate = burst = None
         less = {} if grant is None or rate is None else _less_than(rate, grant.by_priority)
         admitted.append(GroupAdmission(model=group.model, admitted_rps=rate, burst=burst, in_flight=inside, by_priority=less))
     return tuple(admitted)

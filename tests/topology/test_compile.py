@@ -136,19 +136,19 @@ def test_the_router_can_read_its_configuration_and_sends_each_prompt_to_one_pool
 
 
 def test_admission_by_sla_bounds_what_an_engine_has_before_it_and_how_long_a_request_waits() -> None:
-    """TTFT 6 s, hand-off 50 ms and one and a half decode steps of 500 ms: a quarter of 5.2 s is 1.3 s, in which the demo's
-    engine computes 1,522 tokens (200 ms + 0.72 ms each). Half of the TTFT is for the turn at the router."""
+    """TTFT 6 s, hand-off 50 ms and one and a half decode steps of 500 ms: 0.35 of 5.2 s is 1.82 s, in which the
+    demo's engine computes 2,235 tokens (200 ms + 0.72 ms each). Half of the TTFT is for the turn at the router."""
     profiles = load_profiles(topology())
     chat = compiled.router_config_of(topology(), profiles=profiles).models[0]
-    assert chat.patience_s == pytest.approx(3.0)
+    assert chat.patience_s == pytest.approx(3.0) and chat.waiting_order == "shortest"
     assert [pool.max_outstanding_tokens for pool in chat.pools] == [
-        pytest.approx(1522, abs=5),
+        pytest.approx(2235, abs=5),
         None,
-        pytest.approx(1522, abs=5),
+        pytest.approx(2235, abs=5),
     ]
     rates = topology(put("arbiter.admission", "rate"))
     for plain in (compiled.router_config_of(rates, profiles=profiles), compiled.router_config_of(topology())):
-        assert {model.patience_s for model in plain.models} == {None}
+        assert {(model.patience_s, model.waiting_order) for model in plain.models} == {(None, "arrival")}
         assert {pool.max_outstanding_tokens for model in plain.models for pool in model.pools} == {None}
 
 
