@@ -105,7 +105,7 @@ class Predictor:
             resident = running + isl + osl / 2.0
             context = resident / (at.in_flight + requests + 1)
             step = self.decode.itl_ms(resident / self.decode.max_kv_tokens, context)
-            itl = step * self.correction.itl_factor
+            itl = self.correction.itl_ms(step)
         if self.prefill is not None and self.role != "decode":
             at = min(endpoints, key=lambda one: one.unstarted_tokens)
             ahead = at.unstarted + requests

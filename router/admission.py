@@ -230,6 +230,14 @@ class Admission:
         self._waiting += 1
         return "waiting"
 
+    def admits(self, ticket: Ticket, now: float) -> bool:
+        """Let a new request in if it can come in at once; else nothing has changed, and `offer` is for it."""
+        line = self._lines[ticket.model]
+        if line.waiting or self._places(ticket.model, line) < 1.0 or not self._affords(line, ticket, now):
+            return False
+        self._let_in(line, ticket)
+        return True
+
     def has_token(self, ticket: Ticket, now: float) -> bool:
         """Whether the rate alone would let this request in now."""
         line = self._lines[ticket.model]

@@ -27,7 +27,7 @@ from router.duplicates import Duplicates
 from router.endpoints import Endpoints, Pool
 from router.exchange import Collected, EngineFailed
 from router.forms import predictors_of
-from router.http1 import ClientConnection, HttpServer
+from router.http1 import ClientConnection, HttpServer, UnderWay
 from router.identity import Keys
 from router.message import Request
 from router.openai import BadRequest, error_body
@@ -194,7 +194,7 @@ class RouterApp:
 
     # -- the public listener -------------------------------------------------------------------------------------------
 
-    def serve(self, request: Request, client: ClientConnection) -> Awaitable[None] | None:
+    def serve(self, request: Request, client: ClientConnection) -> Awaitable[None] | UnderWay | None:
         """Answer one request of a client; what has to be waited for, if anything."""
         path, method = request.path, request.method
         if not request.request_id:
@@ -256,7 +256,7 @@ class RouterApp:
         body = orjson.dumps({"model": model})
         head = b"POST %b/v1/wake HTTP/1.1\r\nhost: %b\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
         proof = _proof(self.config.planner_token_file)
-        exchange = Collected(self._loop, self._now, now + WAKE_EVERY_S)
+        exchange = Collected(self._now, now + WAKE_EVERY_S)
         # A planner that cannot be reached sees the queue in the metrics, and is called again by the next request.
         try:
             await self._upstream.run(

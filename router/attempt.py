@@ -42,6 +42,25 @@ class Failure:
     timed_out: bool = False
 
 
+class Relay:
+    """A call whose answer goes to the client, and what it takes of its endpoint meanwhile."""
+
+    __slots__ = ("endpoint", "exchange", "open", "payload", "pool", "starts", "tokens")
+
+    def __init__(
+        self, pool: Pool, endpoint: Endpoint, exchange: Relayed, payload: bytes, tokens: float, starts: _Starts | None
+    ) -> None:
+        self.pool = pool
+        self.endpoint = endpoint
+        self.exchange = exchange
+        self.payload = payload
+        self.tokens = tokens
+        self.starts = starts
+        self.open = True
+        endpoint.in_flight += 1
+        endpoint.outstanding_tokens += tokens
+
+
 class _Starts:
     """A prompt that an aggregated engine has not answered with a token yet."""
 
@@ -98,13 +117,13 @@ class Attempts:
         """One try along a path, to be awaited at once. None: the client has an answer, whole or broken off."""
         if path.prefill:
             return self._with_prefill(progress, path, tried, client)
-        chosen = self._pick(path.serve, progress.ask, tried)
+        chosen = self.pick(path.serve, progress.ask, tried)
         if chosen is None:
             return _none_left()
         return self._relay(progress, *chosen, progress.call.raw, tried, client)
 
     async def _with_prefill(self, progress: Progress, path: Path, tried: set[str], client: ClientConnection) -> Failure | None:
-        chosen = self._pick([name for name in path.prefill if self.readers(path, name, tried)], progress.ask, tried)
+        chosen = self.pick([name for name in path.prefill if self.readers(path, name, tried)], progress.ask, tried)
         if chosen is None:
             return Failure("no endpoint is left", free=True)
         try:
@@ -132,7 +151,7 @@ class Attempts:
         pulled = partial(self._pulled, pool, endpoint, progress)
         progress.kv_pending = True
         try:
-            chosen = self._pick(self.readers(path, pool.name, tried), progress.ask, tried)
+            chosen = self.pick(self.readers(path, pool.name, tried), progress.ask, tried)
             if chosen is None:
                 return Failure("no decode endpoint is left", free=True)
             return await self._relay(progress, *chosen, handed.decode, tried, client, on_first=pulled)
@@ -151,7 +170,7 @@ class Attempts:
     ) -> Failure | None:
         """Prefill and decode at once. Prefill answers when its blocks were pushed, so a prefill that fails leaves decode
         waiting for ever, and the other way round: whoever fails ends both."""
-        chosen = self._pick(self.readers(path, pool.name, tried), progress.ask, tried)
+        chosen = self.pick(self.readers(path, pool.name, tried), progress.ask, tried)
         if chosen is None:
             return Failure("no decode endpoint is left", free=True)
         port = endpoint.bootstrap_port or pool.config.bootstrap_port
@@ -179,7 +198,7 @@ class Attempts:
     ) -> bytes | Failure:
         """The prefill answer's body, or a failure. Raises _Refused when the engine refused the request itself."""
         began = self._now()
-        exchange = Collected(self._loop, self._now, began + self._timeouts.prefill_s)
+        exchange = Collected(self._now, began + self._timeouts.prefill_s)
         payload = self._payload(progress.request, endpoint, body)
         tokens = progress.ask.isl_tokens
         progress.expects(pool, endpoint, began)
@@ -219,40 +238,70 @@ class Attempts:
         on_first: Callable[[], None] | None = None,
     ) -> Failure | None:
         """The call whose answer goes to the client."""
+        relay = self.relay(progress, pool, endpoint, body, client, on_first)
+        error: EngineFailed | None = None
+        try:
+            await self._upstream.run(endpoint.link, relay.payload, relay.exchange)
+        except EngineFailed as failed:
+            error = failed
+        except asyncio.CancelledError:
+            self.release(relay)
+            raise
+        return self.relayed(progress, relay, error, tried, client)
+
+    def relay(
+        self,
+        progress: Progress,
+        pool: Pool,
+        endpoint: Endpoint,
+        body: bytes,
+        client: ClientConnection,
+        on_first: Callable[[], None] | None = None,
+    ) -> Relay:
+        """That call before it is sent. Whoever sends it says `relayed` at its end, or `release` when it is given up."""
         timeouts = self._timeouts
         began = self._now()
         progress.expects(pool, endpoint, began)
-        starts = _Starts(endpoint, progress.ask.isl_tokens) if progress.model.predictors and pool.role == "agg" else None
+        tokens = progress.ask.isl_tokens
+        starts = _Starts(endpoint, tokens) if progress.model.predictors and pool.role == "agg" else None
+        last_s = progress.arrived_s + timeouts.total_s
         exchange = Relayed(
-            self._loop,
             self._now,
-            min(began + timeouts.first_byte_s, progress.arrived_s + timeouts.total_s),
+            min(began + timeouts.first_byte_s, last_s),
             client=client,
             request_id=progress.request.request_id,
             idle_s=timeouts.idle_s,
-            total_s=progress.arrived_s + timeouts.total_s,
+            total_s=last_s,
             on_first=on_first if starts is None else starts.end,
             old_client=progress.request.version == "1.0",
         )
-        payload = self._payload(progress.request, endpoint, body)
-        tokens = progress.ask.isl_tokens + progress.ask.osl_tokens
-        endpoint.in_flight += 1
-        endpoint.outstanding_tokens += tokens
         progress.relaying(pool, endpoint, exchange, began)
-        try:
-            await self._upstream.run(endpoint.link, payload, exchange)
-        except EngineFailed as error:
+        payload = self._payload(progress.request, endpoint, body)
+        return Relay(pool, endpoint, exchange, payload, tokens + progress.ask.osl_tokens, starts)
+
+    def release(self, relay: Relay) -> None:
+        """The engine has nothing more to do for it."""
+        if relay.open:
+            relay.open = False
+            if relay.starts is not None:
+                relay.starts.end()
+            relay.endpoint.in_flight -= 1
+            relay.endpoint.outstanding_tokens -= relay.tokens
+            self._freed(relay.pool, relay.endpoint)
+
+    def relayed(
+        self, progress: Progress, relay: Relay, error: EngineFailed | None, tried: set[str], client: ClientConnection
+    ) -> Failure | None:
+        """The call has ended. None: the client has an answer, whole or broken off."""
+        pool, endpoint, exchange = relay.pool, relay.endpoint, relay.exchange
+        if error is not None:
             failure = self._failed(pool, endpoint, error, tried)
+            self.release(relay)
             if not exchange.started:
                 return failure
             exchange.break_off(b"data: %b\n\n" % _BROKEN_OFF)
             return None
-        finally:
-            if starts is not None:
-                starts.end()
-            endpoint.in_flight -= 1
-            endpoint.outstanding_tokens -= tokens
-            self._freed(pool, endpoint)
+        self.release(relay)
         if exchange.kept is not None:
             return self._refused(pool, endpoint, exchange.status, tried, kept=exchange)
         self._endpoints.succeeded(endpoint)
@@ -298,7 +347,7 @@ class Attempts:
         made = pools[prefill].config.kv_format
         return [name for name in path.serve if pools[name].config.kv_format == made and pools[name].usable(without)]
 
-    def _pick(self, names: tuple[str, ...] | list[str], ask: Ask, tried: set[str]) -> tuple[Pool, Endpoint] | None:
+    def pick(self, names: tuple[str, ...] | list[str], ask: Ask, tried: set[str]) -> tuple[Pool, Endpoint] | None:
         """The first pool with a usable endpoint, and the endpoint; None: no pool has one."""
         for name in names:
             pool = self._pools[name]

@@ -4,5 +4,23 @@ from pool_planner.compiled import CompiledSet
 
 ROUTER = CompiledSet(
     name="router",
-    modules=("router.policy", "router.admission", "router.openai", "router.fairness", "router.outliers"),
+    modules=(
+        "router.http1",
+        "router.message",
+        "router.exchange",
+        "router.upstream",
+        "router.openai",
+        "router.dispatch",
+        "router.lane",
+        "router.attempt",
+        "router.handoff",
+        "router.door",
+        "router.admission",
+        "router.fairness",
+        "router.policy",
+        "router.endpoints",
+        "router.outliers",
+        "router.accounting",
+        "router.metrics",
+    ),
 )

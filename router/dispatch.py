@@ -8,19 +8,21 @@ client that goes away cancels the coroutine, and with it the engine's work.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
 from router.accounting import AccessLog, ModelState, Progress
 from router.admission import Refusal, RetryBudget, Room, Ticket
 from router.attempt import Attempts, Failure, pass_on
-from router.config import RouterConfig
+from router.config import KeyConfig, RouterConfig
 from router.door import Door
 from router.endpoints import Endpoints
 from router.http1 import ClientConnection
 from router.identity import Keys, complete
+from router.lane import Lane
 from router.message import Request
-from router.openai import BadRequest, error_body, parse, prefix_blocks
+from router.openai import BadRequest, Call, error_body, parse, prefix_blocks
 from router.policy import Ask, Path
 from router.tracing import Tracing
 from router.upstream import Upstream
@@ -48,9 +50,11 @@ class Dispatch:
         self._models = models
         self._pools = endpoints.pools
         self._door = door
-        self._attempts = Attempts(
+        self.attempts = Attempts(
             config.timeouts, endpoints=endpoints, door=door, upstream=upstream, loop=loop, now=now, keys=keys
         )
+        self.upstream = upstream
+        self.loop = loop
         self._now = now
         self._speed = speed
         self._access_log = access_log
@@ -65,8 +69,8 @@ class Dispatch:
 
     # -- one request -----------------------------------------------------------------------------------------------------
 
-    async def serve(self, request: Request, client: ClientConnection) -> None:
-        """Answer one POST of a completion."""
+    def serve(self, request: Request, client: ClientConnection) -> Awaitable[None] | Lane | None:
+        """Answer one POST of a completion: at once (None), by the short way, or by the long one, which is to be awaited."""
         arrived = self._now()
         try:
             key = self._keys.owner(request.authorization)
@@ -74,24 +78,76 @@ class Dispatch:
             complete(call, request.hints, key)
         except BadRequest as error:
             self._answer(client, request, error.status, error.body)
-            return
+            return None
         model = self._models.get(call.model) or self._models.get("*")
         if model is None or (key is not None and key.models is not None and call.model not in key.models):
             text = f"The model `{call.model[:256]}` does not exist."
             body = error_body(text, kind="invalid_request_error", code="model_not_found", param="model")
             self._answer(client, request, 404, body)
-            return
+            return None
+        self._budget.request()
         if model.tokenizer is not None:
-            call.counted = await model.tokenizer.count(call)
+            return self._counted(request, client, call, key, model, arrived)
+        ask = self._ask(model, call)
+        paths = model.stages.paths(ask, self._load)
+        path = paths[0]
+        if not path.prefill and not path.instead_of and self.usable(path):
+            ticket = self._ticket(model, call, ask, paths, key, arrived)
+            if self._door.enters(ticket):
+                progress, span = self._begin(request, call, key, model, ask, paths, arrived)
+                progress.admitted()
+                lane = Lane(self, progress, ticket, client, span)
+                lane.start(path)
+                return lane
+        return self._long(request, client, call, key, model, ask, paths, arrived)
+
+    async def _counted(
+        self, request: Request, client: ClientConnection, call: Call, key: KeyConfig | None, model: ModelState, arrived: float
+    ) -> None:
+        """As the long way, after the prompt's tokens were counted."""
+        assert model.tokenizer is not None
+        call.counted = await model.tokenizer.count(call)
+        ask = self._ask(model, call)
+        await self._long(request, client, call, key, model, ask, model.stages.paths(ask, self._load), arrived)
+
+    async def _long(
+        self,
+        request: Request,
+        client: ClientConnection,
+        call: Call,
+        key: KeyConfig | None,
+        model: ModelState,
+        ask: Ask,
+        paths: tuple[Path, ...],
+        arrived: float,
+    ) -> None:
+        """The way of requests that may have to wait: for admission, for two engines one after the other, for a connection."""
+        progress, span = self._begin(request, call, key, model, ask, paths, arrived)
+        ticket = self._ticket(model, call, ask, paths, key, arrived)
+        try:
+            verdict = self._door.try_enter(ticket)
+            if verdict is not True:
+                refusal = await self._wait(ticket, verdict)
+                if refusal is not None:
+                    progress.shed()
+                    self._turn_away(client, request, refusal)
+                    return
+            progress.admitted()
+            await self.persist(progress, ticket, client, set(), None)
+        except asyncio.CancelledError:
+            progress.end("cancelled", self._now())
+            raise
+        finally:
+            self.end(progress, span)
+
+    def _ask(self, model: ModelState, call: Call) -> Ask:
         lengths = model.lengths
         blocks = prefix_blocks(call) if model.by_prefix else ()
-        ask = Ask(lengths.isl(call), lengths.osl(call), call.ttft_ms, call.itl_ms, call.priority, blocks)
-        paths = model.stages.paths(ask, self._load)
-        tenant = self._keys.tenants[key.name] if key is not None else None
-        progress = Progress(model, request, call, ask, arrived, [self._pools[name] for name in paths[0].assigned], tenant)
-        span = self._tracing.begin(request) if self._tracing is not None else None
-        self._budget.request()
-        self._running.add(progress)
+        return Ask(lengths.isl(call), lengths.osl(call), call.ttft_ms, call.itl_ms, call.priority, blocks)
+
+    def _ticket(
+        self, model: ModelState, call: Call, ask: Ask, paths: tuple[Path, ...], key: KeyConfig | None, arrived: float
+    ) -> Ticket:
         ticket = Ticket(
             model=model.name,
             priority=call.priority or 0,
@@ -102,26 +158,31 @@ class Dispatch:
         )
         if key is not None:
             ticket.tenant, ticket.weight = key.name, key.weight
-        try:
-            verdict = self._door.try_enter(ticket)
-            if verdict is not True:
-                refusal = await self._wait(ticket, verdict)
-                if refusal is not None:
-                    progress.shed()
-                    self._turn_away(client, request, refusal)
-                    return
-            progress.admitted()
-            await self._persist(progress, ticket, client)
-        except asyncio.CancelledError:
-            progress.end("cancelled", self._now())
-            raise
-        finally:
-            progress.end("failed", self._now())
-            self._running.discard(progress)
-            if self._access_log is not None:
-                self._access_log.write(progress, self._now())
-            if self._tracing is not None:
-                self._tracing.end(span, progress)
+        return ticket
+
+    def _begin(
+        self,
+        request: Request,
+        call: Call,
+        key: KeyConfig | None,
+        model: ModelState,
+        ask: Ask,
+        paths: tuple[Path, ...],
+        arrived: float,
+    ) -> tuple[Progress, Any]:
+        tenant = self._keys.tenants[key.name] if key is not None else None
+        progress = Progress(model, request, call, ask, arrived, [self._pools[name] for name in paths[0].assigned], tenant)
+        self._running.add(progress)
+        return progress, self._tracing.begin(request) if self._tracing is not None else None
+
+    def end(self, progress: Progress, span: Any) -> None:
+        """The request's last act, whatever came of it."""
+        progress.end("failed", self._now())
+        self._running.discard(progress)
+        if self._access_log is not None:
+            self._access_log.write(progress, self._now())
+        if self._tracing is not None:
+            self._tracing.end(span, progress)
 
     async def _enter(self, ticket: Ticket) -> Refusal | None:
         verdict = self._door.try_enter(ticket)
@@ -134,11 +195,20 @@ class Dispatch:
             return replace(refusal, reason="full")  # all that could take it had enough to do
         return refusal
 
-    async def _persist(self, progress: Progress, ticket: Ticket, client: ClientConnection) -> None:
-        """Attempt until the client has an answer."""
-        tried: set[str] = set()
+    async def persist(
+        self, progress: Progress, ticket: Ticket, client: ClientConnection, tried: set[str], failure: Failure | None
+    ) -> None:
+        """Attempt until the client has an answer. `failure`: of an attempt that was made already."""
         attempts = 0
         while True:
+            if failure is not None:
+                if not failure.free:
+                    attempts += 1
+                    if attempts >= self._config.retry.attempts or not self._budget.take():
+                        self._give_up(progress, failure, client)
+                        return
+                progress.retried()
+                failure = None
             path = self._path(ticket.paths, tried)
             if path is None and tried:
                 tried.clear()
@@ -152,15 +222,9 @@ class Dispatch:
                     # Somebody else took the place in the same moment.
                     await asyncio.sleep(0)
                 continue
-            failure = await self._attempts.run(progress, path, tried, client)
+            failure = await self.attempts.run(progress, path, tried, client)
             if failure is None:
                 return
-            if not failure.free:
-                attempts += 1
-                if attempts >= self._config.retry.attempts or not self._budget.take():
-                    self._give_up(progress, failure, client)
-                    return
-            progress.retried()
 
     # -- choosing --------------------------------------------------------------------------------------------------------
 
@@ -185,7 +249,7 @@ class Dispatch:
         if path.instead_of and not any(pools[name].broken for name in path.instead_of):
             return False
         if path.prefill:
-            return any(pools[name].usable(without) and self._attempts.readers(path, name, without) for name in path.prefill)
+            return any(pools[name].usable(without) and self.attempts.readers(path, name, without) for name in path.prefill)
         for name in path.serve:  # noqa: SIM110 (asked for every request: a generator costs more than its answer)
             if pools[name].usable(without):
                 return True

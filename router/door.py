@@ -57,6 +57,10 @@ class Door:
         """Everybody who waits now."""
         return list(self._futures)
 
+    def enters(self, ticket: Ticket) -> bool:
+        """Whether a request comes in at once whose first way can be used now; if not, `try_enter` is for it."""
+        return self.admission.admits(ticket, self._now())
+
     def try_enter(self, ticket: Ticket) -> Refusal | bool:
         """At once: True (come in), False (`wait` for it), or the refusal."""
         usable = self._can(ticket)

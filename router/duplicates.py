@@ -76,7 +76,7 @@ class Duplicates:
 
     async def _counts_too(self, pool: Pool) -> bool:
         link = pool.ready[0].link
-        exchange = Collected(self._loop, self._now, self._now() + ANSWER_S * self._speed)
+        exchange = Collected(self._now, self._now() + ANSWER_S * self._speed)
         payload = b"GET %b/metrics HTTP/1.1\r\nhost: %b\r\n\r\n" % (link.base_path, link.host_header)
         try:
             await self._upstream.run(link, payload, exchange)

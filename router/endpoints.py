@@ -266,7 +266,7 @@ class Endpoints:
         while not endpoint.healthy and pool.endpoints.get(endpoint.id) is endpoint and endpoint.known:
             endpoint.backoff_s = min(self._health.backoff_max_s, max(self._health.backoff_s, 2.0 * endpoint.backoff_s))
             await asyncio.sleep(endpoint.backoff_s / self._speed)
-            exchange = Collected(self._loop, self._now, self._now() + self._health.backoff_max_s)
+            exchange = Collected(self._now, self._now() + self._health.backoff_max_s)
             link = endpoint.link
             payload = b"GET %b/health HTTP/1.1\r\nhost: %b\r\n\r\n" % (link.base_path, link.host_header)
             try:

@@ -7,7 +7,6 @@ that an engine which dies before that leaves nothing at the client and the reque
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from router.http1 import ClientConnection, Flow
@@ -34,12 +33,14 @@ class EngineFailed(Exception):
 
 
 class Exchange:
-    """One request to one engine and what is known of its answer. Times are model seconds; None: not yet."""
+    """One request to one engine and what is known of its answer. Times are model seconds; None: not yet. At its end (whole: no
+    error) `ended` is called once."""
 
-    __slots__ = ("deadline_s", "done", "first_s", "framed", "headers", "last_s", "now", "status")
+    __slots__ = ("deadline_s", "ended", "first_s", "framed", "headers", "last_s", "now", "over", "status")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, now: Callable[[], float], deadline_s: float) -> None:
-        self.done: asyncio.Future[None] = loop.create_future()
+    def __init__(self, now: Callable[[], float], deadline_s: float) -> None:
+        self.ended: Callable[[EngineFailed | None], None] | None = None
+        self.over = False
         self.now = now
         self.deadline_s = deadline_s
         self.status = 0
@@ -63,13 +64,12 @@ class Exchange:
     def on_end(self) -> None:
         """The connection is free again, or lost."""
 
-    def fail(self, error: EngineFailed) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
-
-    def succeed(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
+    def end(self, error: EngineFailed | None = None) -> None:
+        """It was whole, or failed."""
+        if not self.over:
+            self.over = True
+            if self.ended is not None:
+                self.ended(error)
 
 
 class Collected(Exchange):
@@ -77,15 +77,15 @@ class Collected(Exchange):
 
     __slots__ = ("_bytes", "parts")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, now: Callable[[], float], deadline_s: float) -> None:
-        super().__init__(loop, now, deadline_s)
+    def __init__(self, now: Callable[[], float], deadline_s: float) -> None:
+        super().__init__(now, deadline_s)
         self.parts: list[bytes] = []
         self._bytes = 0
 
     def on_piece(self, piece: bytes) -> None:
         self._bytes += len(piece)
         if self._bytes > MAX_COLLECTED_BYTES:
-            self.fail(EngineFailed("stream", f"the answer is longer than {MAX_COLLECTED_BYTES} bytes"))
+            self.end(EngineFailed("stream", f"the answer is longer than {MAX_COLLECTED_BYTES} bytes"))
         else:
             self.parts.append(piece)
 
@@ -125,7 +125,6 @@ class Relayed(Exchange):
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
         now: Callable[[], float],
         deadline_s: float,
         *,
@@ -136,7 +135,7 @@ class Relayed(Exchange):
         on_first: Callable[[], None] | None = None,
         old_client: bool = False,
     ) -> None:
-        super().__init__(loop, now, deadline_s)
+        super().__init__(now, deadline_s)
         self.client = client
         self.request_id = request_id
         self.started = False

@@ -31,11 +31,18 @@ class Flow(Protocol):
     def resume_reading(self) -> None: ...
 
 
-# Answers at once, or says what has to be waited for until it has.
-Application = Callable[[Request, "ClientConnection"], Awaitable[None] | None]
+class UnderWay(Protocol):
+    """An answer that is being made without a task. It calls the connection's `served` when it has ended; `cancel` ends it
+    because the client has gone."""
+
+    def cancel(self) -> object: ...
 
 
-class ClientConnection(asyncio.Protocol):
+# Answers at once (None), or says what has to be waited for until it has, or who goes on with it.
+Application = Callable[[Request, "ClientConnection"], Awaitable[None] | UnderWay | None]
+
+
+class ClientConnection:
     """One client's socket. The application answers with `respond`, or with `write` and at the end `finish`; `extra` holds
     header lines that every answer of this request gets."""
 
@@ -55,7 +62,7 @@ class ClientConnection(asyncio.Protocol):
         self._in_head = True
         self._expects_continue = False
         self._pending: deque[Request] = deque()
-        self._task: asyncio.Task[None] | None = None
+        self._answering: UnderWay | None = None
         self._finished = True
         self._keep_alive = True
         self._refused = False
@@ -81,8 +88,8 @@ class ClientConnection(asyncio.Protocol):
         self._server.connections.discard(self)
         self._transport = None
         self._pending.clear()
-        if self._task is not None:
-            self._task.cancel()
+        if self._answering is not None:
+            self._answering.cancel()
 
     def data_received(self, data: bytes) -> None:
         if self._refused or self._transport is None:
@@ -97,6 +104,9 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(400, "The request is not valid HTTP.")
         if self._in_head and self._head_bytes > self._limits.max_header_bytes:
             self._refuse(431, f"The request's headers are longer than {self._limits.max_header_bytes} bytes.")
+        # Not in the parser's call: what goes wrong in an answer is no fault of the request's.
+        if self._pending and self._answering is None:
+            self._begin(self._pending.popleft())
 
     def _decline(self, rest: bytes) -> None:
         """A request that offers another protocol is read as plain HTTP/1.1. The parser stops after its head then: a body is
@@ -108,6 +118,9 @@ class ClientConnection(asyncio.Protocol):
         self._carried = request
         self._parser = httptools.HttpRequestParser(self)
         self.data_received(b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % self._offered_length + rest)
+
+    def eof_received(self) -> bool | None:
+        return None
 
     def pause_writing(self) -> None:
         self._blocked = True
@@ -131,7 +144,7 @@ class ClientConnection(asyncio.Protocol):
         self._body_bytes = 0
         self._in_head = True
         self._expects_continue = False
-        if self._task is None:
+        if self._answering is None:
             self.deadline = self._server.loop_time() + self._limits.header_timeout_s
 
     def on_url(self, url: bytes) -> None:
@@ -167,7 +180,9 @@ class ClientConnection(asyncio.Protocol):
         if self._request is not None and self._carried is None:
             # To be asked here: at the end of the message the parser has forgotten its headers.
             self._request.keep_alive = self._parser.should_keep_alive()
-        if self._expects_continue and not self._refused and self._task is None and self._transport is not None:
+        # Not before an earlier request's answer: it would be out of turn.
+        first = self._answering is None and not self._pending
+        if self._expects_continue and not self._refused and first and self._transport is not None:
             self._transport.write(CONTINUE)
 
     def on_body(self, body: bytes) -> None:
@@ -194,12 +209,9 @@ class ClientConnection(asyncio.Protocol):
         request.path, _, request.query = self._url.partition(b"?")
         request.body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = []
-        if self._task is None:
-            self._begin(request)
-        else:
-            self._pending.append(request)
-            if len(self._pending) > MAX_PIPELINED:
-                self._abort()
+        self._pending.append(request)
+        if len(self._pending) > MAX_PIPELINED + (self._answering is None):
+            self._abort()
 
     # -- one request at a time -------------------------------------------------------------------------------------------
 
@@ -207,26 +219,40 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = float("inf")
         self._finished = False
         self.extra = b""
-        self._keep_alive = request.keep_alive and not self._server.closing
-        self._task = self._server.loop.create_task(self._serve(request))
-
-    async def _serve(self, request: Request) -> None:
+        self._keep_alive = request.keep_alive and not self._server.closing and not self._refused
+        answered = False
         try:
             unfinished = self._server.application(request, self)
-            if unfinished is not None:
-                await unfinished
+            answered = True
         finally:
-            self._task = None
-            self._flow = None
-            if not self._finished or not self._keep_alive:
-                # An answer that was not finished cannot be told from a whole one, except by cutting the connection.
-                self._close() if self._finished else self._abort()
-            elif self._pending:
-                self._begin(self._pending.popleft())
-            elif self._request is None:
-                self.deadline = self._server.loop_time() + self._limits.keepalive_s
-            else:
-                self.deadline = self._server.loop_time() + self._limits.header_timeout_s
+            if not answered:
+                self._abort()
+        if unfinished is None:
+            self.served()
+        elif isinstance(unfinished, Awaitable):
+            self._answering = self._server.loop.create_task(self._wait(unfinished))
+        else:
+            self._answering = unfinished
+
+    async def _wait(self, unfinished: Awaitable[None]) -> None:
+        try:
+            await unfinished
+        finally:
+            self.served()
+
+    def served(self) -> None:
+        """The answer has ended, whole or not: the next request's turn."""
+        self._answering = None
+        self._flow = None
+        if not self._finished or not self._keep_alive:
+            # An answer that was not finished cannot be told from a whole one, except by cutting the connection.
+            self._close() if self._finished else self._abort()
+        elif self._pending:
+            self._begin(self._pending.popleft())
+        elif self._request is None:
+            self.deadline = self._server.loop_time() + self._limits.keepalive_s
+        else:
+            self.deadline = self._server.loop_time() + self._limits.header_timeout_s
 
     # -- for the application ----------------------------------------------------------------------------------------------
 
@@ -274,10 +300,11 @@ class ClientConnection(asyncio.Protocol):
         if self._refused:
             return
         self._refused = True
-        if self._task is not None:
-            # An earlier request is being answered: no answer may overtake it.
+        if self._answering is not None or self._pending:
+            # An earlier request is being answered, or is about to be: no answer may overtake it.
             self._keep_alive = False
-            self._pending.clear()
+            while len(self._pending) > (self._answering is None):
+                self._pending.pop()
             return
         self._keep_alive = False
         self.respond(status, error_body(message, kind="invalid_request_error"))
@@ -311,12 +338,12 @@ class ClientConnection(asyncio.Protocol):
     def shut_down(self) -> None:
         """No further request on this connection: close now if it is idle, else after the answer."""
         self._keep_alive = False
-        if self._task is None:
+        if self._answering is None:
             self._close()
 
     @property
     def busy(self) -> bool:
-        return self._task is not None
+        return self._answering is not None
 
 
 class HttpServer:
@@ -335,11 +362,15 @@ class HttpServer:
     async def listen(self, host: str, port: int, *, reuse_port: bool = False, tls: ssl.SSLContext | None = None) -> int:
         """Start to listen; the port that was given. Raises OSError when the address cannot be had."""
         self._server = await self.loop.create_server(
-            lambda: ClientConnection(self), host, port, backlog=4096, reuse_port=reuse_port or None, ssl=tls
+            self._connection, host, port, backlog=4096, reuse_port=reuse_port or None, ssl=tls
         )
         self._sweep()
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
+
+    def _connection(self) -> asyncio.BaseProtocol:
+        # It is a protocol by what it can do.
+        return cast(asyncio.BaseProtocol, ClientConnection(self))
 
     def _sweep(self) -> None:
         now = self.loop_time()

@@ -94,7 +94,7 @@ class MergedMetrics:
                 client.respond(200, text.encode(), content_type=CONTENT_TYPE, head=request.method == b"HEAD")
 
     async def _ask(self, link: EngineLink, request: Request) -> Collected | None:
-        exchange = Collected(self._loop, self._loop.time, self._loop.time() + ASK_S)
+        exchange = Collected(self._loop.time, self._loop.time() + ASK_S)
         shown = b"authorization: %b\r\n" % request.authorization if request.authorization else b""
         try:
             await self._upstream.run(link, b"GET /metrics HTTP/1.1\r\nhost: %b\r\n%b\r\n" % (link.host_header, shown), exchange)

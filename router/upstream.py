@@ -20,7 +20,7 @@ MAX_HEAD_BYTES = 256 * 1024
 MAX_IDLE = 512
 
 
-class EngineConnection(asyncio.Protocol):
+class EngineConnection:
     """One connection to an engine; carries one exchange at a time."""
 
     def __init__(self, link: EngineLink) -> None:
@@ -64,7 +64,7 @@ class EngineConnection(asyncio.Protocol):
                 self._fail("stream", f"the answer is not valid HTTP: {type(error).__name__}")
                 return
             self._surplus = True
-        if exchange.done.done():
+        if exchange.over:
             self.abort()
             return
         if self._head is not None:
@@ -116,10 +116,16 @@ class EngineConnection(asyncio.Protocol):
             self._link.give_back(self)
         else:
             self.abort()
-        exchange.succeed()
+        exchange.end()
 
     def eof_received(self) -> bool | None:
         return None
+
+    def pause_writing(self) -> None:
+        """A long request is kept until the engine takes it: it is whole, and bounded where it came in."""
+
+    def resume_writing(self) -> None:
+        """See `pause_writing`."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -133,17 +139,17 @@ class EngineConnection(asyncio.Protocol):
             exchange.on_raw(b"", True)
             self._exchange = None
             exchange.on_end()
-            exchange.succeed()
+            exchange.end()
             return
         phase = "stream" if self._got_bytes else "first_byte"
         self._fail(phase, "the connection was lost", stale=self.used and not self._got_bytes)
 
     def _fail(self, phase: str, text: str, *, stale: bool = False) -> None:
         exchange, self._exchange = self._exchange, None
+        self.abort()
         if exchange is not None:
             exchange.on_end()
-            exchange.fail(EngineFailed(phase, text, stale=stale))
-        self.abort()
+            exchange.end(EngineFailed(phase, text, stale=stale))
 
     def abort(self) -> None:
         """Drop the connection; the engine sees a client that has gone, and stops the work."""
@@ -193,9 +199,10 @@ class EngineLink:
         """A new connection. Raises EngineFailed (phase connect)."""
         try:
             async with asyncio.timeout(timeout_wall_s):
-                _, made = await self._loop.create_connection(
-                    lambda: EngineConnection(self), self.host, self._port, ssl=self._ssl
-                )
+                made = EngineConnection(self)
+                # It is a protocol by what it can do.
+                protocol = cast(asyncio.BaseProtocol, made)
+                await self._loop.create_connection(lambda: protocol, self.host, self._port, ssl=self._ssl)
         except TimeoutError as error:
             raise EngineFailed("connect", "no connection in time", timed_out=True) from error
         except OSError as error:
@@ -238,24 +245,34 @@ class Upstream:
         self.running: dict[Exchange, EngineConnection] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
-    async def run(self, link: EngineLink, payload: bytes, exchange: Exchange) -> None:
-        """Send, and wait until the answer is whole. Raises EngineFailed. Cancellation drops the connection at once."""
-        fresh = False
+    def begin(self, connection: EngineConnection, payload: bytes, exchange: Exchange) -> None:
+        """Send over a connection that is free. Whoever begins calls `forget` when the exchange has ended."""
+        self.running[exchange] = connection
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(self._interval_wall_s, self._sweep)
+        exchange.on_start(connection)
+        connection.send(payload, exchange)
+
+    def forget(self, exchange: Exchange) -> EngineConnection | None:
+        """It is not running any more; what it ran over."""
+        return self.running.pop(exchange, None)
+
+    async def run(self, link: EngineLink, payload: bytes, exchange: Exchange, *, fresh: bool = False) -> None:
+        """Send, and wait until the answer is whole. Raises EngineFailed. Cancellation drops the connection at once. `fresh`:
+        not over a connection that was used before."""
         while True:
             connection = (None if fresh else link.idle()) or await link.connect(self._connect_wall_s)
-            self.running[exchange] = connection
-            if self._sweeper is None:
-                self._sweeper = self._loop.call_later(self._interval_wall_s, self._sweep)
-            exchange.on_start(connection)
+            done: asyncio.Future[None] = self._loop.create_future()
+            exchange.over = False
+            exchange.ended = _Waiting(done).end
             try:
-                connection.send(payload, exchange)
-                await exchange.done
+                self.begin(connection, payload, exchange)
+                await done
                 return
             except EngineFailed as error:
                 if not error.stale or fresh:
                     raise
                 # The engine closed an idle connection just as it was used: the same call on a new one is no retry.
-                exchange.done = self._loop.create_future()
                 fresh = True
             except asyncio.CancelledError:
                 connection.abort()
@@ -267,9 +284,26 @@ class Upstream:
         self._sweeper = None
         now = self._now()
         for exchange, connection in list(self.running.items()):
-            if now > exchange.deadline_s and not exchange.done.done():
+            if now > exchange.deadline_s and not exchange.over:
                 phase = "first_byte" if exchange.first_s is None else "stream"
-                exchange.fail(EngineFailed(phase, "the engine took too long", timed_out=True))
                 connection.abort()
+                exchange.end(EngineFailed(phase, "the engine took too long", timed_out=True))
         if self.running:
             self._sweeper = self._loop.call_later(self._interval_wall_s, self._sweep)
+
+
+class _Waiting:
+    """Wakes whoever waits for an exchange's end."""
+
+    __slots__ = ("_done",)
+
+    def __init__(self, done: asyncio.Future[None]) -> None:
+        self._done = done
+
+    def end(self, error: EngineFailed | None) -> None:
+        if self._done.done():
+            return
+        if error is None:
+            self._done.set_result(None)
+        else:
+            self._done.set_exception(error)

@@ -72,6 +72,24 @@ def test_a_prompt_waits_for_those_ahead_of_it() -> None:
     assert behind.cost == alone.cost
 
 
+def test_what_answers_teach_differs_by_load() -> None:
+    """Engines that take 6 ms longer for every step than their profile says: half as much again where steps are short, a quarter
+    where they are long. One factor for both would be wrong by a tenth at each."""
+    one, profiled = predictor("decode"), predictor("decode")
+    loads = [Load(in_flight=1, outstanding_tokens=1000), Load(in_flight=40, outstanding_tokens=70_000)]
+
+    def expected(of: Predictor, load: Load) -> float:
+        itl = of.predict([load], 1000, 100, 50.0).itl_ms
+        assert itl is not None
+        return itl
+
+    for _ in range(30):
+        for load in loads:
+            one.learn(one.predict([load], 1000, 100, 50.0), ttft_ms=None, itl_ms=expected(profiled, load) + 6.0)
+    for load in loads:
+        assert expected(one, load) == pytest.approx(expected(profiled, load) + 6.0, rel=0.03)
+
+
 def test_what_waits_in_the_router_is_ahead_too() -> None:
     """Four prompts of 2,000 tokens wait for two engines: two of them for each, 400 ms."""
     waiting = Waiting(requests=4, tokens=8000)
