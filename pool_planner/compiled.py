@@ -48,7 +48,7 @@ _SETUP = """\
 import sys
 from setuptools import setup
 from mypyc.build import mypycify
-setup(name="fast", packages=[], ext_modules=mypycify(sys.argv.pop().split(","), opt_level="3", debug_level="0"))
+setup(name="fast", packages=[], ext_modules=mypycify(sys.argv.pop().split(","), opt_level="2", debug_level="0"))
 """
 _MYPY = "[mypy]\nignore_missing_imports = True\nfollow_imports = silent\n"
 
@@ -129,6 +129,8 @@ class CompiledSet:
         none. Raises CannotCompile on `yes`."""
         if wanted == "no":
             return f"{self.name}: plain Python, as told"
+        if self.in_use():
+            return f"{self.name}: compiled ({self.folder()})"
         if wanted == "yes" and not self.available():
             self.build()
         try:

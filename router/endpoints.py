@@ -222,12 +222,12 @@ class Endpoints:
                 endpoint.known = False
                 endpoint.state = "draining"
         for spec in specs.values():
-            endpoint = pool.endpoints.get(spec.id)  # type: ignore[assignment]
-            if endpoint is None or endpoint.url != spec.url:
+            known = pool.endpoints.get(spec.id)
+            if known is None or known.url != spec.url:
                 # Another address under the same name is another engine: what runs on the old one ends there.
-                link = EngineLink(spec.url, self._loop)
-                endpoint = pool.endpoints[spec.id] = Endpoint(spec.id, spec.url, spec.state, link)
-            elif spec.state == "ready" and endpoint.state == "starting":
+                known = pool.endpoints[spec.id] = Endpoint(spec.id, spec.url, spec.state, EngineLink(spec.url, self._loop))
+            endpoint = known
+            if spec.state == "ready" and endpoint.state == "starting":
                 endpoint.healthy, endpoint.failures, endpoint.backoff_s = True, 0, 0.0
             endpoint.state = spec.state
             endpoint.drained = endpoint.drained and spec.state == "draining"

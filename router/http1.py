@@ -365,7 +365,9 @@ class HttpServer:
             self._connection, host, port, backlog=4096, reuse_port=reuse_port or None, ssl=tls
         )
         self._sweep()
-        bound: int = self._server.sockets[0].getsockname()[1]
+        # uvloop's is a list, which a compiled module would not take for the tuple that asyncio's is.
+        listening: Any = self._server
+        bound: int = listening.sockets[0].getsockname()[1]
         return bound
 
     def _connection(self) -> asyncio.BaseProtocol:

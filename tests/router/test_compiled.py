@@ -1,0 +1,48 @@
+"""The compiled router answers as the plain one does: the router's own tests pass on both.
+
+`PLANNER_COMPILED=yes python -m pytest tests/router` runs any of them on compiled code.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pool_planner.compiled import ENV_CHOICE, CannotCompile
+from router.compiled_set import ROUTER
+
+HERE = Path(__file__).parent
+# Those that send requests through sockets, and those that decide where they go.
+FEW = ("test_serving.py", "test_handoff.py", "test_faults.py", "test_admission.py", "test_policy.py", "test_web.py")
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+
+
+@pytest.mark.skipif(
+    not NIGHTLY and not ROUTER.available(),
+    reason="compiling takes minutes: only HYPOTHESIS_PROFILE=nightly does it, or global-planner compile router",
+)
+@pytest.mark.skipif(os.environ.get(ENV_CHOICE) == "yes", reason="this is the compiled router")
+def test_the_routers_tests_pass_on_compiled_code() -> None:
+    try:
+        ROUTER.build()
+    except CannotCompile as error:
+        pytest.skip(str(error))
+    names = sorted(path.name for path in HERE.glob("test_*.py")) if NIGHTLY else FEW
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(str(HERE / name) for name in names)]
+    # Once more, not longer: that a property holds is shown by the plain run.
+    environment = {**os.environ, ENV_CHOICE: "yes", "HYPOTHESIS_PROFILE": "quick"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=HERE.parents[1])
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+@pytest.mark.skipif(os.environ.get(ENV_CHOICE) != "yes", reason="only where the compiled router is under test")
+def test_this_is_the_compiled_router() -> None:
+    import router.dispatch
+    import router.http1
+
+    assert ROUTER.in_use()
+    assert router.dispatch.__file__.endswith(".so")
