@@ -57,6 +57,14 @@ def test_as_many_may_be_under_way_as_the_ready_replicas_hold() -> None:
     # Decode lets in 5 of the 12 req/s that prefill would carry, so prefill has 5/12 of the 36 that it could hold.
     grant = decide(replace(told, reports=tuple(reports))).groups[0]
     assert (grant.admitted_rps, grant.in_flight) == pytest.approx((5.0, 5 * 20.0 + 36.0 * 5 / 12))
+    # Where the router's door itself turns away who cannot be in time, that is all it is told; else the rate as well.
+    whole = replace(told, reports=tuple(reports))
+    for by_sla, rate in ((True, None), (False, grant.admitted_rps)):
+        [tells] = admission(told.groups, told.pools, decide(whole), by_sla=by_sla)
+        assert (tells.admitted_rps, tells.in_flight) == (rate, grant.in_flight)
+    # Nobody tells what an aggregated pool begins in time: there the rate holds.
+    agg = (*told.pools, pool("chat-agg"))
+    assert admission(told.groups, agg, decide(whole), by_sla=True)[0].admitted_rps == grant.admitted_rps
     # One pool does not say: nobody knows.
     assert decide(replace(told, reports=(*reports[:2], told.reports[2]))).groups[0].in_flight is None
 
