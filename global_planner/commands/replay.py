@@ -90,6 +90,7 @@ def replay(
       prometheus:URL?query=EXPR&start=UNIX&end=UNIX&step=60: a rate in requests/s, as a range query
     OPTION: scale= (of the rate), start=, duration=, shift= (times like 90s, 15m, 2h), repeat=, priority=,
       prefixes=off; of rates also isl=MEAN[:CV], osl=MEAN[:CV], cv=, time=COLUMN, rate=COLUMN; of journals pool=
+    Traces name no API keys: turns between keys at the router, which no topology has, do not come up.
 
     \b
     Policies:
