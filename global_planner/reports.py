@@ -51,6 +51,8 @@ def flaw(report: Report, pool: str) -> str | None:
 def _odd_proposal(report: Proposal) -> str | None:
     if report.load_rps < 0:
         return f"load_rps is {report.load_rps}"
+    if report.expected_rps is not None and report.expected_rps < 0:
+        return f"expected_rps is {report.expected_rps}"
     if not 0 <= report.wanted <= MOST_REPLICAS:
         return f"wanted is {report.wanted}"
     curves = {"attainment_headroom": report.attainment_headroom}

@@ -23,13 +23,12 @@ EPS = 1e-9
 
 @dataclass(slots=True, kw_only=True)
 class Plan:
-    """The decision as it grows, by position of the group: `reserved`, `caps` and `counts` are replicas by pool, `draws[g]` what
-    a replica of each pool takes of each limit, and `draws_by_place` (place in the group x group x limit) the same with 0 where
-    a group has fewer pools than others; `scales[g]` is the value of attainment 1.
-    `firm`: below it nobody of a higher class takes (what is reserved, or more). `aside`: what of each limit is not to be given
-    away now. `blocked`: why pools must not grow. `slacks`
-    by class: value that a better choice could at most add. `moved`: groups raised with GPUs of others. `notes` by pool: what
-    happened to it beyond plain raising and lowering."""
+    """The decision as it grows, by position of the group: `reserved`, `caps` and `counts` are replicas by pool, `draws[g]`
+    what a replica of each pool takes of each limit, and `draws_by_place` (place in the group x group x limit) the same
+    with 0 where a group has fewer pools than others; `scales[g]` is the value of attainment 1. `firm`: below it nobody of
+    a higher class takes (what is reserved, or more). `aside`: what of each limit is not to be given away now. `blocked`:
+    why pools must not grow. `slacks` by class: value that a better choice could at most add. `moved`: groups raised with
+    GPUs of others. `notes` by pool: what happened to it beyond plain raising and lowering."""
 
     view: View
     limits: Limits

@@ -30,6 +30,7 @@ GOOD = replace(
         (replace(GOOD, pool="chat-prefill"), "it is about pool 'chat-prefill'"),
         (replace(GOOD, load_rps=float("nan")), "load_rps is nan"),
         (replace(GOOD, load_rps=-1.0), "load_rps is -1.0"),
+        (replace(GOOD, expected_rps=-1.0), "expected_rps is -1.0"),
         (replace(GOOD, wanted=-1), "wanted is -1"),
         (replace(GOOD, wanted=10**30), f"wanted is {10**30}"),
         (replace(GOOD, at_s=float("inf")), "at_s is inf"),
