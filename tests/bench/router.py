@@ -8,10 +8,10 @@ questions, each asked of everybody in turn, several rounds, medians kept:
   streams     what 50 streams of 200 chunks, 20 ms apart, cost in TTFT and CPU
 
 `direct` is the engine itself; `ours` an aggregated pool with a default configuration, `ours_pd` the hand-off from prefill to
-decode. Known peers are installed on their first use: sglang-router, vllm-router, litellm, nginx; `bare` is the least that a
-router in Python can be (no limits, no metrics, nothing), which says what a machine's kernel takes. Any other is NAME=COMMAND:
-it is started on the router's core, {port}, {engine1} and {engine2} are replaced, and it must serve POST
-/v1/chat/completions for model "m".
+decode; both are compiled code where `global-planner compile router` was run for these sources. Known peers are installed on
+their first use: sglang-router, vllm-router, litellm, nginx; `bare` is the least that a router in Python can be (no limits, no
+metrics, nothing), which says what a machine's kernel takes. Any other is NAME=COMMAND: it is started on the router's core,
+{port}, {engine1} and {engine2} are replaced, and it must serve POST /v1/chat/completions for model "m".
 
   python -m tests.bench.router --json bench.json --peer sglang-router --peer nginx
   python -m tests.bench.router --parts saturation --rounds 3 --seconds 2 --peer sglang-router    # a quick look at one thing
@@ -35,6 +35,8 @@ from pathlib import Path
 
 import uvloop
 
+from pool_planner.compiled import wanted
+from router.compiled_set import ROUTER
 from tests.bench.router_load import BODY, STREAMS, open_loop, saturate, streams
 from tests.bench.router_targets import CHUNKS, KNOWN, Target, engines, ours, peer_command, start
 
@@ -174,6 +176,8 @@ def main() -> None:
             sys.exit("--isolate needs the right to real-time priority (CAP_SYS_NICE)")
         print("real-time priority is not allowed: the generator shares its core fairly", file=sys.stderr)
     print(f"load average before: {os.getloadavg()[0]:.1f}", file=sys.stderr)
+    compiled = ROUTER.available() and wanted() != "no"
+    print(f"ours is {'compiled' if compiled else 'plain Python (global-planner compile router)'}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as undo:
         folder = Path(name)
         log = folder / "log"
