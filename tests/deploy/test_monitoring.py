@@ -75,8 +75,10 @@ async def test_every_series_that_is_read_is_exported(
                 texts.append(await answer.text())
     exported = set(re.findall(r"^# TYPE (\S+)", "\n".join(texts), flags=re.MULTILINE))
     read = {re.sub("_bucket$", "", name) for query in queries() for name in OURS.findall(query)}
-    # Absent while it cannot be told: admission without a limit, no wish, no worth.
+    # Absent while it cannot be told: admission without a limit, no wish, no worth; the demand of a group that nobody reported
+    # on (test_explain sees it exported where it is known).
     silent = {"global_planner_group_admitted_rps", "global_planner_pool_wanted", "global_planner_pool_marginal_value"}
+    silent |= {"global_planner_group_attainment", "global_planner_group_load_rps"}
     assert len(read) > 20 and read - exported <= silent
 
 

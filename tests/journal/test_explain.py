@@ -14,6 +14,7 @@ from global_planner.compare import compare, comparison_table
 from global_planner.explain import explain_history, explain_pool, explain_round, group_table, known_groups, pick_round
 from global_planner.journal import read
 from global_planner.memory import decided
+from global_planner.own_metrics import render
 from global_planner.priority_price import price_of_priority, price_table
 from global_planner.round import RoundConfig
 from global_planner.types import Allocation, Budget, GroupGrant, PoolGrant, Round, RunnerUp
@@ -193,6 +194,13 @@ def test_a_group_of_which_nobody_knows_anything_has_no_attainment(rounds: list[R
     lines = group_table(replace(done, allocation=allocation)).text().splitlines()
     docs = next(line.split() for line in lines if line.split()[:1] == ["docs"])
     assert docs[3:5] == ["?", "?"] and docs[-1] == "?"
+    for name in ("global_planner_group_attainment", "global_planner_group_load_rps"):
+        series = f'{name}{{group="docs"}}'
+        assert series in metrics_of(done) and series not in metrics_of(replace(done, allocation=allocation))
+
+
+def metrics_of(done: Round) -> str:
+    return render(done, now_s=done.inputs.at_s, leading=True, code="plain")
 
 
 def test_compare_tells_what_observing_showed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
