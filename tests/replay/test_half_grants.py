@@ -26,7 +26,7 @@ def half_granted(ready: dict[str, tuple[int, ...]], *, agg: bool = False, minimu
                 timeline.pools[pool][name].append(float(parts[number * len(parts) // rounds]) if name == "ready" else 0.0)
     outcome = Outcome(
         policy="by hand", topology=here, window_s=WINDOW_S, scores={}, over_time={}, timeline=timeline, gpu_hours={},
-        most_held={}, rounds=rounds, moves=0, grown=0, shrunk=0, budget_violations=0, events=0,
+        most_held={}, rounds=rounds, moves=0, grown=0, shrunk=0, budget_violations=0, events=0, ejections={},
     )  # fmt: skip
     return half_granted_gpu_hours(outcome, load_profiles(here), LOAD)
 
