@@ -19,8 +19,7 @@ STATES = ("starting", "ready", "draining", "terminating")
 
 def render(done: Round | None, *, statuses: Sequence[PlannerStatus] = (), now_s: float, leading: bool, code: str) -> str:
     """The exposition after the last round (None: there was none yet). What is unknown has no sample, but `pool_known` says
-    so. `statuses`: the newest of each pool's planner; `code`: of
-    what kind the solver is."""
+    so. `statuses`: the newest of each pool's planner; `code`: what kind of code the solver is."""
     text = MetricsText()
     text.gauge(_OWN + "build_info", "Whether the solver is compiled code or plain Python.", {"code": code}, 1.0)
     text.gauge(_OWN + "leading", "1 where this process decides.", {}, float(leading))

@@ -96,7 +96,7 @@ def test_gpus_that_cannot_be_read_stop_growth_and_say_so(start: Start, server: A
     assert play.ordered()["chat-prefill"] == 1, "what docs holds was never known here, so nothing grows"
     assert ("the limit gpu: 'half' is not a count" if shape == "v1alpha1" else "has no limit of GPUs") in told(play)
     assert "unknown is not zero" in told(play)
-    metrics = render(play.leader.rounds[-1], now_s=play.clock.now_s, leading=True)
+    metrics = render(play.leader.rounds[-1], now_s=play.clock.now_s, leading=True, code="python")
     (info,) = [line for line in metrics.splitlines() if line.startswith("global_planner_pool_unknown_info{")]
     assert 'pool="docs-prefill"' in info and ("not a count" in info or "has no limit of GPUs" in info) and info.endswith(" 1.0")
 
