@@ -6,10 +6,8 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from global_planner.compiled_sets import ARBITER
-from pool_planner.compiled import CannotCompile
+from tests.compiling import where_built
 
 PLAY = """
 import sys
@@ -44,15 +42,9 @@ def played(choice: str) -> bytes:
     return subprocess.run([sys.executable, "-c", PLAY, choice], check=True, stdout=subprocess.PIPE, env=settings).stdout
 
 
-@pytest.mark.skipif(
-    os.environ.get("HYPOTHESIS_PROFILE") != "nightly" and not ARBITER.available(),
-    reason="compiling takes minutes: only HYPOTHESIS_PROFILE=nightly does it, or global-planner compile arbiter",
-)
+@where_built(ARBITER)
 def test_the_compiled_arbiter_decides_the_same() -> None:
-    try:
-        ARBITER.build()
-    except CannotCompile as error:
-        pytest.skip(str(error))
+    ARBITER.build()
     plain = played("no")
     assert len(plain.splitlines()) == 42
     assert played("yes") == plain

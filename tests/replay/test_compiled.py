@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import pytest
 
 from global_planner.compiled_sets import REPLAY
 from pool_planner.compiled import CannotCompile
+from tests.compiling import where_built
 from tests.replay.golden_replay import summary
 
 PLAY = """
@@ -23,15 +23,9 @@ sys.stdout.buffer.write(whole)
 """
 
 
-@pytest.mark.skipif(
-    os.environ.get("HYPOTHESIS_PROFILE") != "nightly" and not REPLAY.available(),
-    reason="compiling takes minutes: only HYPOTHESIS_PROFILE=nightly does it, or global-planner compile replay",
-)
+@where_built(REPLAY)
 def test_the_compiled_hot_path_gives_the_same_bytes() -> None:
-    try:
-        REPLAY.build()
-    except CannotCompile as error:
-        pytest.skip(str(error))
+    REPLAY.build()
     assert subprocess.run([sys.executable, "-c", PLAY], check=True, stdout=subprocess.PIPE).stdout == summary()
 
 

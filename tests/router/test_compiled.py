@@ -12,25 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from pool_planner.compiled import ENV_CHOICE, CannotCompile
+from pool_planner.compiled import ENV_CHOICE
 from router.compiled_set import ROUTER
+from tests.compiling import NIGHTLY, where_built
 
 HERE = Path(__file__).parent
 # Those that send requests through sockets, and those that decide where they go.
 FEW = ("test_serving.py", "test_handoff.py", "test_faults.py", "test_admission.py", "test_policy.py", "test_web.py")
-NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 
 
-@pytest.mark.skipif(
-    not NIGHTLY and not ROUTER.available(),
-    reason="compiling takes minutes: only HYPOTHESIS_PROFILE=nightly does it, or global-planner compile router",
-)
+@where_built(ROUTER)
 @pytest.mark.skipif(os.environ.get(ENV_CHOICE) == "yes", reason="this is the compiled router")
 def test_the_routers_tests_pass_on_compiled_code() -> None:
-    try:
-        ROUTER.build()
-    except CannotCompile as error:
-        pytest.skip(str(error))
+    ROUTER.build()
     names = sorted(path.name for path in HERE.glob("test_*.py")) if NIGHTLY else FEW
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(str(HERE / name) for name in names)]
     # Once more, not longer: that a property holds is shown by the plain run.
