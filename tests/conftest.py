@@ -1,7 +1,8 @@
 """Profiles of Hypothesis: `make test` uses `ci` (500 examples, the same ones every time); HYPOTHESIS_PROFILE=nightly tries
-20,000 new ones, HYPOTHESIS_PROFILE=quick 50. And two marks, given by place. `system`: starts whole systems or servers and waits
-for them most of the time, with limits that leave room for a neighbour. `alone`: watches the wall clock so closely that it would
-measure its neighbours."""
+20,000 new ones, HYPOTHESIS_PROFILE=quick 50. With PLANNER_COMPILED=auto the arbiter runs as it is compiled here.
+
+And two marks, given by place. `system`: starts whole systems or servers and waits for them most of the time, with limits that
+leave room for a neighbour. `alone`: watches the wall clock so closely that it would measure its neighbours."""
 
 from __future__ import annotations
 
@@ -46,6 +47,8 @@ settings.register_profile("ci", max_examples=500, deadline=None, derandomize=Tru
 settings.register_profile("nightly", max_examples=20_000, deadline=None, print_blob=True)
 settings.register_profile("quick", max_examples=50, deadline=None, derandomize=True, print_blob=True)
 os.environ.setdefault("PLANNER_COMPILED", "no")  # the sources are tested, whatever this machine has built of them
+if os.environ["PLANNER_COMPILED"] != "no":
+    import global_planner.compiled_arbiter  # noqa: F401
 os.environ.setdefault("HYPOTHESIS_PROFILE", "ci")
 settings.load_profile(os.environ["HYPOTHESIS_PROFILE"])
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from global_planner.types import GroupSpec, PoolSpec, RoundInputs
 from pool_planner.types import Proposal, Role
 from tests.arbiter.builders import group, inputs, pool, steps
+from tests.dice import Dice, thrown
 
 SHAPES: tuple[tuple[Role, ...], ...] = (
     ("agg",),
@@ -14,19 +15,19 @@ SHAPES: tuple[tuple[Role, ...], ...] = (
     ("prefill", "prefill", "decode"),
     ("prefill", "decode", "agg"),
 )
+TYPES = ("h100", "h200", "l40s")
+CHOICES = 160
+"""At most this many are needed for three groups of pools with curves of three replicas, or one of five."""
 
 
-@st.composite
-def curves(draw: st.DrawFn, most: int) -> tuple[float, ...]:
+def curve(dice: Dice, most: int) -> tuple[float, ...]:
     """A rising attainment curve for 0..n replicas, n at least 1."""
-    size = draw(st.integers(1, most))
-    points = sorted(draw(st.lists(st.integers(0, 20), min_size=size + 1, max_size=size + 1)))
-    return tuple(point / 20 for point in points)
+    size = dice.number(1, most)
+    return tuple(point / 20 for point in sorted(dice.number(0, 20) for _ in range(size + 1)))
 
 
-@st.composite
-def rounds(
-    draw: st.DrawFn,
+def round_of(
+    dice: Dice,
     *,
     groups: int = 3,
     most: int = 3,
@@ -36,24 +37,37 @@ def rounds(
     minima: bool = True,
 ) -> RoundInputs:
     """One round over a few groups; everything is between nothing and a little too much."""
+    budget = {name: dice.number(0, 24) for name in TYPES[:types]}
     specs: list[PoolSpec] = []
     owners: list[GroupSpec] = []
     reports: list[Proposal] = []
-    for name in "abcdef"[: draw(st.integers(1, groups))]:
-        owners.append(
-            group(name, priority=draw(st.integers(0, classes - 1)), weight=draw(st.sampled_from((0.5, 1.0, 1.0, 3.0))))
-        )
-        for number, role in enumerate(draw(st.sampled_from(SHAPES))):
+    for name in "abcdef"[: dice.number(1, groups)]:
+        owners.append(group(name, priority=dice.number(0, classes - 1), weight=dice.pick((1.0, 1.0, 0.5, 3.0))))
+        for number, role in enumerate(dice.pick(SHAPES)):
             spec = pool(
                 f"{name}-{role}{number}",
                 role,
-                gpus=draw(st.sampled_from((1, 1, 2, 4))),
-                gpu_type=draw(st.sampled_from(("h100", "h200", "l40s")[:types])),
-                least=draw(st.integers(0, 1)) if minima else 0,
-                most=draw(st.none() | st.integers(1, most)),
+                gpus=dice.pick((1, 1, 2, 4)),
+                gpu_type=dice.pick(TYPES[:types]),
+                least=dice.number(0, 1) if minima else 0,
+                most=dice.number(1, most) if dice.yes() else None,
             )
             specs.append(spec)
-            reports.append(steps(spec.name, draw(st.integers(0, 8)) / 2.0, draw(curves(most))))
-    budget = {name: draw(st.integers(0, 24)) for name in ("h100", "h200", "l40s")[:types]}
-    have = {spec.name: draw(st.integers(0, most + 1)) for spec in specs} if held else None
+            reports.append(steps(spec.name, dice.number(0, 8) / 2.0, curve(dice, most)))
+    have = {spec.name: dice.number(0, most + 1) for spec in specs} if held else None
     return inputs(specs, reports, budget=budget, have=have, groups=owners)
+
+
+def rounds(
+    *,
+    groups: int = 3,
+    most: int = 3,
+    types: int = 1,
+    classes: int = 1,
+    held: bool = False,
+    minima: bool = True,
+) -> st.SearchStrategy[RoundInputs]:
+    return thrown(
+        CHOICES,
+        lambda dice: round_of(dice, groups=groups, most=most, types=types, classes=classes, held=held, minima=minima),
+    )

@@ -124,7 +124,7 @@ class Play:
             else:
                 self.world.reports_now[pool] = proposal(pool, self.world.now_s, number)
 
-    def round(self) -> Round | None:
+    def round(self, pause_s: float = ROUND_S) -> Round | None:
         """One round and the time until the next; None when it crashed."""
         world = self.world
         world.operation = 0
@@ -137,17 +137,17 @@ class Play:
             self.crashes += 1
             self.memory = list(memories(self.journal.records()))[-1]
         world.at_operation.clear()
-        world.pass_time(ROUND_S)
+        world.pass_time(pause_s)
         return done
 
-    def until_quiet(self, most: int = 60) -> int:
+    def until_quiet(self, most: int = 60, pause_s: float = ROUND_S) -> int:
         """Rounds until two in a row plan nothing while nothing is on its way any more."""
         quiet = 0
         for number in range(1, most + 1):
             for report in list(self.world.reports_now.values()):
                 self.want(**{report.pool.replace("-", "_"): report.wanted})  # type: ignore[union-attr]
             moving = [pod for pool in self.world.pools.values() for pod in pool.pods if pod.state != "ready"]
-            done = self.round()
+            done = self.round(pause_s)
             waiting = [memory for memory in self.memory.rollout.pools.values() if memory.draining or memory.leaving]
             still = done is not None and not done.steps and not moving and not waiting and not self.world.late
             quiet = quiet + 1 if still else 0

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from global_planner import memory as memory_module
 from global_planner.memory import PlannerMemory
@@ -17,6 +16,7 @@ from global_planner.ports import Reservation, Reservations
 from global_planner.round import Ports, run_round
 from global_planner.types import Budget, Grow, Round
 from pool_planner.types import ClusterUnavailable, Conflict, Report
+from tests.dice import Dice, thrown
 from tests.rollout.play import Play, grant_in_order, proposal
 from tests.rollout.world import World, specs
 
@@ -119,24 +119,25 @@ def over_budget(world: World) -> list[str]:
     return [text for text in world.violations if " used of " in text]
 
 
-numbers = st.tuples(*([st.integers(0, 9)] * len(POOLS)))
-rounds = st.lists(
-    st.tuples(
-        numbers, numbers, st.lists(st.booleans(), max_size=30), st.lists(st.sampled_from(["ok", "late", "lost"]), max_size=3)
-    ),
-    min_size=1,
-    max_size=8,
-)
+Turn = tuple[tuple[int, ...], tuple[int, ...], list[bool], list[str]]
+"""What each of the two is told that pools want, whose operation is next, and what becomes of the orders."""
 
 
-@settings(
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(rounds)
-def test_two_leaders_never_exceed_the_budget_together(
-    script: list[tuple[tuple[int, ...], tuple[int, ...], list[bool], list[str]]],
-) -> None:
+def script(dice: Dice) -> list[Turn]:
+    return [
+        (
+            tuple(dice.number(0, 9) for _ in POOLS),
+            tuple(dice.number(0, 9) for _ in POOLS),
+            [dice.yes() for _ in range(dice.number(0, 30))],
+            [dice.pick(("ok", "late", "lost")) for _ in range(dice.number(0, 3))],
+        )
+        for _ in range(dice.number(1, 8))
+    ]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(thrown(360, script))
+def test_two_leaders_never_exceed_the_budget_together(script: list[Turn]) -> None:
     world = World(specs=specs(), budget=Budget(max_gpus={"h100": 14}))
     ledger = SharedLedger()
     leaders = [Leader(world, ledger), Leader(world, ledger)]
