@@ -131,10 +131,11 @@ def priority_table(done: Round) -> Table | None:
 
 
 def pool_table(done: Round) -> Table:
-    """Each pool: what it has, wanted and was granted, what bound it, and what the next GPU would be worth."""
+    """Each pool: what it has, wanted and was granted, what bound it, and what the next GPU would be worth. "For
+    sure": replicas for the load that is expected in the mean; what is wanted beyond is for a doubt."""
     holdings = {holding.pool: holding for holding in done.inputs.holdings}
     specs = {spec.name: spec for spec in done.inputs.pools}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for grant in done.allocation.pools:
         holding, spec = holdings.get(grant.pool), specs.get(grant.pool)
         gpus = None if holding is None or spec is None else charge_or_last_known(holding, spec)
@@ -145,6 +146,7 @@ def pool_table(done: Round) -> Table:
                 _known(grant.before),
                 _states(holding),
                 _known(grant.wanted),
+                "" if grant.needed is None else str(grant.needed),
                 f"{grant.granted} (held)" if grant.held else str(grant.granted),
                 _known(gpus),
                 grant.binding or "",
@@ -152,8 +154,29 @@ def pool_table(done: Round) -> Table:
                 "" if grant.runner_up is None else f"{grant.runner_up.pool} {grant.runner_up.value_per_gpu:.3f}",
             )
         )
-    columns = ("pool", "role", "ordered", "replicas", "wanted", "granted", "GPUs", "bound by", "next GPU", "runner-up")
-    return Table(title="Pools", columns=columns, rows=tuple(rows))
+    columns = (
+        "pool",
+        "role",
+        "ordered",
+        "replicas",
+        "wanted",
+        "for sure",
+        "granted",
+        "GPUs",
+        "bound by",
+        "next GPU",
+        "runner-up",
+    )
+    return _without_empty(Table(title="Pools", columns=columns, rows=tuple(rows)), "for sure")
+
+
+def _without_empty(table: Table, column: str) -> Table:
+    """Without a column in which nothing stands: where no planner doubts, most of the time."""
+    place = table.columns.index(column)
+    if any(row[place] for row in table.rows):
+        return table
+    rows = tuple(row[:place] + row[place + 1 :] for row in table.rows)
+    return Table(title=table.title, columns=table.columns[:place] + table.columns[place + 1 :], rows=rows)
 
 
 def step_lines(done: Round) -> list[str]:
@@ -250,7 +273,13 @@ def _proposes(report: Proposal, at_s: float) -> str:
     ]
     split = f", {' and '.join(by)}" if by else ""
     age_s = max(0.0, at_s - report.at_s)
-    return f"Its planner reported {age_s:.0f} s before: {report.load_rps:.2f} req/s, wanting {report.wanted}{split}{why}."
+    doubt = (
+        ""
+        if report.expected_rps is None or report.expected_rps >= report.load_rps
+        else (f", of which {report.expected_rps:.2f} are expected in the mean and the rest is doubt")
+    )
+    said = f"Its planner reported {age_s:.0f} s before: {report.load_rps:.2f} req/s{doubt}"
+    return f"{said}, wanting {report.wanted}{split}{why}."
 
 
 def _gets(grant: PoolGrant | None) -> list[str]:

@@ -152,7 +152,8 @@ class RunnerUp:
 class PoolGrant:
     """One line of an allocation. `reason` is a sentence; `binding` names the limit that bound (None: nothing bound);
     `marginal_value` is weight x requests/s gained per GPU by the next step up (None: no next step). `rules`: sentences that
-    name the selectors, schedules and overrides in force for it."""
+    name the selectors, schedules and overrides in force for it. `needed`: of what is wanted, the replicas for the load that is
+    expected in the mean; the others are only for a doubt (None: nobody doubts, or the objective does not ask)."""
 
     pool: str
     wanted: int | None
@@ -164,6 +165,7 @@ class PoolGrant:
     marginal_value: float | None = None
     runner_up: RunnerUp | None = None
     rules: tuple[str, ...] = ()
+    needed: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

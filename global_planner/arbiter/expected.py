@@ -31,6 +31,13 @@ def kept_for_need(pool: PoolView, kept: int) -> int:
     return min(kept, max(pool.reserved, bisect_left(pool.hi, FULLY * pool.hi[-1])))
 
 
+def needed_for_sure(pool: PoolView) -> int | None:
+    """Replicas that the expected load of a pool needs; None where nothing of its load is doubted."""
+    if not _has_doubt(pool) or not pool.capacity or pool.expected is None:
+        return None
+    return bisect_left(pool.capacity, FULLY * min(pool.expected, pool.capacity[-1]))
+
+
 def _has_doubt(pool: PoolView) -> bool:
     return pool.expected is not None and pool.held is None and pool.capacity is not None and pool.expected < pool.load
 

@@ -9,6 +9,7 @@ from itertools import chain
 import numpy as np
 
 from global_planner.arbiter.admission import admitted_in_flight, admitted_rps, rates_by_priority
+from global_planner.arbiter.expected import needed_for_sure
 from global_planner.arbiter.knapsack import first_true, segment_max
 from global_planner.arbiter.menu import menu_of, weights_of
 from global_planner.arbiter.plan import EPS, Plan
@@ -148,17 +149,19 @@ def _grant(
             break
     short = pool.held is None and pool.wanted is not None and granted < pool.wanted
     binding = _binding(plan, g, p, step, room) if short else None
+    needed = needed_for_sure(pool) if policy.objective == "goodput" else None
     return PoolGrant(
         pool=spec.name,
         wanted=pool.wanted,
         granted=granted,
         before=pool.before,
         held=pool.held is not None,
-        reason=_reason(plan, pool, granted, binding, marginal, runner_up, g, policy),
+        reason=_reason(plan, pool, granted, binding, marginal, runner_up, needed, g, policy),
         binding=binding,
         marginal_value=marginal,
         runner_up=runner_up if binding is not None else None,
         rules=pool.rules.told,
+        needed=needed,
     )
 
 
@@ -195,6 +198,7 @@ def _reason(
     binding: str | None,
     marginal: float | None,
     runner_up: RunnerUp | None,
+    needed: int | None,
     g: int,
     policy: ArbiterPolicy,
 ) -> str:
@@ -209,8 +213,10 @@ def _reason(
     if pool.wanted is None:
         return f"{head}: {pool.rules.min_from or 'its minimum'}; nothing is known of its demand"
     if pool.current is not None and granted < pool.current:
-        return f"{head}: {_why_lowered(pool, granted, runner_up, policy)}"
+        return f"{head}: {_why_lowered(pool, granted, runner_up, needed, policy)}"
     told = f"{head}: {_why_enough(pool, granted)}"
+    if needed is not None and granted <= pool.wanted:
+        told += f"; {_of_doubt(pool, granted, needed)}"
     if pool.current is not None and granted > pool.current:
         told += "; paid by a group where the GPUs are worth less" if g in plan.moved else "; paid from free GPUs"
     if binding is not None:
@@ -241,7 +247,19 @@ def _why_enough(pool: PoolView, granted: int) -> str:
     return f"{pool.load:.3g} req/s needs {wanted}, 1.1 x that needs {pool.need}"
 
 
-def _why_lowered(pool: PoolView, granted: int, runner_up: RunnerUp | None, policy: ArbiterPolicy) -> str:
+def _of_doubt(pool: PoolView, granted: int, needed: int) -> str:
+    """What of the grant is for the load that is expected, and what of the doubt beyond it was lent or withheld."""
+    wanted = pool.wanted or 0
+    told = f"the {pool.expected:.3g} req/s expected need {needed}"
+    if granted < needed:
+        return f"{told}, so {needed - granted} of those that lack would be for a need"
+    lent, withheld = granted - needed, wanted - granted
+    both = [f"{lent} lent"] if lent > 0 else []
+    both += [f"{withheld} withheld"] if withheld > 0 else []
+    return f"{told}, beyond that {' and '.join(both)} for a doubt: doubts come after needs" if both else told
+
+
+def _why_lowered(pool: PoolView, granted: int, runner_up: RunnerUp | None, needed: int | None, policy: ArbiterPolicy) -> str:
     rules = pool.rules
     if rules.maximum is not None and granted >= rules.maximum:
         return f"{rules.max_from or f'max_replicas is {rules.maximum}'}"
@@ -249,7 +267,9 @@ def _why_lowered(pool: PoolView, granted: int, runner_up: RunnerUp | None, polic
         return f"{pool.load:.3g} req/s needs {pool.wanted}"
     if granted >= pool.low:
         return f"{granted} would have carried 1.1 x its load for the last {policy.hold_s:.0f} s"
-    return "its GPUs are worth more elsewhere" + (
+    doubt = needed is not None and needed <= granted
+    kept = f"{granted} carry the {pool.expected:.3g} req/s expected, the others were only for a doubt: " if doubt else ""
+    return f"{kept}its GPUs are worth more elsewhere" + (
         f" (the next one {runner_up.value_per_gpu:.2g} req/s at {runner_up.pool})" if runner_up is not None else ""
     )
 

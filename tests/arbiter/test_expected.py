@@ -39,6 +39,27 @@ def test_a_doubt_of_a_higher_class_does_not_come_before_a_need_of_a_lower() -> N
     assert share(5, {"high-agg": (4.0, 4.0), "low-agg": (3.0, 3.0)}) == {"high-agg": 4, "low-agg": 1}
 
 
+def test_each_line_says_what_of_it_is_for_a_doubt() -> None:
+    loads = {"high-agg": (4.0, 2.0), "low-agg": (3.0, 3.0)}
+
+    def told(budget: int, asked: Loads = loads) -> str:
+        grant = line(decide(inputs([HIGH, LOW], asks(asked), budget={"h100": budget}, groups=GROUPS)), "high-agg")
+        assert grant.needed == 2
+        return grant.reason
+
+    needs = "4 req/s needs 4; the 2 req/s expected need 2"
+    after = "for a doubt: doubts come after needs"
+    assert told(7) == f"raised 1 -> 4: {needs}, beyond that 2 lent {after}; paid from free GPUs"
+    assert f"{needs}, beyond that 1 lent and 1 withheld {after}; paid from free GPUs; budget h100 of 6 GPUs is spent" in told(6)
+    assert f"{needs}, beyond that 2 withheld {after}; paid from free GPUs; budget h100 of 5 GPUs is spent" in told(5)
+    assert f"kept at 1 of 4 wanted: {needs}, so 1 of those that lack would be for a need; budget h100" in told(2)
+    # Who doubts nothing, or an objective that does not ask, needs no such words.
+    sure = decide(inputs([HIGH, LOW], asks({**loads, "high-agg": (4.0, 4.0)}), budget={"h100": 7}, groups=GROUPS))
+    assert line(sure, "high-agg").needed is None and "doubt" not in line(sure, "high-agg").reason
+    fair = decide(inputs([HIGH, LOW], asks(loads), budget={"h100": 7}), replace(AT_ONCE, objective="max_min"))
+    assert line(fair, "high-agg").needed is None and "doubt" not in line(fair, "high-agg").reason
+
+
 class Rounds:
     """Rounds of 10 s under one budget in which all that is granted is there at once."""
 
@@ -72,7 +93,10 @@ def test_what_is_kept_for_a_burst_is_lent_and_comes_back() -> None:
     assert rounds.round(quiet) == {"high-agg": 4, "low-agg": 1}
     # Now the lower class needs three, and gets them at once: the higher class has what it needs at 1.1 times its expected load.
     assert rounds.round({**quiet, "low-agg": (3.0, 3.0)}) == {"high-agg": 2, "low-agg": 3}
-    assert "its GPUs are worth more elsewhere" in line(rounds.last, "high-agg").reason
+    assert line(rounds.last, "high-agg").reason.startswith(
+        "lowered 4 -> 2 of 4 wanted: 2 carry the 1.5 req/s expected, the others were only for a doubt: "
+        "its GPUs are worth more elsewhere"
+    )
     # The next burst is certain: what was lent comes back.
     assert rounds.round({**burst, "low-agg": (3.0, 3.0)}) == {"high-agg": 4, "low-agg": 1}
 

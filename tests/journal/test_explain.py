@@ -9,14 +9,24 @@ import pytest
 
 from global_planner import memory as memory_module
 from global_planner import priority_price
+from global_planner.arbiter import ArbiterState, arbitrate
 from global_planner.arbiter.state import Selector
 from global_planner.compare import compare, comparison_table
-from global_planner.explain import explain_history, explain_pool, explain_round, group_table, known_groups, pick_round
+from global_planner.explain import (
+    explain_history,
+    explain_pool,
+    explain_round,
+    group_table,
+    known_groups,
+    pick_round,
+    pool_table,
+)
 from global_planner.journal import read
 from global_planner.memory import decided
 from global_planner.own_metrics import render
 from global_planner.priority_price import price_of_priority, price_table
 from global_planner.round import RoundConfig
+from global_planner.status_page import pool_status
 from global_planner.types import Allocation, Budget, GroupGrant, PoolGrant, Round, RunnerUp
 from pool_planner.types import DemandCurve, Hold, Proposal
 from tests.journal.records import AtWork
@@ -73,6 +83,35 @@ def test_one_pool_in_sentences(rounds: list[Round]) -> None:
         "Step: grow docs-agg from 0 to 1: 1 of 2 granted, the rest when GPUs are free: as wanted [applied].",
         "To know: docs-agg: something to know.",
     ]
+
+
+def test_what_is_wanted_for_a_doubt_alone_is_told_apart(rounds: list[Round]) -> None:
+    """The real arbiter on the recorded round: documents wants three replicas, and expects what one carries."""
+    done = rounds[-1]
+    docs = Proposal(
+        pool="docs-agg",
+        at_s=40.0,
+        expires_at_s=70.0,
+        load_rps=3.0,
+        expected_rps=1.0,
+        wanted=3,
+        curve=DemandCurve(attainment=(0.0, 1 / 3, 2 / 3, 1.0), capacity_rps=(0.0, 1.0, 2.0, 3.0)),
+    )
+    told = replace(
+        done.inputs,
+        budget=Budget(max_gpus={"h100": 17}),
+        reports=tuple(docs if item.pool == "docs-agg" else item for item in done.inputs.reports),
+    )
+    done = replace(done, inputs=told, allocation=arbitrate(ArbiterState(), told, POLICIES.arbiter)[1])
+    why = "3 req/s needs 3; the 1 req/s expected need 1, beyond that 1 lent and 1 withheld for a doubt: doubts come after needs"
+    assert why in explain_round(done)
+    lines = pool_table(done).text().splitlines()
+    assert lines[1].split("  ")[-1].strip() == "runner-up" and "wanted  for sure  granted" in lines[1]
+    assert next(line for line in lines if "docs-agg" in line).split()[4:7] == ["3", "1", "2"]
+    sentences = explain_pool(done, "docs-agg")
+    assert "3.00 req/s, of which 1.00 are expected in the mean and the rest is doubt, wanting 3." in sentences
+    assert why in sentences and why in pool_status(done).text()
+    assert "for sure" not in pool_table(rounds[-1]).text(), "nobody doubted there"
 
 
 def test_a_pool_that_is_not_known_and_a_planner_that_holds(rounds: list[Round]) -> None:
