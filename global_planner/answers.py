@@ -51,6 +51,11 @@ def check_again(directory: Path, *, other_version: bool = False) -> tuple[bool, 
     lines = [f"{result.rounds} rounds of {result.segments} segments were decided again."]
     if result.reproduced:
         lines.append("Every allocation and every step came out as recorded.")
+    elif other_version:
+        lines += result.changes
+        alike = len(result.differences) - result.changed
+        more = f", and {alike} more would be told or remembered in other words" if alike else ""
+        lines.append(f"{result.changed} of {result.rounds} rounds would be decided differently{more}.")
     else:
         lines += [str(difference) for difference in result.differences]
     return result.reproduced, "\n".join([*lines, *result.notes])

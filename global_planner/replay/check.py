@@ -15,7 +15,8 @@ from pathlib import Path
 from global_planner.journal import Torn, code_version
 from global_planner.journal_reader import Foreign, read, segment_header, segments
 from global_planner.memory import Orders, PlannerMemory, Policies, decide, decided
-from global_planner.types import Round
+from global_planner.replay.changes import changes
+from global_planner.types import Allocation, Round, Step
 
 
 class OtherVersion(ValueError):
@@ -39,12 +40,15 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """`differences` are the first one of every round that differs (one only, unless all were asked for). `notes` are
-    sentences about the journal itself: torn ends, restarts that lost memory."""
+    """`differences` are the first one of every round that differs (one only, unless all were asked for). `changes`, where they
+    were: sentences on everything that this code would decide differently. `changed`: rounds of which it would do so. `notes`
+    are sentences about the journal itself: torn ends, restarts that lost memory."""
 
     rounds: int
     segments: int
     differences: tuple[Difference, ...] = ()
+    changes: tuple[str, ...] = ()
+    changed: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -54,7 +58,7 @@ class CheckResult:
 
 def check(directory: Path, *, other_version: bool = False) -> CheckResult:
     """Decide the journal's rounds again. Stops at the first difference; with `other_version` journals of other code are taken
-    too, and every round that would be decided differently is listed.
+    too, every round that would come out differently is listed, and all that would be decided otherwise in it is told.
 
     Raises OtherVersion (even then, where a record is in a shape that this code cannot read), JournalCorrupt, FileNotFoundError
     when there is no journal in `directory`.
@@ -66,17 +70,29 @@ def check(directory: Path, *, other_version: bool = False) -> CheckResult:
         _same_code(files)
     notes: list[str] = []
     differences: list[Difference] = []
-    rounds = 0
+    told: list[str] = []
+    rounds = changed = 0
     for item in decided(_noting(read(directory), notes)):
         rounds += 1
         if not item.continues:
             notes.append(f"round {item.done.inputs.round_no} starts from another memory than the rounds before it left")
-        found = decided_again(item.memory, item.orders, item.done, item.policies)
+        after, allocation, steps = decide(item.memory, item.done.inputs, item.policies)
+        found = _first_difference(item.orders, item.done, after, allocation, steps)
         if found is not None:
             differences.append(found)
             if not other_version:
                 break
-    return CheckResult(rounds=rounds, segments=len(files), differences=tuple(differences), notes=tuple(notes))
+            other = list(changes(item.done, allocation, steps))
+            changed += bool(other)
+            told += other or [f"{found} (the same grants, rates and steps)"]
+    return CheckResult(
+        rounds=rounds,
+        segments=len(files),
+        differences=tuple(differences),
+        changes=tuple(told),
+        changed=changed,
+        notes=tuple(notes),
+    )
 
 
 def _noting(records: Iterator[object], notes: list[str]) -> Iterator[object]:
@@ -91,6 +107,12 @@ def _noting(records: Iterator[object], notes: list[str]) -> Iterator[object]:
 def decided_again(memory: PlannerMemory, orders: Orders, done: Round, policies: Policies) -> Difference | None:
     """The first difference between a recorded round and the same decision made now, or None."""
     after, allocation, steps = decide(memory, done.inputs, policies)
+    return _first_difference(orders, done, after, allocation, steps)
+
+
+def _first_difference(
+    orders: Orders, done: Round, after: PlannerMemory, allocation: Allocation, steps: tuple[Step, ...]
+) -> Difference | None:
     pairs = (
         ("allocation", done.allocation, allocation),
         ("steps", done.steps, steps),

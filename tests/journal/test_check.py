@@ -128,13 +128,42 @@ def test_a_journal_of_other_code_is_refused_unless_the_change_is_what_one_wants_
         return state, replace(allocation, pools=pools)
 
     monkeypatch.setattr(memory_module, "arbitrate", two_at_most)
-    differences = check(tmp_path, other_version=True).differences
-    assert [(item.round_no, item.pool) for item in differences] == [
+    result = check(tmp_path, other_version=True)
+    assert [(item.round_no, item.pool) for item in result.differences] == [
         (3, "code-prefill"),
         (4, "code-prefill"),
         (5, "code-prefill"),
         (6, "chat-decode"),
     ]
+    # Not the first difference alone: all that would be decided otherwise.
+    assert result.changed == 4
+    assert result.changes == (
+        "round 3, code-prefill: was granted 3, would be 2 (as wanted)",
+        "round 3: would not grow code-prefill from 1 to 2: 2 of 3 granted, the rest when GPUs are free: as wanted",
+        "round 4, code-prefill: was granted 3, would be 2 (as wanted)",
+        "round 5, code-prefill: was granted 3, would be 2 (as wanted)",
+        "round 5: would not grow code-prefill from 2 to 3: as wanted",
+        "round 6, chat-decode: was granted 3, would be 2 (as wanted)",
+    )
+
+
+def test_other_words_for_the_same_decision_are_no_change_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = AtWork(tmp_path)
+    work.rounds(*UP_AND_DOWN)
+    work.journal.close()
+
+    def in_other_words(state, inputs, policy):  # type: ignore[no-untyped-def]
+        state, allocation = grant_in_order(state, inputs, policy)
+        pools = tuple(replace(grant, reason="because it was wanted") for grant in allocation.pools)
+        return state, replace(allocation, pools=pools)
+
+    monkeypatch.setattr(memory_module, "arbitrate", in_other_words)
+    result = check(tmp_path, other_version=True)
+    assert not result.reproduced and (result.changed, len(result.changes)) == (0, 6)
+    assert result.changes[0] == (
+        "round 1, chat-prefill: allocation.pools[0].reason was 'as wanted', and is now 'because it was wanted' "
+        "(the same grants, rates and steps)"
+    )
 
 
 def test_a_folder_without_a_journal_is_not_a_success(tmp_path: Path) -> None:

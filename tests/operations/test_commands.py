@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from global_planner import memory as memory_module
 from global_planner.__main__ import main
 from global_planner.commands import COMMANDS
 from tests.operations.operated import Operated
@@ -288,6 +290,21 @@ def test_replay_refuses_other_code_and_shows_what_would_change(make: Make, monke
     result = system.result("replay", "--check", journal(system))
     assert result.exit_code == 2 and "this is 0.2.0+another" in result.output and "--show-changes" in result.output
     assert system.result("replay", "--check", journal(system), "--show-changes").exit_code == 0
+
+    real = memory_module.arbitrate
+
+    def one_at_most(state, inputs, policy):  # type: ignore[no-untyped-def]
+        return real(state, replace(inputs, pools=tuple(replace(pool, max_replicas=1) for pool in inputs.pools)), policy)
+
+    system.run(BUSY, 3)
+    monkeypatch.setattr(memory_module, "arbitrate", one_at_most)
+    result = system.result("replay", "--check", journal(system), "--show-changes")
+    assert result.exit_code == 1
+    lines = result.output.splitlines()
+    assert "round 7, chat: was granted 4, would be 1 (lowered 2 -> 1 of 4 wanted: max_replicas is 1)" in lines
+    assert "round 7: would not grow chat from 2 to 4: raised 2 -> 4: 4 req/s needs 4; paid from free GPUs" in lines
+    assert any(line.startswith("round 7: would drain chat-2 of chat until ") for line in lines)
+    assert lines[-1] == "9 of 9 rounds would be decided differently."
 
 
 def test_a_journal_that_is_not_there_or_damaged(make: Make, tmp_path: Path) -> None:
