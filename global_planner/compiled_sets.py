@@ -11,6 +11,7 @@ ARBITER = CompiledSet(
         "global_planner.arbiter.effective",
         "global_planner.arbiter.expected",
         "global_planner.arbiter.view",
+        "global_planner.arbiter.flat",
         "global_planner.arbiter.limits",
         "global_planner.arbiter.plan",
         "global_planner.arbiter.frontier",

@@ -15,10 +15,15 @@ from numpy.typing import NDArray
 from global_planner.arbiter.knapsack import Choice, Floats, Ints, first_true, knapsack, segment_max, starts_of
 from global_planner.arbiter.lagrange import choose_within
 
+NO_LIMIT = "no limit"
+"""What is told of a choice in which everybody has the best."""
+_STRENGTH = (NO_LIMIT, "knapsack", "prices")
+"""The solvers, the strongest last."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Classes of options, consecutive: class g has `sizes[g]` from `starts[g]`. `weights`: options x limits. The first option
+    """Classes of options, consecutive: class g has `sizes[g]` from `starts[g]`. `weights`: limits x options. The first option
     of each class takes least of every limit. `reference`: what a distance to the bound is to be seen against, where values
     are changes to something larger."""
 
@@ -35,63 +40,62 @@ class Options:
 def choose(options: Options, capacity: Floats) -> Choice:
     """The best option of every class within `capacity` by limit. The first options together must fit."""
     starts = options.starts
-    owner = np.repeat(np.arange(len(starts)), options.sizes)
-    room = capacity - options.weights[starts].sum(axis=0)
-    beyond = options.weights - options.weights[starts][owner]
-    fits = (beyond <= room + 1e-9).all(axis=1)
+    owner = np.arange(len(starts)).repeat(options.sizes)
+    least = options.weights.take(starts, axis=1)
+    room = capacity - least.sum(axis=1)
+    beyond = options.weights - least.take(owner, axis=1)
+    fits = (beyond <= (room + 1e-9)[:, None]).all(axis=0)
     if not fits.all():  # what does not even fit alone is left out: with little room, nearly everything
         fits[starts] = True
         kept = fits.nonzero()[0]
-        sizes = np.bincount(owner[kept], minlength=len(starts))
-        fewer = replace(options, values=options.values[kept], weights=options.weights[kept], sizes=sizes)
-        choice = _choose(fewer, beyond[kept], room)
-        return replace(choice, picks=kept[choice.picks])
-    return _choose(options, beyond, room)
+        owner = owner.take(kept)
+        sizes = np.bincount(owner, minlength=len(starts))
+        choice = _choose(options.values.take(kept), beyond.take(kept, axis=1), sizes, owner, room, options.reference)
+        return replace(choice, picks=kept.take(choice.picks))
+    return _choose(options.values, beyond, options.sizes, owner, room, options.reference)
 
 
-def _choose(options: Options, weights: Floats, room: Floats) -> Choice:
-    """`choose`, with `room` and `weights` beyond what the first options take."""
-    starts = options.starts
-    scale = float(np.abs(options.values).max(initial=0.0)) or 1.0  # tolerances below are for values near 1
-    worth, reference = options.values / scale, options.reference / scale
-    need = np.maximum.reduceat(weights, starts, axis=0).sum(axis=0) if len(starts) else np.zeros_like(room)
-    binding = np.flatnonzero(need > room + 1e-9)
-    draws = np.maximum.reduceat(weights[:, binding] > 0.0, starts, axis=0)
+def _choose(values: Floats, weights: Floats, sizes: Ints, owner: Ints, room: Floats, reference: float) -> Choice:
+    """`choose`, with `room` and `weights` beyond what the first options take; `owner`: the class of each option."""
+    starts = starts_of(sizes)
+    scale = float(np.abs(values).max(initial=0.0)) or 1.0  # tolerances below are for values near 1
+    worth, reference = values / scale, reference / scale
+    most = np.maximum.reduceat(weights, starts, axis=1) if len(starts) else np.zeros((len(room), 0))
+    binding = (most.sum(axis=1) > room + 1e-9).nonzero()[0]
 
     picks = starts.copy()
     bound, exact, solvers = 0.0, True, set[str]()
-    for members, rows in _components(draws):
+    for members, rows in _components(most.take(binding, axis=0).T > 0.0):
+        limits = binding.take(rows)
         if len(members) == len(starts):
-            result = _solve(worth, weights[:, binding[rows]], options.sizes, room[binding[rows]], reference)
+            inside = weights if len(limits) == len(weights) else weights.take(limits, axis=0)
+            result = _solve(worth, inside, sizes, starts, owner, room.take(limits), reference)
             picks, bound, exact = result.picks, result.bound, result.exact
             solvers.add(result.solver)
             continue
         inside_it = np.zeros(len(starts), dtype=bool)
         inside_it[members] = True
-        part = np.repeat(inside_it, options.sizes)
-        sizes = options.sizes[members]
-        values = worth[part]
-        inside = weights[np.ix_(part, binding[rows])]
-        result = _solve(values, inside, sizes, room[binding[rows]], reference)
-        places = part.nonzero()[0]
-        picks[members] = places[result.picks]
+        places = inside_it.take(owner).nonzero()[0]
+        own = sizes.take(members)
+        inside = weights.take(limits, axis=0).take(places, axis=1)
+        own_starts, own_owner = starts_of(own), np.arange(len(own)).repeat(own)
+        result = _solve(worth.take(places), inside, own, own_starts, own_owner, room.take(limits), reference)
+        picks[members] = places.take(result.picks)
         bound += result.bound
         exact = exact and result.exact
         solvers.add(result.solver)
-    return Choice(picks=picks, bound=bound * scale, exact=exact, solver=max(solvers, default="no limit"))
+    return Choice(picks=picks, bound=bound * scale, exact=exact, solver=max(solvers, key=_STRENGTH.index, default=NO_LIMIT))
 
 
-def _solve(values: Floats, weights: Floats, sizes: Ints, room: Floats, reference: float) -> Choice:
-    starts = starts_of(sizes)
-    owner = np.repeat(np.arange(len(sizes)), sizes)
-    if weights.shape[1] == 0:
+def _solve(values: Floats, weights: Floats, sizes: Ints, starts: Ints, owner: Ints, room: Floats, reference: float) -> Choice:
+    if not len(weights):
         tie = 1e-12 * max(1.0, float(np.abs(values).max(initial=0.0)))
-        picks = first_true(values >= segment_max(values, starts)[owner] - tie, starts)
-        return Choice(picks=picks, bound=float(values[picks].sum()), exact=True, solver="no limit")
-    column = weights[:, 0]
+        picks = first_true(values >= segment_max(values, starts).take(owner) - tie, starts)
+        return Choice(picks=picks, bound=float(values.take(picks).sum()), exact=True, solver=NO_LIMIT)
+    column = weights[0]
     whole = np.rint(column)
-    if weights.shape[1] > 1 or bool((np.abs(column - whole) > 1e-9).any()):
-        return choose_within(values, weights, starts, sizes, room, reference)
+    if len(weights) > 1 or bool((np.abs(column - whole) > 1e-9).any()):
+        return choose_within(values, weights, starts, owner, room, reference)
     capacity = int(np.floor(room[0] + 1e-9))
     if _in_order(whole, starts):
         order, sorted_values, units = None, values, whole.astype(np.int64)
@@ -100,11 +104,11 @@ def _solve(values: Floats, weights: Floats, sizes: Ints, room: Floats, reference
         sorted_values, units = values[order], whole[order].astype(np.int64)
     # Among options of rising weight, those that add nothing to the value of a lighter one are left out.
     kept = _rising(sorted_values, starts, owner).nonzero()[0]
-    kept_sizes = np.bincount(owner[kept], minlength=len(sizes))
-    kept_starts = starts_of(kept_sizes)
-    divisor = int(np.gcd.reduce(units[kept])) or 1
-    result = knapsack(sorted_values[kept], units[kept] // divisor, kept_starts, kept_sizes, capacity // divisor)
-    picks = kept[result.picks]
+    kept_sizes = np.bincount(owner.take(kept), minlength=len(sizes))
+    kept_starts, kept_units = starts_of(kept_sizes), units.take(kept)
+    divisor = int(np.gcd.reduce(kept_units)) or 1
+    result = knapsack(sorted_values.take(kept), kept_units // divisor, kept_starts, kept_sizes, capacity // divisor)
+    picks = kept.take(result.picks)
     return Choice(picks=picks if order is None else order[picks], bound=result.bound, exact=result.exact, solver=result.solver)
 
 

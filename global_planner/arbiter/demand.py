@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
 
-from global_planner.arbiter.view import HEADROOM, PoolView
+from global_planner.arbiter.view import HEADROOM, Curve, PoolView
 from pool_planner.types import Proposal
 
 FULLY = 0.999
@@ -22,20 +21,20 @@ def fault_of(proposal: Proposal) -> str | None:
     if proposal.wanted < 0:
         return f"wanted is {proposal.wanted}"
     curve, headroom = proposal.curve, proposal.attainment_headroom
-    if curve is not None and not _is_curve(curve.attainment):
+    if curve is not None and not _is_curve(tuple(curve.attainment)):
         return _no_curve("attainment")
-    if headroom is not None and not _is_curve(headroom):
+    if headroom is not None and not _is_curve(tuple(headroom)):
         return _no_curve("attainment_headroom")
     capacity = None if curve is None else curve.capacity_rps
-    if capacity and not (math.isfinite(sum(capacity)) and min(capacity) >= 0.0):
+    if capacity and not _are_amounts(tuple(capacity)):
         return "capacity_rps is not finite and non-negative"
     inside = None if proposal.curve is None else proposal.curve.in_flight
-    if inside and not (math.isfinite(sum(inside)) and min(inside) >= 0.0):
+    if inside and not _are_amounts(tuple(inside)):
         return "in_flight is not finite and non-negative"
     if proposal.prefix_hit_rate is not None and not 0.0 <= proposal.prefix_hit_rate <= 1.0:
         return f"prefix_hit_rate is {proposal.prefix_hit_rate}"
     parts = proposal.load_by_priority
-    if parts and not (math.isfinite(sum(parts.values())) and min(parts.values()) >= 0.0):
+    if parts and not _are_amounts(tuple(parts.values())):
         return "load_by_priority is not finite and non-negative"
     return None
 
@@ -44,11 +43,23 @@ def _no_curve(name: str) -> str:
     return f"{name} is not a non-empty curve that rises within 0..1"
 
 
-def _is_curve(values: Sequence[float]) -> bool:
-    if not values or not (values[0] >= 0.0 and values[-1] <= 1.0):
-        return False
-    # Sorting what is in order is one pass without Python in it. NaN can hide from an order, but not from a sum.
-    return list(values) == sorted(values) and sum(values) >= 0.0
+def _is_curve(values: Curve) -> bool:
+    last = 0.0
+    for value in values:
+        if not value >= last:  # NaN is not
+            return False
+        last = value
+    return last <= 1.0 and len(values) > 0
+
+
+def _are_amounts(values: Curve) -> bool:
+    """Whether they are all finite, not below 0, and finite together."""
+    total = 0.0
+    for value in values:
+        if not value >= 0.0:
+            return False
+        total += value
+    return total < math.inf
 
 
 def take_demand(pool: PoolView, proposal: Proposal) -> None:
@@ -61,14 +72,14 @@ def take_demand(pool: PoolView, proposal: Proposal) -> None:
     pool.by_priority, pool.hit_rate = proposal.load_by_priority, proposal.prefix_hit_rate
     curve = proposal.curve
     if curve is None:
-        pool.now = [min(1.0, n / wanted) for n in range(wanted + 1)] if wanted else (1.0,)
+        pool.now = tuple([min(1.0, n / wanted) for n in range(wanted + 1)]) if wanted else (1.0,)
         top = math.ceil(wanted * HEADROOM)
-        pool.hi = [min(1.0, n / (wanted * HEADROOM)) for n in range(top + 1)] if wanted else (1.0,)
+        pool.hi = tuple([min(1.0, n / (wanted * HEADROOM)) for n in range(top + 1)]) if wanted else (1.0,)
     else:
-        pool.capacity = curve.capacity_rps or None
-        pool.in_flight = curve.in_flight or None
-        pool.now = curve.attainment
-        pool.hi = proposal.attainment_headroom or ()
+        pool.capacity = tuple(curve.capacity_rps) if curve.capacity_rps else None
+        pool.in_flight = tuple(curve.in_flight) if curve.in_flight else None
+        pool.now = tuple(curve.attainment)
+        pool.hi = tuple(proposal.attainment_headroom or ())
         if factor != 1.0 or not pool.hi:
             pool.hi = share_carried(pool.capacity, pool.load * HEADROOM) or slower(pool.now, factor * HEADROOM)
         if factor != 1.0:
@@ -76,17 +87,17 @@ def take_demand(pool: PoolView, proposal: Proposal) -> None:
     pool.need = max(wanted, bisect_left(pool.hi, FULLY * pool.hi[-1]))
 
 
-def share_carried(capacity: Sequence[float] | None, load: float) -> Sequence[float]:
+def share_carried(capacity: Curve | None, load: float) -> Curve:
     if capacity is None:
         return ()
-    return [min(1.0, rate / load) for rate in capacity] if load > 0 else (1.0,)
+    return tuple([rate / load if rate < load else 1.0 for rate in capacity]) if load > 0 else (1.0,)
 
 
-def slower(curve: Sequence[float], factor: float) -> Sequence[float]:
+def slower(curve: Curve, factor: float) -> Curve:
     """Attainment at `factor` times the load, where only that at the load is known: n replicas then do what n / factor do now.
 
-    >>> slower([0.0, 0.5, 1.0], 2.0)
-    [0.0, 0.25, 0.5, 0.75, 1.0]
+    >>> slower((0.0, 0.5, 1.0), 2.0)
+    (0.0, 0.25, 0.5, 0.75, 1.0)
     """
     last = len(curve) - 1
     scaled = []
@@ -95,4 +106,4 @@ def slower(curve: Sequence[float], factor: float) -> Sequence[float]:
         left = int(place)
         right = min(left + 1, last)
         scaled.append(curve[left] + (place - left) * (curve[right] - curve[left]))
-    return scaled
+    return tuple(scaled)

@@ -9,7 +9,6 @@ needs at its expected loads, then, with what is left, what each wants beyond it.
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import replace
 
 from global_planner.arbiter.demand import FULLY, share_carried
 from global_planner.arbiter.view import HEADROOM, GroupView, PoolView, View
@@ -46,17 +45,12 @@ def _expected_group(group: GroupView) -> GroupView:
     if not any(_has_doubt(pool) for pool in group.pools):
         return group
     pools = [_expected_pool(pool) for pool in group.pools]
-    loads = tuple(max(sum(pools[place].load for place in stage) for stage in path) for path in group.paths)
-    return replace(group, pools=pools, path_loads=loads, load=sum(loads))
+    loads = [max([sum([pools[place].load for place in stage]) for stage in path]) for path in group.paths]
+    return group.with_pools(pools, tuple(loads))
 
 
 def _expected_pool(pool: PoolView) -> PoolView:
-    if not _has_doubt(pool):
+    load = pool.expected
+    if load is None or not _has_doubt(pool):
         return pool
-    assert pool.expected is not None
-    return replace(
-        pool,
-        load=pool.expected,
-        now=share_carried(pool.capacity, pool.expected),
-        hi=share_carried(pool.capacity, HEADROOM * pool.expected),
-    )
+    return pool.at_load(load, share_carried(pool.capacity, load), share_carried(pool.capacity, HEADROOM * load))

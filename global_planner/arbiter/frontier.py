@@ -22,14 +22,14 @@ _SAME = 1e-12
 Counts = tuple[int, ...]
 
 
-@dataclass(slots=True, kw_only=True)
 class Bundles:
     """`attainment[k]` of the group with `counts[k]` replicas by pool; the first is the one with every pool at its floor.
     `thinned`: some ways were left out, so the best of these may not be the best."""
 
-    attainment: list[float]
-    counts: list[Counts]
-    thinned: bool = False
+    def __init__(self, attainment: list[float], counts: list[Counts], thinned: bool = False) -> None:
+        self.attainment = attainment
+        self.counts = counts
+        self.thinned = thinned
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,7 +82,7 @@ def bundles_of(
 
 def above(group: GroupView, bundles: Bundles, counts: Sequence[int]) -> Bundles | None:
     """The part of `bundles` (of `group`) from `counts` up, which need not be searched for again; None: it must be."""
-    if len(group.paths) != 1 or max(map(len, group.paths[0])) > 1:
+    if not group.in_step:
         return None
     try:
         place = bundles.counts.index(tuple(counts))

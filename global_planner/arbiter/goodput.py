@@ -9,16 +9,17 @@ exceed what the giver may lose (see `judge`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from operator import gt
 
 import numpy as np
 from numpy.typing import NDArray
 
+from global_planner.arbiter.choose import NO_LIMIT
 from global_planner.arbiter.expected import expected_view, kept_for_need
+from global_planner.arbiter.flat import floats_of
 from global_planner.arbiter.frontier import Bundles, Counts, bundles_of
 from global_planner.arbiter.judge import sure_changes
-from global_planner.arbiter.menu import Floats, Menu, menu_of, take_best
+from global_planner.arbiter.menu import Floats, Menu, drawn_by, menu_of, take_best
 from global_planner.arbiter.plan import EPS, Plan
 from global_planner.arbiter.state import ArbiterPolicy
 from global_planner.arbiter.view import GroupView, View
@@ -78,18 +79,15 @@ def _raise_from_free(plan: Plan, ranks: Mapping[str, int]) -> None:
     if not plan.any_replica_fits():
         return
     for priority_class, members in plan.classes():
-        wants, found = [], []
-        for g in members:
-            bundles = plan.growth(g)
-            if len(bundles.counts) > 1:
-                wants.append(g)
-                found.append(bundles)
+        growth = {g: plan.growth(g) for g in members}
+        room = plan.room()
+        wants = _with_room(plan, [g for g in members if len(growth[g].counts) > 1], growth, plan.counts, room)
         if wants:
-            capacity = plan.room() + plan.usage(plan.counts, wants)
+            found = [growth[g] for g in wants]
+            capacity = room + plan.usage(plan.counts, wants)
             menu = menu_of(wants, [bundles.counts for bundles in found])
-            levels = chain.from_iterable([bundles.attainment for bundles in found])
-            values = plan.scales[wants][menu.owner] * np.fromiter(levels, dtype=np.float64, count=len(menu.owner))
-            take_best(plan, menu, values, capacity, ranks, priority_class)
+            levels = floats_of([bundles.attainment for bundles in found])
+            take_best(plan, menu, plan.scales.take(wants).take(menu.owner) * levels, capacity, ranks, priority_class)
 
 
 def _move(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], moves_left: int | None) -> None:
@@ -104,6 +102,18 @@ def _move(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], moves_lef
         takers = [g for g in members if len(growth[g].counts) > 1]
         if not crowded and (not takers or moves_left == 0):
             continue
+        # Who has nothing to give, and for whom not even all that others could give makes room, stays as it is.
+        givers = [g for g in members if plan.counts[g] != plan.firm[g]]
+        room = capacity - plan.usage(plan.firm, members)
+        takers = sorted({*givers, *_with_room(plan, takers, growth, plan.firm, room)}.intersection(takers))
+        if not crowded and not takers:
+            plan.slacks[priority_class] = 0.0
+            plan.solvers.append(NO_LIMIT)
+            continue
+        chosen = sorted({*givers, *takers})
+        if len(chosen) < len(members):
+            capacity = capacity - plan.usage(plan.counts, sorted({*members}.difference(chosen)))
+            members = chosen
         menu, values, rises = _offers(plan, members, growth, policy)
         before = {g: plan.counts[g] for g in members}
         raised = _settle(plan, menu, values, capacity, ranks, priority_class)
@@ -112,10 +122,23 @@ def _move(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], moves_lef
             may = np.isin(np.array(menu.members), np.array(best, dtype=np.int64))[menu.owner] | ~rises
             for g in members:
                 plan.counts[g] = before[g]
-            raised = _settle(plan, menu.only(may), values[may], capacity, ranks, priority_class)
+            kept = may.nonzero()[0]
+            raised = _settle(plan, menu.only(kept), values.take(kept), capacity, ranks, priority_class)
         if moves_left is not None:
             moves_left = max(0, moves_left - len(raised))
         plan.moved.update(raised)
+
+
+def _with_room(
+    plan: Plan, groups: list[int], growth: Mapping[int, Bundles], least: Sequence[Sequence[int]], room: Floats
+) -> list[int]:
+    """Those of `groups` whose next bundle fits into `room` beside what all draw with `least`, and those of which the next bundle
+    alone does not tell it."""
+    if not groups:
+        return []
+    steps = drawn_by(plan, groups, [growth[g].counts[1] for g in groups]) - drawn_by(plan, groups, [least[g] for g in groups])
+    fits = np.all(steps <= (room + EPS)[:, None], axis=0).tolist()
+    return [g for g, fit in zip(groups, fits, strict=True) if fit or not plan.groups[g].in_step]
 
 
 def _settle(
@@ -154,15 +177,15 @@ def _offers(
     at_present = np.array(present, dtype=np.int64)
     change, fresh = sure_changes(groups, menu, at_present)
     waits = np.array([_cold_start_s(plan.groups[g], plan.counts[g], plan.caps[g], policy) for g in members])
-    weight = np.array([group.weight for group in groups])[owner]
-    inertia = INERTIA * plan.scales[members][owner]
-    values = weight * (change - (waits / policy.move_horizon_s)[owner] * fresh) - inertia
+    weight = np.array([group.weight for group in groups]).take(owner)
+    inertia = INERTIA * plan.scales.take(members).take(owner)
+    values = weight * (change - (waits / policy.move_horizon_s).take(owner) * fresh) - inertia
     if policy.cache_loss_s > 0 and any(pool.hit_rate for group in groups for pool in group.pools):
         values -= policy.cache_loss_s / policy.move_horizon_s * _cooled(groups, menu, at_present)
     values[at_present] = 0.0
-    rises = np.any(menu.counts > menu.counts[at_present[owner]], axis=1)
-    keep = (values > 0.0) | ~rises
-    return menu.only(keep), values[keep], rises[keep]
+    rises = (menu.counts > menu.counts.take(at_present, axis=1).take(owner, axis=1)).any(axis=0)
+    kept = ((values > 0.0) | ~rises).nonzero()[0]
+    return menu.only(kept), values.take(kept), rises.take(kept)
 
 
 def _options(plan: Plan, g: int, growth: Bundles) -> tuple[list[Counts], int]:
@@ -191,8 +214,8 @@ def _crosses(option: Sequence[int], present: Sequence[int]) -> bool:
 def _cold_start_s(group: GroupView, present: Sequence[int], caps: Sequence[int], policy: ArbiterPolicy) -> float:
     """The longest cold start among the pools that may grow: the whole path waits for it."""
     longest = 0.0
-    for pool, now, cap in zip(group.pools, present, caps, strict=True):
-        if cap > now:
+    for p, pool in enumerate(group.pools):
+        if caps[p] > present[p]:
             measured = None if pool.holding is None else pool.holding.cold_start_s
             one = policy.cold_start_s if measured is None else measured
             if one > longest:
@@ -202,13 +225,13 @@ def _cold_start_s(group: GroupView, present: Sequence[int], caps: Sequence[int],
 
 def _cooled(groups: Sequence[GroupView], menu: Menu, present: NDArray[np.int64]) -> Floats:
     """Weighted requests/s whose prefixes die with the replicas that go: load times hit rate, by the replicas' part."""
-    width = menu.counts.shape[1]
+    width = len(menu.counts)
     loads = np.array(
         [[pool.load * (pool.hit_rate or 0.0) for pool in group.pools] + [0.0] * (width - len(group.pools)) for group in groups]
-    )
+    ).T
     weights = np.array([group.weight for group in groups])
     owner = menu.owner
-    now = menu.counts[present[owner]]
+    now = menu.counts.take(present, axis=1).take(owner, axis=1)
     gone = np.maximum(now - menu.counts, 0) / np.maximum(now, 1)
-    cooled: Floats = weights[owner] * (gone * loads[owner]).sum(axis=1)
+    cooled: Floats = weights.take(owner) * (gone * loads.take(owner, axis=1)).sum(axis=0)
     return cooled

@@ -1,34 +1,40 @@
-"""From counts to the allocation: each line with its reason, the limit that bound, and what one more is worth. Pure."""
+"""From counts to the allocation: each line with its reason, the limit that bound, and what one more is worth. Pure.
+
+Where a sentence is told of every pool, numbers are written by `format`: compiled code makes a call of Python of `{x:.3g}`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from global_planner.arbiter.admission import admitted_in_flight, admitted_rps, rates_by_priority
+from global_planner.arbiter.choose import NO_LIMIT
 from global_planner.arbiter.expected import needed_for_sure
+from global_planner.arbiter.flat import floats_of
 from global_planner.arbiter.knapsack import first_true, segment_max
-from global_planner.arbiter.menu import menu_of, weights_of
+from global_planner.arbiter.menu import menu_of
 from global_planner.arbiter.plan import EPS, Plan
 from global_planner.arbiter.state import ArbiterPolicy
 from global_planner.arbiter.view import PoolView
 from global_planner.types import Allocation, GroupGrant, PoolGrant, RoundInputs, RunnerUp
+from pool_planner.records import by_place
 
+_POOL_GRANT: Callable[..., PoolGrant] = by_place(PoolGrant)
+_GROUP_GRANT: Callable[..., GroupGrant] = by_place(GroupGrant)
 ROUNDING = 1e-9
 """Distance to the bound, relative to all that there is to serve, below which a value is the optimum."""
 
 
-@dataclass(slots=True, kw_only=True)
 class _Next:
     """The most valuable step up of a group: replicas it adds by pool (and 0 beyond its pools), what they take of each limit,
     and weighted requests/s gained per GPU."""
 
-    adds: list[int]
-    needs: list[float]
-    value_per_gpu: float
+    def __init__(self, adds: list[int], needs: list[float], value_per_gpu: float) -> None:
+        self.adds = adds
+        self.needs = needs
+        self.value_per_gpu = value_per_gpu
 
 
 def allocation_of(plan: Plan, inputs: RoundInputs, policy: ArbiterPolicy) -> Allocation:
@@ -46,16 +52,9 @@ def allocation_of(plan: Plan, inputs: RoundInputs, policy: ArbiterPolicy) -> All
         value += worth
         whole += scale
         admitted = admitted_rps(group)
-        group_grants[name] = GroupGrant(
-            group=name,
-            load_rps=group.load,
-            attainment=attained if attained < 1.0 else 1.0,
-            admitted_rps=admitted,
-            in_flight=admitted_in_flight(group, admitted),
-            by_priority=rates_by_priority(group, admitted),
-            value=worth,
-            rules=group.rules,
-        )
+        level = attained if attained < 1.0 else 1.0
+        inside, rates = admitted_in_flight(group, admitted), rates_by_priority(group, admitted)
+        group_grants[name] = _GROUP_GRANT(name, group.load, level, admitted, inside, worth, group.rules, rates)
         for p, pool in enumerate(group.pools):
             pool_grants[pool.spec.name] = _grant(plan, g, p, step, ups, room, policy)
     slack = sum(plan.slacks.values())
@@ -76,7 +75,7 @@ def allocation_of(plan: Plan, inputs: RoundInputs, policy: ArbiterPolicy) -> All
 def _solver(used: Sequence[str]) -> str:
     """The strongest that was needed; whatever it rests on was exact or is told beside it."""
     if len(used) > 1:
-        used = [name for name in dict.fromkeys(used) if name != "no limit"] or ["no limit"]
+        used = [name for name in dict.fromkeys(used) if name != NO_LIMIT] or [NO_LIMIT]
     return ", ".join(used) or "nothing to choose"
 
 
@@ -95,20 +94,23 @@ def _next_steps(plan: Plan) -> list[_Next | None]:
         return steps
     menu = menu_of(members, [bundles.counts for bundles in found])
     owner, starts = menu.owner, menu.starts
-    every = chain.from_iterable([bundles.attainment for bundles in found])
-    levels = np.fromiter(every, dtype=np.float64, count=len(owner))
-    width = menu.counts.shape[1]
-    gpus = np.array([[pool.gpus for pool in groups[g].pools] + [0] * (width - len(groups[g].pools)) for g in members])
-    added = menu.counts - menu.counts[starts][owner]
-    taken = (added * gpus[owner]).sum(axis=1)
-    per_gpu = plan.scales[members][owner] * (levels - levels[starts][owner]) / np.maximum(taken, 1)
+    levels = floats_of([bundles.attainment for bundles in found])
+    width = len(menu.counts)
+    gpus = np.array([[pool.gpus for pool in groups[g].pools] + [0] * (width - len(groups[g].pools)) for g in members]).T
+    added = menu.counts - menu.counts.take(starts, axis=1).take(owner, axis=1)
+    taken = (added * gpus.take(owner, axis=1)).sum(axis=0)
+    gained = levels - levels.take(starts).take(owner)
+    per_gpu = plan.scales.take(members).take(owner) * gained / np.maximum(taken, 1)
     per_gpu[starts] = 0.0
-    best = first_true(per_gpu >= (segment_max(per_gpu, starts) * (1.0 - EPS))[owner], starts)
-    weights = weights_of(plan, menu)
-    needs = np.maximum(weights[best] - weights[starts], 0.0).tolist()
-    for g, adds, takes, value in zip(members, added[best].tolist(), needs, per_gpu[best].tolist(), strict=True):
+    best = first_true(per_gpu >= (segment_max(per_gpu, starts) * (1.0 - EPS)).take(owner), starts)
+    adds = added.take(best, axis=1)
+    needs = np.zeros((plan.draws_by_place.shape[1], len(members)))
+    for more, draws in zip(adds, plan.draws_by_place.take(members, axis=2), strict=False):  # other groups may be wider
+        needs += more * draws
+    values = per_gpu.take(best).tolist()
+    for g, own, takes, value in zip(members, adds.T.tolist(), np.maximum(needs, 0.0).T.tolist(), values, strict=True):
         if value > 0.0:
-            steps[g] = _Next(adds=adds, needs=takes, value_per_gpu=value)
+            steps[g] = _Next(own, takes, value)
     return steps
 
 
@@ -150,19 +152,13 @@ def _grant(
     short = pool.held is None and pool.wanted is not None and granted < pool.wanted
     binding = _binding(plan, g, p, step, room) if short else None
     needed = needed_for_sure(pool) if policy.objective == "goodput" else None
-    return PoolGrant(
-        pool=spec.name,
-        wanted=pool.wanted,
-        granted=granted,
-        before=pool.before,
-        held=pool.held is not None,
-        reason=_reason(plan, pool, granted, binding, marginal, runner_up, needed, g, policy),
-        binding=binding,
-        marginal_value=marginal,
-        runner_up=runner_up if binding is not None else None,
-        rules=pool.rules.told,
-        needed=needed,
-    )
+    reason = _reason(plan, pool, granted, binding, marginal, runner_up, needed, g, policy)
+    if binding is None:
+        runner_up = None
+    return _POOL_GRANT(
+        spec.name, pool.wanted, granted, pool.before, pool.held is not None, reason, binding, marginal, runner_up,
+        pool.rules.told, needed,
+    )  # fmt: skip
 
 
 def _binding(plan: Plan, g: int, p: int, step: _Next | None, room: Sequence[float]) -> str | None:
@@ -236,7 +232,7 @@ def _why_enough(pool: PoolView, granted: int) -> str:
     wanted = pool.wanted
     assert wanted is not None
     if granted <= wanted:
-        return f"{pool.load:.3g} req/s needs {wanted}"
+        return f"{format(pool.load, '.3g')} req/s needs {wanted}"
     if granted == pool.floor:
         return f"{pool.rules.min_from or 'its minimum'} is {granted}"
     if pool.need is not None and granted > pool.need:
@@ -250,7 +246,7 @@ def _why_enough(pool: PoolView, granted: int) -> str:
 def _of_doubt(pool: PoolView, granted: int, needed: int) -> str:
     """What of the grant is for the load that is expected, and what of the doubt beyond it was lent or withheld."""
     wanted = pool.wanted or 0
-    told = f"the {pool.expected:.3g} req/s expected need {needed}"
+    told = f"the {format(pool.expected, '.3g')} req/s expected need {needed}"
     if granted < needed:
         return f"{told}, so {needed - granted} of those that lack would be for a need"
     lent, withheld = granted - needed, wanted - granted
@@ -284,5 +280,5 @@ def _why_no_more(plan: Plan, binding: str, marginal: float | None, runner_up: Ru
         text = binding
     if marginal is None:
         return text
-    there = "" if runner_up is None else f", {runner_up.value_per_gpu:.2g} at {runner_up.pool}"
-    return f"{text}; the next GPU would be worth {marginal:.2g} req/s here{there}"
+    there = "" if runner_up is None else f", {format(runner_up.value_per_gpu, '.2g')} at {runner_up.pool}"
+    return f"{text}; the next GPU would be worth {format(marginal, '.2g')} req/s here{there}"

@@ -39,8 +39,7 @@ class Choice:
 
 def starts_of(sizes: Ints) -> Ints:
     """Where each class begins, from their sizes."""
-    starts = np.zeros(len(sizes), dtype=np.int64)
-    np.cumsum(sizes[:-1], out=starts[1:])
+    starts: Ints = sizes.cumsum() - sizes
     return starts
 
 

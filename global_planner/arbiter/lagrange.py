@@ -9,8 +9,6 @@ exactly while few are alive, and improves the choice where it must leave some ou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,41 +30,52 @@ NEAR = 1e-3
 _TINY = 1e-12
 
 
-@dataclass(slots=True, kw_only=True)
 class _Relaxed:
     """At `prices`: the bound, the value of each class, and a choice that attains it."""
 
-    prices: Floats
-    bound: float
-    best: Floats
-    picks: Ints
-    usage: Floats
+    def __init__(self, prices: Floats, bound: float, best: Floats, picks: Ints, usage: Floats) -> None:
+        self.prices = prices
+        self.bound = bound
+        self.best = best
+        self.picks = picks
+        self.usage = usage
 
 
 class _Instance:
-    def __init__(self, values: Floats, weights: Floats, starts: Ints, sizes: Ints, capacity: Floats) -> None:
+    def __init__(self, values: Floats, weights: Floats, starts: Ints, owner: Ints, capacity: Floats) -> None:
         self.values, self.weights, self.starts, self.capacity = values, weights, starts, capacity
-        self.owner = np.repeat(np.arange(len(starts)), sizes)
+        self.owner = owner
         self.tie = _TINY * max(1.0, float(np.abs(values).max(initial=0.0)))
         self.close = CLOSE if len(starts) > FEW_CLASSES else CLOSE_FEW
 
     def relaxed(self, prices: Floats) -> _Relaxed:
-        profit = self.values - self.weights @ prices
+        profit = self.profit(prices)
         best = segment_max(profit, self.starts)
-        picks = first_true(profit >= (best - self.tie)[self.owner], self.starts)
+        picks = first_true(profit >= (best - self.tie).take(self.owner), self.starts)
         bound = float(best.sum() + prices @ self.capacity)
-        return _Relaxed(prices=prices, bound=bound, best=best, picks=picks, usage=self.weights[picks].sum(axis=0))
+        return _Relaxed(prices, bound, best, picks, self.drawn(picks).sum(axis=1))
+
+    def profit(self, prices: Floats) -> Floats:
+        """By option, what it is worth beyond what it draws."""
+        profit: Floats = self.values - prices @ self.weights
+        return profit
+
+    def drawn(self, picks: Ints) -> Floats:
+        """Limits x picks."""
+        drawn: Floats = self.weights.take(picks, axis=1)
+        return drawn
 
     def worth(self, picks: Ints) -> float:
-        return float(self.values[picks].sum())
+        return float(self.values.take(picks).sum())
 
 
 def choose_within(
-    values: Floats, weights: Floats, starts: Ints, sizes: Ints, capacity: Floats, reference: float = 0.0
+    values: Floats, weights: Floats, starts: Ints, owner: Ints, capacity: Floats, reference: float = 0.0
 ) -> Choice:
-    """The choice of greatest value found, with a bound. `weights` (options x limits) >= 0; the first option of each class
-    takes least of every limit, and these together fit into `capacity`. `reference`: see `Options`."""
-    instance = _Instance(values, weights, starts, sizes, capacity)
+    """The choice of greatest value found, with a bound. `weights` (limits x options) >= 0; the first option of each class
+    takes least of every limit, and these together fit into `capacity`. `owner`: the class of each option. `reference`: see
+    `Options`."""
+    instance = _Instance(values, weights, starts, owner, capacity)
     relaxed = _line_searches(instance)
     picks = _filled(instance, _repaired(instance, relaxed), relaxed)
     many = len(starts) > FEW_CLASSES
@@ -175,8 +184,8 @@ def _line_search(instance: _Instance, at: _Relaxed, limit: int) -> _Relaxed:
 
 def _usual_price(instance: _Instance, limit: int) -> float:
     """What a unit of the limit is worth, were it the only one: all value that it takes part in over all that there is of it."""
-    drawn = instance.weights[:, limit] > 0.0
-    gains = np.where(drawn, instance.values - instance.values[instance.starts][instance.owner], 0.0)
+    drawn = instance.weights[limit] > 0.0
+    gains = np.where(drawn, instance.values - instance.values.take(instance.starts).take(instance.owner), 0.0)
     gain = segment_max(gains, instance.starts)
     return float(gain.sum()) / max(float(instance.capacity[limit]), 1.0) + instance.tie
 
@@ -187,7 +196,7 @@ def _usual_price(instance: _Instance, limit: int) -> float:
 def _repaired(instance: _Instance, relaxed: _Relaxed) -> Ints:
     """The relaxed choice, lowered where it does not fit: each time by the change that loses least for the excess it removes."""
     picks = relaxed.picks.copy()
-    profit = instance.values - instance.weights @ relaxed.prices
+    profit = instance.profit(relaxed.prices)
     usage = relaxed.usage.copy()
     whole = np.maximum(instance.capacity, 1.0)
     while True:
@@ -195,48 +204,55 @@ def _repaired(instance: _Instance, relaxed: _Relaxed) -> Ints:
         over = excess > 1e-9
         if not over.any():
             return picks
-        less = instance.weights[picks][instance.owner] - instance.weights
-        relief = (np.clip(less[:, over], 0.0, excess[over]) / whole[over]).sum(axis=1)
-        relief[(less < -1e-9).any(axis=1)] = 0.0
+        less = instance.drawn(picks).take(instance.owner, axis=1) - instance.weights
+        relief = (np.clip(less[over], 0.0, excess[over, None]) / whole[over, None]).sum(axis=0)
+        relief[(less < -1e-9).any(axis=0)] = 0.0
         useful = np.flatnonzero(relief > 0.0)
         loss = (profit[picks][instance.owner] - profit)[useful] + instance.tie
         change = int(useful[np.argmin(loss / relief[useful])])
         group = int(instance.owner[change])
-        usage += instance.weights[change] - instance.weights[picks[group]]
+        usage += instance.weights[:, change] - instance.weights[:, picks[group]]
         picks[group] = change
 
 
 def _filled(instance: _Instance, picks: Ints, relaxed: _Relaxed) -> Ints:
     """The choice, raised while anything more fits: each time by the change of least regret."""
-    regret = relaxed.best[instance.owner] - (instance.values - instance.weights @ relaxed.prices)
-    near = np.flatnonzero(regret <= relaxed.bound - instance.worth(picks) + instance.tie)
-    owner, values, weights, sought = instance.owner[near], instance.values[near], instance.weights[near], regret[near]
-    present = picks[owner]
-    gain, extra = values - instance.values[present], weights - instance.weights[present]
-    cost = sought - regret[present]
-    room = instance.capacity - instance.weights[picks].sum(axis=0)
+    regret = relaxed.best.take(instance.owner) - instance.profit(relaxed.prices)
+    near = (regret <= relaxed.bound - instance.worth(picks) + instance.tie).nonzero()[0]
+    owner, values, weights, sought = (
+        instance.owner.take(near),
+        instance.values.take(near),
+        instance.drawn(near),
+        regret.take(near),
+    )
+    present = picks.take(owner)
+    gain, extra = values - instance.values.take(present), weights - instance.drawn(present)
+    cost = sought - regret.take(present)
+    room = instance.capacity - instance.drawn(picks).sum(axis=1)
     left = (gain > instance.tie).nonzero()[0]
     while len(left):
-        left = left[(extra[left] <= room + 1e-9).all(axis=1)]  # room only falls, so what does not fit never will
+        # Room only falls, so what does not fit never will.
+        left = left[(extra.take(left, axis=1) <= (room + 1e-9)[:, None]).all(axis=0)]
         if not len(left):
             break
-        best = int(left[cost[left].argmin()])
+        best = int(left[cost.take(left).argmin()])
         change, group = int(near[best]), int(owner[best])
-        room -= extra[best]
+        room -= extra[:, best]
         picks[group] = change
-        begin, end = np.searchsorted(owner, (group, group + 1))
-        own = slice(int(begin), int(end))
-        gain[own], extra[own] = values[own] - instance.values[change], weights[own] - instance.weights[change]
+        begin, end = int(owner.searchsorted(group)), int(owner.searchsorted(group + 1))
+        own = slice(begin, end)
+        gain[own], extra[:, own] = values[own] - instance.values[change], weights[:, own] - instance.weights[:, change, None]
         cost[own] = sought[own] - regret[change]
-        again = np.arange(own.start, own.stop)[gain[own] > instance.tie]  # what was too large may fit beside the larger choice
-        left = np.concatenate((left[owner[left] < group], again, left[owner[left] > group]))
+        again = (gain[own] > instance.tie).nonzero()[0] + begin  # what was too large may fit beside the larger choice
+        before, after = left.searchsorted(begin), left.searchsorted(end)
+        left = np.concatenate((left[:before], again, left[after:]))
     return picks
 
 
 def _search(instance: _Instance, relaxed: _Relaxed, slack: float) -> tuple[Ints | None, float]:
     """The best choice that deviates from the relaxed one, of those that were followed; and how far below the relaxed bound
     every other one lies at least."""
-    regret = relaxed.best[instance.owner] - (instance.values - instance.weights @ relaxed.prices)
+    regret = relaxed.best[instance.owner] - instance.profit(relaxed.prices)
     alive = np.flatnonzero(regret <= slack)
     by_class = np.split(alive, np.flatnonzero(np.diff(instance.owner[alive])) + 1)
     base = relaxed.picks
@@ -244,7 +260,7 @@ def _search(instance: _Instance, relaxed: _Relaxed, slack: float) -> tuple[Ints 
     for options in by_class:
         group = int(instance.owner[options[0]])
         if len(options) > 1:
-            offsets = instance.weights[options] - instance.weights[base[group]]
+            offsets = instance.drawn(options).T - instance.weights[:, base[group]]
             moves.append((group, options, offsets, np.maximum(regret[options], 0.0)))
     whole = np.maximum(instance.capacity, 1.0)
     moves.sort(key=lambda move: (-float((np.ptp(move[2], axis=0) / whole).sum()), move[0]))

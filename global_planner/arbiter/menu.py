@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from global_planner.arbiter.choose import Options, choose
+from global_planner.arbiter.flat import floats_of, ints_of
 from global_planner.arbiter.frontier import Counts
 from global_planner.arbiter.knapsack import starts_of
 from global_planner.arbiter.plan import Plan
@@ -23,46 +22,55 @@ TIE = 1e-10
 """What the order among equals counts, relative to a group's value: less than any GPU."""
 
 
-@dataclass(slots=True, kw_only=True)
 class Menu:
     """Options of the groups `members`, consecutive: `sizes[i]` of member i from `starts[i]`, the first of which takes least.
-    `owner`: place in `members` of each option. `counts`: options x pools of a group (groups of fewer pools are filled up with
+    `owner`: place in `members` of each option. `counts`: pools of a group x options (groups of fewer pools are filled up with
     0)."""
 
-    members: list[int]
-    sizes: Ints
-    owner: Ints
-    starts: Ints
-    counts: Ints
+    def __init__(self, members: list[int], sizes: Ints, counts: Ints, owner: Ints) -> None:
+        self.members = members
+        self.sizes = sizes
+        self.counts = counts
+        self.owner = owner
+        self.starts = starts_of(sizes)
 
-    def only(self, keep: NDArray[np.bool_]) -> Menu:
-        """The menu with the options of `keep` alone; every member keeps one at least."""
-        owner = self.owner[keep]
+    def only(self, kept: Ints) -> Menu:
+        """The menu with the options at `kept` alone (rising places); every member keeps one at least."""
+        owner = self.owner.take(kept)
         sizes = np.bincount(owner, minlength=len(self.members))
-        return Menu(members=self.members, sizes=sizes, owner=owner, starts=starts_of(sizes), counts=self.counts[keep])
+        return Menu(self.members, sizes, self.counts.take(kept, axis=1), owner)
 
 
 def menu_of(members: list[int], options: Sequence[Sequence[Counts]]) -> Menu:
     """A menu from the options of each member."""
     sizes = np.array([len(own) for own in options], dtype=np.int64)
-    widths = {len(own[0]) for own in options}
-    width = max(widths)
-    if len(widths) == 1:
-        flat = chain.from_iterable(chain.from_iterable(options))
-    else:
-        flat = chain.from_iterable((*row, *(0,) * (width - len(row))) for own in options for row in own)
-    total = int(sizes.sum())
-    counts = np.fromiter(flat, dtype=np.int64, count=total * width).reshape(total, width)
-    owner = np.repeat(np.arange(len(members)), sizes)
-    return Menu(members=members, sizes=sizes, owner=owner, starts=starts_of(sizes), counts=counts)
+    width = max([len(own[0]) for own in options])
+    rows: list[Sequence[int]] = []
+    for own in options:
+        short = width - len(own[0])
+        rows += [(*row, *(0,) * short) for row in own] if short else own
+    counts = np.ascontiguousarray(ints_of(rows).reshape(len(rows), width).T)
+    return Menu(members, sizes, counts, np.arange(len(members)).repeat(sizes))
+
+
+def drawn_by(plan: Plan, members: list[int], rows: Sequence[Sequence[int]]) -> Floats:
+    """What each of the groups `members` draws of each limit with its row of replicas (limits x members)."""
+    width = max([len(row) for row in rows])
+    if min([len(row) for row in rows]) < width:
+        rows = [(*row, *(0,) * (width - len(row))) for row in rows]
+    draws = plan.draws_by_place.take(members, axis=2)
+    total = np.zeros(draws.shape[1:])
+    for own, counts in zip(draws, floats_of(rows).reshape(len(rows), width).T, strict=False):  # other groups may be wider
+        total += own * counts
+    return total
 
 
 def weights_of(plan: Plan, menu: Menu) -> Floats:
-    """What each option draws of each limit (options x limits)."""
-    draws = plan.draws_by_place[:, menu.members]
-    total = np.zeros((len(menu.counts), draws.shape[2]))
-    for p in range(menu.counts.shape[1]):
-        total += menu.counts[:, p, None] * draws[p][menu.owner]
+    """What each option draws of each limit (limits x options)."""
+    draws = plan.draws_by_place.take(menu.members, axis=2)
+    total = np.zeros((draws.shape[1], len(menu.owner)))
+    for p, counts in enumerate(menu.counts.astype(np.float64)):
+        total += counts * draws[p].take(menu.owner, axis=1)
     return total
 
 
@@ -72,19 +80,19 @@ def take_best(
     """Choose one option for each member within `capacity`, set the counts, and return the values chosen."""
     weights = weights_of(plan, menu)
     starts = menu.starts
-    whole = float((np.maximum.reduceat(values, starts) - values[starts]).sum())
+    whole = float((np.maximum.reduceat(values, starts) - values.take(starts)).sum())
     groups = plan.groups
     order = np.array([len(ranks) - ranks[groups[g].spec.name] for g in menu.members], dtype=np.float64) / len(ranks)
-    judged = values * (1.0 + TIE * order[menu.owner])
-    if weights.shape[1]:
-        judged -= DEAR * whole * (weights / np.maximum(capacity, 1.0)).mean(axis=1)
-    reference = sum(plan.scales[menu.members].tolist())
+    judged = values * (1.0 + TIE * order).take(menu.owner)
+    if len(weights):
+        judged -= DEAR * whole * ((weights / np.maximum(capacity, 1.0)[:, None]).sum(axis=0) / len(weights))
+    reference = sum(plan.scales.take(menu.members).tolist())
     choice = choose(Options(values=judged, weights=weights, sizes=menu.sizes, reference=reference), capacity)
-    plan.slacks[priority_class] = max(0.0, choice.bound - float(judged[choice.picks].sum()))
+    plan.slacks[priority_class] = max(0.0, choice.bound - float(judged.take(choice.picks).sum()))
     plan.solvers.append(choice.solver)
-    width = menu.counts.shape[1]
-    for g, row in zip(menu.members, menu.counts[choice.picks].tolist(), strict=True):
+    width = len(menu.counts)
+    for g, row in zip(menu.members, menu.counts.take(choice.picks, axis=1).T.tolist(), strict=True):
         own = len(plan.counts[g])
         plan.counts[g] = row if own == width else row[:own]
-    chosen: Floats = values[choice.picks]
+    chosen: Floats = values.take(choice.picks)
     return chosen

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
+from global_planner.arbiter.flat import floats_of, ints_of
 from global_planner.arbiter.frontier import Bundles, above, bundles_of
 from global_planner.arbiter.limits import Limits
 from global_planner.arbiter.view import GroupView, View
@@ -24,7 +24,7 @@ EPS = 1e-9
 @dataclass(slots=True, kw_only=True)
 class Plan:
     """The decision as it grows, by position of the group: `reserved`, `caps` and `counts` are replicas by pool, `draws[g]`
-    what a replica of each pool takes of each limit, and `draws_by_place` (place in the group x group x limit) the same
+    what a replica of each pool takes of each limit, and `draws_by_place` (place in the group x limit x group) the same
     with 0 where a group has fewer pools than others; `scales[g]` is the value of attainment 1. `firm`: below it nobody of
     a higher class takes (what is reserved, or more). `aside`: what of each limit is not to be given away now. `blocked`:
     why pools must not grow. `slacks` by class: value that a better choice could at most add. `moved`: groups raised with
@@ -47,6 +47,7 @@ class Plan:
     scales: Array
     draws_by_place: Array
     _draws: Array
+    _places: list[int]
     _classes: list[tuple[int, list[int]]]
     _growth: dict[int, tuple[list[int], Bundles]] = field(default_factory=dict)
 
@@ -73,11 +74,12 @@ class Plan:
     def kept(self) -> list[list[int]]:
         """What stability leaves every pool of what it has, within what is reserved for it and its cap."""
         counts = []
-        for group, reserved, caps in zip(self.view.groups, self.reserved, self.caps, strict=True):
+        for g, group in enumerate(self.view.groups):
+            reserved, caps = self.reserved[g], self.caps[g]
             row = []
-            for pool, least, most in zip(group.pools, reserved, caps, strict=True):
-                low = pool.low if pool.low < most else most
-                row.append(low if low > least else least)
+            for p, pool in enumerate(group.pools):
+                low = pool.low if pool.low < caps[p] else caps[p]
+                row.append(low if low > reserved[p] else reserved[p])
             counts.append(row)
         return counts
 
@@ -98,22 +100,19 @@ class Plan:
 
     def usage(self, counts: Sequence[Sequence[int]], members: Sequence[int] | None = None) -> Array:
         """What the groups (all, or `members`) draw of each limit."""
-        if members is None:
-            drawn = np.fromiter(chain.from_iterable(counts), dtype=np.float64, count=len(self._draws))
+        if members is None or len(members) == len(counts):
+            total: Array = floats_of(counts) @ self._draws
+        elif members:
+            places = [range(self._places[g], self._places[g + 1]) for g in members]
+            total = floats_of([counts[g] for g in members]) @ self._draws[ints_of(places)]
         else:
-            inside = set(members)
-            zeros = [0] * max((len(row) for row in counts), default=0)
-            rows = (row if g in inside else zeros[: len(row)] for g, row in enumerate(counts))
-            drawn = np.fromiter(chain.from_iterable(rows), dtype=np.float64, count=len(self._draws))
-        total: Array = drawn @ self._draws
+            total = np.zeros(self._draws.shape[1])
         return total
 
     def any_replica_fits(self) -> bool:
         """Whether there is room for one replica more of any pool that may grow."""
-        places = len(self._draws)
-        counts = np.fromiter(chain.from_iterable(self.counts), dtype=np.int64, count=places)
-        caps = np.fromiter(chain.from_iterable(self.caps), dtype=np.int64, count=places)
-        fits = np.all(self._draws[caps > counts] <= self.room() + EPS, axis=1)
+        may = ints_of(self.caps) > ints_of(self.counts)
+        fits = np.all(self._draws[may] <= self.room() + EPS, axis=1)
         return bool(np.any(fits))
 
     def room(self) -> Array:
@@ -126,10 +125,11 @@ def start_plan(view: View, limits: Limits, ceilings: Mapping[str, tuple[int, str
     """A plan in which every pool has what is reserved for it. `ceilings`: pools that cannot be raised beyond so many replicas,
     and why."""
     flat = limits.draws(pool for group in view.groups for pool in group.pools)
-    draws, place = [], 0
+    draws, places = [], [0]
     for group in view.groups:
-        draws.append(flat[place : place + len(group.pools)])
-        place += len(group.pools)
+        place = places[-1] + len(group.pools)
+        draws.append(flat[places[-1] : place])
+        places.append(place)
     floors = [[pool.floor for pool in group.pools] for group in view.groups]
     blocked = limits.blocked(view.pools.values())
     if blocked:
@@ -154,6 +154,7 @@ def start_plan(view: View, limits: Limits, ceilings: Mapping[str, tuple[int, str
         counts=[list(row) for row in floors],
         blocked=blocked,
         _draws=flat,
+        _places=places,
         _classes=_classes_of(view.groups),
         scales=np.array([group.scale for group in view.groups], dtype=np.float64),
         draws_by_place=_by_place([len(group.pools) for group in view.groups], flat),
@@ -169,14 +170,13 @@ def start_plan(view: View, limits: Limits, ceilings: Mapping[str, tuple[int, str
 
 
 def _by_place(widths: Sequence[int], flat: Array) -> Array:
-    """Rows of groups of `widths`, one after another, as place x group x column; 0 beyond a group's width."""
+    """Rows of groups of `widths`, one after another, as place x column x group; 0 beyond a group's width."""
     width, columns = max(widths, default=0), flat.shape[1]
     if len(flat) == width * len(widths):
-        even: Array = flat.reshape(len(widths), width, columns).transpose(1, 0, 2)
-        return even
-    filled = np.zeros((width, len(widths), columns))
+        return np.ascontiguousarray(flat.reshape(len(widths), width, columns).transpose(1, 2, 0))
+    filled = np.zeros((width, columns, len(widths)))
     places = np.concatenate([np.arange(own) for own in widths])
-    filled[places, np.repeat(np.arange(len(widths)), widths)] = flat
+    filled[places, :, np.repeat(np.arange(len(widths)), widths)] = flat
     return filled
 
 

@@ -6,13 +6,15 @@ thousand rounds is a handful of entries.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from global_planner.arbiter.plan import Plan
 from global_planner.arbiter.state import ArbiterPolicy, ArbiterState, DemandHistory
 from global_planner.arbiter.view import PoolView
+from pool_planner.records import by_place
 
 HOUR_S = 3600.0
+_HISTORY: Callable[..., DemandHistory] = by_place(DemandHistory)
 
 
 def remember(state: ArbiterState, plan: Plan, policy: ArbiterPolicy) -> ArbiterState:
@@ -52,15 +54,9 @@ def _history(pool: PoolView, at_s: float, hold_s: float) -> DemandHistory:
     need = pool.need
     begin = at_s - hold_s
     kept = [entry for entry in was.needs if entry[1] > need and entry[0] >= begin]
-    return DemandHistory(
-        said_at_s=at_s,
-        load_rps=pool.load,
-        attainment=tuple(pool.now),
-        capacity_rps=None if pool.capacity is None else tuple(pool.capacity),
-        by_priority=dict(pool.by_priority or {}),
-        needs=(*kept, (at_s, need)),
-        since_s=at_s if was.since_s is None else was.since_s,
-    )
+    parts = dict(pool.by_priority or {})
+    since_s = at_s if was.since_s is None else was.since_s
+    return _HISTORY(at_s, pool.load, pool.now, pool.capacity, parts, (*kept, (at_s, need)), since_s)
 
 
 def _debts(state: ArbiterState, plan: Plan, policy: ArbiterPolicy) -> Mapping[str, float]:
@@ -69,21 +65,22 @@ def _debts(state: ArbiterState, plan: Plan, policy: ArbiterPolicy) -> Mapping[st
     fade = 0.5 ** (elapsed_s / policy.debt_half_life_s) if policy.debt_half_life_s > 0 else 0.0
     counted_s = elapsed_s if _anybody_short(plan) else 0.0
     debts = {}
-    for group, counts, reserved in zip(plan.groups, plan.counts, plan.reserved, strict=True):
+    for g, group in enumerate(plan.groups):
+        counts, reserved, name = plan.counts[g], plan.reserved[g], group.spec.name
         borrowed = 0
-        for pool, count, own in zip(group.pools, counts, reserved, strict=True):
-            if count > own:
-                borrowed += (count - own) * pool.gpus
-        debt = state.debts.get(group.spec.name, 0.0) * fade + borrowed * counted_s
+        for p, pool in enumerate(group.pools):
+            if counts[p] > reserved[p]:
+                borrowed += (counts[p] - reserved[p]) * pool.gpus
+        debt = state.debts.get(name, 0.0) * fade + borrowed * counted_s
         if debt > 1e-6:
-            debts[group.spec.name] = debt
+            debts[name] = debt
     return debts
 
 
 def _anybody_short(plan: Plan) -> bool:
-    for group, counts in zip(plan.groups, plan.counts, strict=True):
-        for pool, count in zip(group.pools, counts, strict=True):
-            if pool.wanted is not None and count < pool.wanted:
+    for g, group in enumerate(plan.groups):
+        for p, pool in enumerate(group.pools):
+            if pool.wanted is not None and plan.counts[g][p] < pool.wanted:
                 return True
     return False
 

@@ -1,12 +1,13 @@
 """One round as the arbiter sees it: pools with their demand as plain lists, grouped into stages and paths. Pure.
 
-What is doubtful in it was settled before (see `settle`): what follows only calculates.
+What is doubtful in it was settled before (see `settle`): what follows only calculates. Pools and groups are plain classes with
+a constructor that can be compiled; the one that a dataclass writes cannot, and makes hundreds of them slower than all sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from global_planner.arbiter.effective import PoolRules
 from global_planner.arbiter.state import DemandHistory
@@ -14,9 +15,10 @@ from global_planner.types import GroupSpec, Holding, PoolSpec
 
 HEADROOM = 1.1
 """A smaller number of replicas is safe only where it carries this many times the load."""
+Curve = tuple[float, ...]
+_NO_HISTORY = DemandHistory()
 
 
-@dataclass(slots=True, kw_only=True)
 class PoolView:
     """One pool. `now[n]` and `hi[n]`: attainment with n replicas at the load, and at 1.1 x the load; beyond the end the last
     value holds; empty: unknown. It may be set to `floor`..`cap` replicas, and is not lowered below `low` for its own sake.
@@ -29,50 +31,102 @@ class PoolView:
     in their caches, None: not known. `kept_for`: the partner for whose hold it keeps more than for its own.
     """
 
-    spec: PoolSpec
-    rules: PoolRules
-    holding: Holding | None
-    gpus: int
-    current: int | None
-    before: int | None
-    load: float = 0.0
-    expected: float | None = None
-    wanted: int | None = None
-    now: Sequence[float] = ()
-    hi: Sequence[float] = ()
-    capacity: Sequence[float] | None = None
-    in_flight: Sequence[float] | None = None
-    need: int | None = None
-    floor: int = 0
-    reserved: int = 0
-    low: int = 0
-    cap: int = 0
-    held: str | None = None
-    fixed_gpus: int | None = None
-    unknown_charge: bool = False
-    remembered: bool = False
-    by_priority: Mapping[str, float] | None = None
-    hit_rate: float | None = None
-    kept_for: str | None = None
-    history: DemandHistory = field(default_factory=DemandHistory)
+    def __init__(
+        self,
+        *,
+        spec: PoolSpec,
+        rules: PoolRules,
+        holding: Holding | None,
+        gpus: int,
+        current: int | None,
+        before: int | None,
+        history: DemandHistory = _NO_HISTORY,
+    ) -> None:
+        self.spec = spec
+        self.rules = rules
+        self.holding = holding
+        self.gpus = gpus
+        self.current = current
+        self.before = before
+        self.history = history
+        self.load: float = 0.0
+        self.expected: float | None = None
+        self.wanted: int | None = None
+        self.now: Curve = ()
+        self.hi: Curve = ()
+        self.capacity: Curve | None = None
+        self.in_flight: Curve | None = None
+        self.need: int | None = None
+        self.floor: int = 0
+        self.reserved: int = 0
+        self.low: int = 0
+        self.cap: int = 0
+        self.held: str | None = None
+        self.fixed_gpus: int | None = None
+        self.unknown_charge: bool = False
+        self.remembered: bool = False
+        self.by_priority: Mapping[str, float] | None = None
+        self.hit_rate: float | None = None
+        self.kept_for: str | None = None
+
+    def at_load(self, load: float, now: Curve, hi: Curve) -> PoolView:
+        """The same pool, with its demand at another load."""
+        other = PoolView(
+            spec=self.spec, rules=self.rules, holding=self.holding, gpus=self.gpus, current=self.current, before=self.before,
+            history=self.history,
+        )  # fmt: skip
+        other.load, other.now, other.hi = load, now, hi
+        other.expected, other.wanted, other.need = self.expected, self.wanted, self.need
+        other.capacity, other.in_flight = self.capacity, self.in_flight
+        other.floor, other.reserved, other.low, other.cap = self.floor, self.reserved, self.low, self.cap
+        other.held, other.fixed_gpus, other.kept_for = self.held, self.fixed_gpus, self.kept_for
+        other.unknown_charge, other.remembered = self.unknown_charge, self.remembered
+        other.by_priority, other.hit_rate = self.by_priority, self.hit_rate
+        return other
 
 
-@dataclass(slots=True, kw_only=True)
 class GroupView:
     """One group. `paths` name positions in `pools`: a path is a tuple of stages, a stage a tuple of pools. `load`: requests/s
     over all paths; `path_loads` by path; `shares` by pool within its stage. `ceilings` by path: what its unknown stages let
     through (1 where all is known). `rules` name the selectors in force for it."""
 
-    spec: GroupSpec
-    priority_class: int
-    weight: float
-    pools: list[PoolView]
-    paths: tuple[tuple[tuple[int, ...], ...], ...]
-    load: float = 0.0
-    path_loads: tuple[float, ...] = ()
-    shares: tuple[float, ...] = ()
-    rules: tuple[str, ...] = ()
-    ceilings: tuple[float, ...] = ()
+    def __init__(
+        self,
+        *,
+        spec: GroupSpec,
+        priority_class: int,
+        weight: float,
+        pools: list[PoolView],
+        paths: tuple[tuple[tuple[int, ...], ...], ...],
+        load: float,
+        path_loads: tuple[float, ...],
+        shares: tuple[float, ...],
+        ceilings: tuple[float, ...],
+        rules: tuple[str, ...] = (),
+    ) -> None:
+        self.spec = spec
+        self.priority_class = priority_class
+        self.weight = weight
+        self.pools = pools
+        self.paths = paths
+        self.load = load
+        self.path_loads = path_loads
+        self.shares = shares
+        self.ceilings = ceilings
+        self.rules = rules
+
+    def with_pools(self, pools: list[PoolView], path_loads: tuple[float, ...]) -> GroupView:
+        """The same group, with its pools at other loads."""
+        return GroupView(
+            spec=self.spec, priority_class=self.priority_class, weight=self.weight, pools=pools, paths=self.paths,
+            load=sum(path_loads), path_loads=path_loads, shares=self.shares, ceilings=self.ceilings, rules=self.rules,
+        )  # fmt: skip
+
+    @property
+    def in_step(self) -> bool:
+        """Whether it has one path with one pool a stage, so that each of its bundles is larger than the one before in no less
+        than all pools."""
+        return len(self.paths) == 1 and max([len(stage) for stage in self.paths[0]]) == 1
 
     @property
     def scale(self) -> float:

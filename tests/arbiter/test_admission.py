@@ -129,10 +129,12 @@ def test_priorities_share_what_is_admitted(admitted: float, loads: dict[str, flo
     """Whoever offers no more than was measured: the more important a request, the less it is held back, all of the rate is
     used while anybody wants it, and no more than the rate comes in."""
     agg = pool("chat-agg")
+    seen = PoolView(
+        spec=agg, rules=pool_rules(agg, group("chat"), ArbiterPolicy(), (), 0.0), holding=None, gpus=1, current=0, before=0
+    )
+    seen.by_priority = loads
     view = GroupView(
-        spec=group("chat"), priority_class=0, weight=1.0, paths=(((0,),),), load=sum(loads.values()),
-        pools=[PoolView(spec=agg, rules=pool_rules(agg, group("chat"), ArbiterPolicy(), (), 0.0), holding=None, gpus=1,
-                        current=0, before=0, by_priority=loads)],
+        spec=group("chat"), priority_class=0, weight=1.0, paths=(((0,),),), load=sum(loads.values()), pools=[seen],
         path_loads=(sum(loads.values()),), shares=(1.0,), ceilings=(1.0,),
     )  # fmt: skip
     rates = rates_by_priority(view, admitted)

@@ -86,7 +86,7 @@ def test_against_highs(classes: int, limits: int) -> None:
             for limit in rng.choice(limits, min(limits, 2), replace=False):
                 drawn[:, limit] = np.arange(size) * rng.choice([1, 2, 4, 8])
             weights.append(drawn)
-        options = Options(values=np.concatenate(values), weights=np.concatenate(weights), sizes=sizes.astype(np.int64))
+        options = Options(values=np.concatenate(values), weights=np.concatenate(weights).T, sizes=sizes.astype(np.int64))
         capacity = np.floor(rng.uniform(0.3, 0.9) * np.sum([w[-1] for w in weights], axis=0))
         choice = choose(options, capacity)
         value = float(options.values[choice.picks].sum())
@@ -94,12 +94,12 @@ def test_against_highs(classes: int, limits: int) -> None:
         one_each = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))
         oracle = milp(
             -options.values,
-            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(options.weights.T, -np.inf, capacity)],
+            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(options.weights, -np.inf, capacity)],
             integrality=np.ones(len(owner)),
             bounds=Bounds(0, 1),
             options={"mip_rel_gap": 1e-9, "time_limit": 20},
         )
-        assert np.all(options.weights[choice.picks].sum(axis=0) <= capacity + 1e-9)
+        assert np.all(options.weights[:, choice.picks].sum(axis=1) <= capacity + 1e-9)
         assert choice.bound >= -oracle.fun - 1e-6
         assert value >= -oracle.fun * (1 - (1e-9 if limits == 1 else 0.005))
         if limits == 1:
