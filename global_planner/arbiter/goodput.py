@@ -81,13 +81,15 @@ def _raise_from_free(plan: Plan, ranks: Mapping[str, int]) -> None:
     for priority_class, members in plan.classes():
         growth = {g: plan.growth(g) for g in members}
         room = plan.room()
-        wants = _with_room(plan, [g for g in members if len(growth[g].counts) > 1], growth, plan.counts, room)
+        all_wants = [g for g in members if len(growth[g].counts) > 1]
+        wants = _with_room(plan, all_wants, growth, plan.counts, room)
         if wants:
             found = [growth[g] for g in wants]
             capacity = room + plan.usage(plan.counts, wants)
             menu = menu_of(wants, [bundles.counts for bundles in found])
             levels = floats_of([bundles.attainment for bundles in found])
-            take_best(plan, menu, plan.scales.take(wants).take(menu.owner) * levels, capacity, ranks, priority_class)
+            values = plan.scales.take(wants).take(menu.owner) * levels
+            take_best(plan, menu, values, capacity, ranks, priority_class, _worth(plan, all_wants))
 
 
 def _move(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], moves_left: int | None) -> None:
@@ -110,30 +112,36 @@ def _move(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], moves_lef
             plan.slacks[priority_class] = 0.0
             plan.solvers.append(NO_LIMIT)
             continue
+        reference = _worth(plan, members)
         chosen = sorted({*givers, *takers})
         if len(chosen) < len(members):
             capacity = capacity - plan.usage(plan.counts, sorted({*members}.difference(chosen)))
             members = chosen
         menu, values, rises = _offers(plan, members, growth, policy)
         before = {g: plan.counts[g] for g in members}
-        raised = _settle(plan, menu, values, capacity, ranks, priority_class)
+        raised = _settle(plan, menu, values, capacity, ranks, priority_class, reference)
         if moves_left is not None and len(raised) > moves_left:
             best = sorted(raised, key=lambda g: (-raised[g], ranks[plan.groups[g].spec.name]))[:moves_left]
             may = np.isin(np.array(menu.members), np.array(best, dtype=np.int64))[menu.owner] | ~rises
             for g in members:
                 plan.counts[g] = before[g]
             kept = may.nonzero()[0]
-            raised = _settle(plan, menu.only(kept), values.take(kept), capacity, ranks, priority_class)
+            raised = _settle(plan, menu.only(kept), values.take(kept), capacity, ranks, priority_class, reference)
         if moves_left is not None:
             moves_left = max(0, moves_left - len(raised))
         plan.moved.update(raised)
 
 
+def _worth(plan: Plan, groups: list[int]) -> float:
+    """All that there is to serve in `groups`."""
+    return float(plan.scales.take(groups).sum())
+
+
 def _with_room(
     plan: Plan, groups: list[int], growth: Mapping[int, Bundles], least: Sequence[Sequence[int]], room: Floats
 ) -> list[int]:
-    """Those of `groups` whose next bundle fits into `room` beside what all draw with `least`, and those of which the next bundle
-    alone does not tell it."""
+    """Those of `groups` whose next bundle fits into `room` beside what all draw with `least`, and those of which that alone does
+    not tell it."""
     if not groups:
         return []
     steps = drawn_by(plan, groups, [growth[g].counts[1] for g in groups]) - drawn_by(plan, groups, [least[g] for g in groups])
@@ -148,10 +156,11 @@ def _settle(
     capacity: Floats,
     ranks: Mapping[str, int],
     priority_class: int,
+    reference: float,
 ) -> dict[int, float]:
     """Choose among the offers; the groups of which a pool was raised, with their gain."""
     before = {g: plan.counts[g] for g in menu.members}
-    gains = take_best(plan, menu, values, capacity, ranks, priority_class)
+    gains = take_best(plan, menu, values, capacity, ranks, priority_class, reference)
     return {
         g: gain
         for g, gain in zip(menu.members, gains.tolist(), strict=True)

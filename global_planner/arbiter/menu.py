@@ -75,9 +75,16 @@ def weights_of(plan: Plan, menu: Menu) -> Floats:
 
 
 def take_best(
-    plan: Plan, menu: Menu, values: Floats, capacity: Floats, ranks: Mapping[str, int], priority_class: int
+    plan: Plan,
+    menu: Menu,
+    values: Floats,
+    capacity: Floats,
+    ranks: Mapping[str, int],
+    priority_class: int,
+    reference: float,
 ) -> Floats:
-    """Choose one option for each member within `capacity`, set the counts, and return the values chosen."""
+    """Choose one option for each member within `capacity`, set the counts, and return the values chosen. `reference`: see
+    `Options`."""
     weights = weights_of(plan, menu)
     starts = menu.starts
     whole = float((np.maximum.reduceat(values, starts) - values.take(starts)).sum())
@@ -86,7 +93,6 @@ def take_best(
     judged = values * (1.0 + TIE * order).take(menu.owner)
     if len(weights):
         judged -= DEAR * whole * ((weights / np.maximum(capacity, 1.0)[:, None]).sum(axis=0) / len(weights))
-    reference = sum(plan.scales.take(menu.members).tolist())
     choice = choose(Options(values=judged, weights=weights, sizes=menu.sizes, reference=reference), capacity)
     plan.slacks[priority_class] = max(0.0, choice.bound - float(judged.take(choice.picks).sum()))
     plan.solvers.append(choice.solver)
