@@ -140,8 +140,8 @@ def _worth(plan: Plan, groups: list[int]) -> float:
 def _with_room(
     plan: Plan, groups: list[int], growth: Mapping[int, Bundles], least: Sequence[Sequence[int]], room: Floats
 ) -> list[int]:
-    """Those of `groups` whose next bundle fits into `room` beside what all draw with `least`, and those of which that alone does
-    not tell it."""
+    """Those of `groups` whose next bundle fits into `room` beside what all draw with `least`, and those that may have another
+    that does."""
     if not groups:
         return []
     steps = drawn_by(plan, groups, [growth[g].counts[1] for g in groups]) - drawn_by(plan, groups, [least[g] for g in groups])
