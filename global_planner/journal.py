@@ -52,15 +52,29 @@ __all__ = [
 ]
 
 _SEGMENTS_IN_LIMIT = 8
-_DECIDING = ("charge.py", "growth.py", "memory.py", "release.py", "rollout.py", "rollout_state.py", "types.py")
+_DECIDING = (
+    "charge.py",
+    "growth.py",
+    "memory.py",
+    "release.py",
+    "rollout.py",
+    "rollout_observed.py",
+    "rollout_state.py",
+    "types.py",
+)
+
+
+def deciding_sources() -> tuple[Path, ...]:
+    """The sources of what decides a round, and of the records that it decides on."""
+    here = Path(__file__).parent
+    reports = Path(pool_planner.types.__file__)
+    return (*(here / name for name in _DECIDING), reports, *sorted((here / "arbiter").glob("*.py")))
 
 
 def code_version() -> str:
     """The version of the package and a digest of the modules that decide: two builds with the same one decide alike."""
-    here = Path(__file__).parent
     digest = hashlib.sha256()
-    reports = Path(pool_planner.types.__file__)
-    for path in [here / name for name in _DECIDING] + [reports] + sorted((here / "arbiter").glob("*.py")):
+    for path in deciding_sources():
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     try:

@@ -77,6 +77,10 @@ class CompiledSet:
             digest.update(source)
         return _home() / f"{self.name}-{digest.hexdigest()[:16]}"
 
+    def sources(self) -> frozenset[str]:
+        """The modules of the set and all of ours that they import, by name."""
+        return frozenset(_closure(self.modules))
+
     def available(self) -> bool:
         return (self.folder() / "whole").exists()
 

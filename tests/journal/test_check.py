@@ -10,13 +10,14 @@ import pytest
 
 from global_planner import journal as journal_module
 from global_planner import memory as memory_module
-from global_planner.journal import segments
+from global_planner.journal import deciding_sources, segments
 from global_planner.journal_format import Frame, frame_bytes, frames, read_header
 from global_planner.journal_reader import read
 from global_planner.memory import Orders
 from global_planner.replay.check import OtherVersion, check
 from global_planner.types import Round
 from pool_planner import wire
+from pool_planner.compiled import ROOT, CompiledSet
 from tests.journal.records import AtWork
 from tests.rollout.play import grant_in_order
 
@@ -145,6 +146,14 @@ def test_a_journal_of_other_code_is_refused_unless_the_change_is_what_one_wants_
         "round 5: would not grow code-prefill from 2 to 3: as wanted",
         "round 6, chat-decode: was granted 3, would be 2 (as wanted)",
     )
+
+
+def test_the_code_version_covers_everything_that_decides() -> None:
+    """All that deciding a round imports, but for protocols and the codec: a forgotten source would pass for the same code."""
+    undeciding = {"global_planner.ports", "pool_planner.records", "pool_planner.wire"}
+    imported = CompiledSet(name="decide", modules=("global_planner.memory",)).sources() - undeciding
+    covered = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in deciding_sources()}
+    assert imported <= covered, imported - covered
 
 
 def test_other_words_for_the_same_decision_are_no_change_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
