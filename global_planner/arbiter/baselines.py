@@ -1,7 +1,7 @@
 """Two ways in which budgets are shared elsewhere, for comparison: in proportion, and to whoever asks first. Pure.
 
-Both look at pools one by one, so both may grant capacity of one stage that its partner cannot use. Minima and limits hold
-here too.
+Neither looks at what a group makes of it, so both may grant capacity of one stage that its partner cannot use. Minima and
+limits hold here too.
 """
 
 from __future__ import annotations
@@ -41,23 +41,35 @@ def solve_proportional(plan: Plan) -> None:
 
 
 def solve_first_come(plan: Plan, asked_at_s: Mapping[str, float]) -> None:
-    """Nobody loses what it has. Pools that want more are served in the order in which they asked, wholly or not at all; pools
-    that want less are lowered first."""
+    """Mediation request by request. Nobody loses what it has. The planner of a deployment asks for all its pools at once: what
+    only lowers is granted, and what raises is served in the order of asking, wholly or not at all (also where a part of it
+    would lower). A refused request is forgotten; whoever still wants it asks again. Priorities and weights do not count.
+
+    In two things this is kinder than mediators that are in use: a release serves whoever asks later in the same round, and
+    rollout charges replicas that still end, where those forget them and exceed the budget."""
+    requests: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for g, group in enumerate(plan.groups):
         for p, pool in enumerate(group.pools):
             present = plan.reserved[g][p] if pool.current is None else pool.current
-            plan.counts[g][p] = max(plan.reserved[g][p], min(plan.caps[g][p], present))
+            most = present if pool.rules.maximum is None else max(pool.floor, min(present, pool.rules.maximum))
+            plan.counts[g][p] = max(plan.reserved[g][p], most)
+            requests.setdefault((pool.spec.namespace, pool.spec.dgd), []).append((g, p))
+    raising = []
+    for name, places in requests.items():
+        if any(plan.caps[g][p] > plan.counts[g][p] for g, p in places):
+            asked = min(asked_at_s.get(plan.groups[g].pools[p].spec.name, 0.0) for g, p in places)
+            raising.append((asked, name, places))
+        else:
+            for g, p in places:
+                plan.counts[g][p] = max(plan.reserved[g][p], plan.caps[g][p])
     _give_back(plan)
     room = plan.room()
-    queue = sorted(
-        (asked_at_s.get(pool.spec.name, 0.0), pool.spec.name, g, p)
-        for g, group in enumerate(plan.groups)
-        for p, pool in enumerate(group.pools)
-    )
-    for _, _, g, p in queue:
-        step = (plan.caps[g][p] - plan.counts[g][p]) * plan.draws[g][p]
-        if plan.caps[g][p] > plan.counts[g][p] and bool((step <= room + EPS).all()):
-            plan.counts[g][p] = plan.caps[g][p]
+    for _, _, places in sorted(raising):
+        steps = [(plan.caps[g][p] - plan.counts[g][p]) * plan.draws[g][p] for g, p in places]
+        step = sum(steps, np.zeros_like(room))
+        if bool((step <= np.maximum(room, 0.0) + EPS).all()):
+            for g, p in places:
+                plan.counts[g][p] = plan.caps[g][p]
             room -= step
     plan.solvers.append("first come")
 

@@ -95,7 +95,10 @@ def replay(
     \b
     Policies:
       goodput, max_min           our planners and our arbiter, by objective
-      proportional, first_come   our planners; everybody the same share, or whoever asks first
+      proportional               our planners; everybody the same share of what it wants
+      first_come                 our planners ask one by one, and get all or nothing; nobody limits what is admitted
+      first_come_door            the same behind our router's door: how much is arbitration alone
+      existing                   an existing system: the guide's planner without what ours adds, asking as in first_come
       independent                our planners; each pool alone with a fixed share of the budget
       hpa                        Kubernetes' autoscaler on requests in flight, one for each pool
       static_peak, static_mean   fleets that never move, sized for each pool's busiest 10 s, or its mean load

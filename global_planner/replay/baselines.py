@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from global_planner.compile import planner_setups_of
 from global_planner.config import PoolConfig, Topology
@@ -18,6 +19,7 @@ from pool_planner.types import Grant, Hold, Observation, PlannerStatus, Proposal
 
 VALID_S = 60.0
 BIN_S = 20.0
+GUIDE_PREDICTORS = ("arima", "constant", "kalman", "prophet")  # its default first
 HPA_SHARE = 0.7  # of the concurrency at which a replica just meets its SLA: where operators usually put the target
 
 Start = Mapping[str, int] | None
@@ -167,26 +169,30 @@ def independent() -> Contender:
 
 
 class HpaReporter:
-    """One HorizontalPodAutoscaler a pool, on requests in flight."""
+    """One HorizontalPodAutoscaler a pool, on requests in flight. What is ordered beyond the budget is pending, and a GPU that
+    becomes free goes to whoever has been short for longest."""
 
     tick_s = SYNC_S
     samples = 0
 
-    def __init__(self, setups: Mapping[str, PoolSetup], targets: Mapping[str, float]) -> None:
+    def __init__(self, topology: Topology, setups: Mapping[str, PoolSetup], targets: Mapping[str, float]) -> None:
         self.pools = tuple(setups)
         self._setups = setups
         self._targets = targets
         self._scalers = {pool: Autoscaler() for pool in setups}
+        self._budget = {name: budget.max for name, budget in topology.budget.gpus.items()}
+        self._gpus = {pool.name: (pool.gpu_type, pool.gpus_per_replica) for _, pool in topology.placed_pools()}
+        self._short_since: dict[str, float] = {}
 
     def tick(
         self, now: float, observations: Mapping[str, Observation], grants: Mapping[str, Grant], in_flight: Mapping[str, int]
     ) -> tuple[Report, ...]:
-        reports: list[Report] = []
+        ordered: dict[str, int] = {}
         for pool, setup in self._setups.items():
             grant = grants[pool]
             if grant.replicas_spec is None or grant.replicas_ready is None:
                 continue
-            self._scalers[pool], wanted = self._scalers[pool].next(
+            self._scalers[pool], ordered[pool] = self._scalers[pool].next(
                 now,
                 in_flight=in_flight[pool],
                 target=self._targets[pool],
@@ -195,17 +201,36 @@ class HpaReporter:
                 least=max(1, setup.min_replicas),
                 most=setup.max_replicas,
             )
-            reports.append(_wish(pool, now, wanted, observations.get(pool), 4 * SYNC_S))
-        return tuple(reports)
+        scheduled = self._scheduled(now, ordered, grants)
+        return tuple(_wish(pool, now, scheduled[pool], observations.get(pool), 4 * SYNC_S) for pool in ordered)
+
+    def _scheduled(self, now: float, ordered: Mapping[str, int], grants: Mapping[str, Grant]) -> Mapping[str, int]:
+        """What of the orders finds GPUs."""
+        has = {pool: grants[pool].replicas_spec or 0 for pool in ordered}
+        scheduled = {pool: min(ordered[pool], has[pool]) for pool in ordered}
+        self._short_since = {pool: self._short_since.get(pool, now) for pool in ordered if ordered[pool] > has[pool]}
+        free = dict(self._budget)
+        for pool, (gpu_type, gpus) in self._gpus.items():
+            most = free[gpu_type]
+            if most is not None:
+                free[gpu_type] = most - scheduled.get(pool, grants[pool].replicas_spec or 0) * gpus
+        for pool in sorted(self._short_since, key=lambda each: (self._short_since[each], each)):
+            gpu_type, gpus = self._gpus[pool]
+            room, more = free[gpu_type], ordered[pool] - has[pool]
+            if room is not None:
+                more = max(0, min(more, room // gpus))
+                free[gpu_type] = room - more * gpus
+            scheduled[pool] = has[pool] + more
+        return scheduled
 
     def statuses(self, now: float) -> tuple[PlannerStatus, ...]:
         return ()
 
 
 def hpa(targets: Mapping[str, float] | None = None) -> Contender:
-    """Kubernetes' autoscaler for every pool, first come first served where the budget is short, and nobody limits what is
-    admitted. `targets`: requests in flight a replica by pool; absent: `HPA_SHARE` of what the profile says a replica can have
-    in flight within its SLA, at the workload's mean lengths."""
+    """Kubernetes' autoscaler for every pool; where the budget is short, replicas go to who was short first; and nobody
+    limits what is admitted. `targets`: requests in flight a replica by pool; absent: `HPA_SHARE` of what the profile says a
+    replica can have in flight within its SLA, at the workload's mean lengths."""
 
     def deploy(topology: Topology, profiles: Mapping[str, Profile], workload: Workload) -> tuple[Topology, Start]:
         return with_arbiter(topology, objective="first_come", stability=False), None
@@ -213,7 +238,7 @@ def hpa(targets: Mapping[str, float] | None = None) -> Contender:
     def reporters(terrain: Terrain) -> tuple[Reporter, ...]:
         setups, loads = setups_by_pool(terrain.setups), pool_loads(terrain.topology, terrain.workload)
         known = {pool: concurrency_target(setup, loads[pool]) for pool, setup in setups.items()}
-        return (HpaReporter(setups, {**known, **(targets or {})}),)
+        return (HpaReporter(terrain.topology, setups, {**known, **(targets or {})}),)
 
     return Contender(name="hpa", reporters=reporters, deploy=deploy, admission=False)
 
@@ -232,6 +257,31 @@ def concurrency_target(setup: PoolSetup, load: PoolLoad) -> float:
         return max(1.0, HPA_SHARE * min(most, setup.max_num_seqs))
     assert engine.prefill is not None
     return max(1.0, HPA_SHARE * engine.ttft_ms / engine.prefill.ttft_ms(isl))
+
+
+# ---- a system as it exists ------------------------------------------------------------------------------------------------
+
+
+def existing() -> Contender:
+    """The whole of an existing system: the planner as its guide describes it (throughput-based, with none of what ours does
+    beyond the guide), at the deployment's own rhythm; the mediator of `first_come`, without holds; and no door."""
+
+    def deploy(topology: Topology, profiles: Mapping[str, Profile], workload: Workload) -> tuple[Topology, Start]:
+        mediated = with_arbiter(topology, objective="first_come", stability=False)
+        pools = _with_pools(mediated, lambda pool: {"planner": _of_the_guide(pool.planner)})
+        groups = tuple(group.model_copy(update={"planner": _of_the_guide(group.planner)}) for group in pools.groups)
+        planner = {"load_predictor": GUIDE_PREDICTORS[0], **_of_the_guide(topology.planner), "extensions": {"plain": True}}
+        return pools.model_copy(update={"groups": groups, "planner": planner}), None
+
+    return Contender(name="existing", reporters=live_planners, deploy=deploy, admission=False)
+
+
+def _of_the_guide(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A planner's settings, but for those that the guide does not know."""
+    strange = (
+        {"extensions"} if settings.get("load_predictor") in (None, *GUIDE_PREDICTORS) else {"extensions", "load_predictor"}
+    )
+    return {name: value for name, value in settings.items() if name not in strange}
 
 
 # ---- who knows the trace ---------------------------------------------------------------------------------------------------

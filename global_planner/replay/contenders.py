@@ -7,7 +7,7 @@ objective, and in whether the plan limits what the router admits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from global_planner.config import Topology
@@ -100,7 +100,7 @@ def live_planners(terrain: Terrain) -> tuple[Reporter, ...]:
 
 
 def objective(name: str) -> Contender:
-    """Our planners under one of the arbiter's objectives: goodput, max_min, proportional, first_come."""
+    """Our planners under one of the arbiter's objectives: goodput, max_min, proportional, first_come; and our door."""
 
     def deploy(
         topology: Topology, profiles: Mapping[str, Profile], workload: Workload
@@ -108,6 +108,20 @@ def objective(name: str) -> Contender:
         return with_arbiter(topology, objective=name), None
 
     return Contender(name=name, reporters=live_planners, deploy=deploy)
+
+
+def first_come() -> Contender:
+    """Mediation request by request, as systems that have it do it: the planners of deployments ask one after the other, and get
+    all they ask for or nothing (`arbiter.baselines`). Such a mediator has no plan of what may be admitted and tells no door
+    anything, so everybody who comes waits until an engine takes him. The planners are ours: what they forecast and ask for is
+    what they would for us, so this is kinder than the whole of such a system."""
+    return replace(objective("first_come"), admission=False)
+
+
+def first_come_door() -> Contender:
+    """`first_come` behind our door, which turns away only who cannot be in time: beside ours this shows what arbitration alone
+    is worth, everything else being the same."""
+    return replace(objective("first_come"), name="first_come_door")
 
 
 def with_arbiter(topology: Topology, **changed: object) -> Topology:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from global_planner.replay.baselines import hpa, independent, oracle, static, static_start
-from global_planner.replay.contenders import Contender, objective
+from global_planner.replay.baselines import existing, hpa, independent, oracle, static, static_start
+from global_planner.replay.contenders import Contender, first_come, first_come_door, objective
 
 POLICIES: Mapping[str, tuple[Callable[[], Contender], str]] = {
     "goodput": (lambda: objective("goodput"), "ours: the most requests within their SLA, by weight and priority"),
     "max_min": (lambda: objective("max_min"), "ours: the worst-off group as well off as can be"),
     "proportional": (lambda: objective("proportional"), "our planners; everybody gets the same share of what it wants"),
-    "first_come": (lambda: objective("first_come"), "our planners; whoever asks first gets all it asks for"),
+    "first_come": (first_come, "our planners ask one by one, and get all or nothing; nobody limits what is admitted"),
+    "first_come_door": (first_come_door, "the same behind our router's door: how much is arbitration alone"),
+    "existing": (existing, "an existing system: the guide's planner as it is, and the mediator of first_come"),
     "independent": (independent, "our planners; each pool alone with a fixed share of the budget"),
     "hpa": (hpa, "Kubernetes' autoscaler on requests in flight, one for each pool"),
     "static_peak": (lambda: static("static_peak", peak=True), "a fixed fleet, sized for the busiest 10 s of each pool"),

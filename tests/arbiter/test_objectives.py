@@ -78,6 +78,26 @@ def test_first_come_freezes_who_asked_first() -> None:
     assert granted(decide(later, FIRST_COME)) == {"chat-agg": 4, "code-agg": 0}  # and nobody gives anything back
 
 
+def test_first_come_serves_the_request_of_a_deployment_wholly_or_not_at_all() -> None:
+    """Prefill may be raised alone where decode is content; with both, four GPUs are too few for five replicas, so neither is,
+    and a refused exchange leaves the part that it would have given up. A request that fits behind them is served."""
+    chat = [replace(pool(f"chat-{role}", role), dgd="chat") for role in ("prefill", "decode")]
+    pools = [*chat, pool("mail-agg")]
+    have = {"chat-prefill": 2, "chat-decode": 2, "mail-agg": 1}
+
+    def after(prefill: int, decode: int) -> dict[str, int]:
+        reports = [
+            proposal("chat-prefill", 1.0, 1.0, wanted=prefill), proposal("chat-decode", 1.0, 1.0, wanted=decode),
+            replace(proposal("mail-agg", 1.0, 1.0, wanted=3), at_s=5.0),
+        ]  # fmt: skip
+        return granted(decide(inputs(pools, reports, budget={"h100": 9}, have=have), FIRST_COME))
+
+    assert after(5, 2) == {"chat-prefill": 5, "chat-decode": 2, "mail-agg": 1}  # one GPU is left, mail asks for two
+    assert after(5, 4) == {"chat-prefill": 2, "chat-decode": 2, "mail-agg": 3}
+    assert after(8, 1) == {"chat-prefill": 2, "chat-decode": 2, "mail-agg": 3}
+    assert after(1, 1) == {"chat-prefill": 1, "chat-decode": 1, "mail-agg": 3}
+
+
 def test_the_benchmark_measures_what_it_says() -> None:
     figures = measure(20, 1, 0.45, 2)
     assert figures["contended_rounds"] == 2 and figures["rounds_over_budget"] == 0

@@ -88,6 +88,9 @@ def run_one(name: str, who: str, quick: bool, progress: Callable[[float], None] 
         "requests": outcome.total().requests,
         "shed": outcome.total().shed,
         "violations_by_priority": violations_by_priority(outcome),
+        "weighted_violations": sum(
+            group.weight * outcome.of_model(group.model).violations for group in outcome.topology.groups
+        ),
         "cpu_s": round(time.process_time() - began, 1),
     }
 

@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 
 from global_planner.compile import planner_setups_of
 from global_planner.replay.arrivals import arrivals, merge
+from global_planner.replay.baselines import HpaReporter
 from global_planner.replay.hpa import SYNC_S, Autoscaler
 from global_planner.replay.needs import pool_loads, setups_by_pool, shares, static_replicas
 from global_planner.replay.policies import POLICIES, policy
 from global_planner.replay.simulator import simulate
 from global_planner.replay.world import Fault
 from global_planner.topology_file import load_profiles
+from pool_planner.config import Extensions
+from pool_planner.types import Grant, Proposal
 from tests.replay.scenes import scenario, steady, topology
 
 
@@ -94,6 +97,49 @@ def test_every_policy_plays_and_none_exceeds_its_budget() -> None:
     assert told["static_peak"].gpu_hours["h100"] > told["static_mean"].gpu_hours["h100"]
     limits = told["independent"].topology.placed_pools()
     assert sum((pool.max_replicas or 99) * pool.gpus_per_replica for _, pool in limits) <= 8
+
+
+def test_a_replica_that_an_hpa_ordered_beyond_the_budget_is_pending_and_starts_when_a_gpu_is_free() -> None:
+    """Six GPUs: a pool that was short from 0 s on gets the two that are free, and the other, short since 15 s, the next one."""
+    here = topology(budget=6)
+    setups = setups_by_pool(planner_setups_of(here, load_profiles(here)))
+    hpa = HpaReporter(here, setups, dict.fromkeys(setups, 10.0))
+    assert [name.rpartition("-")[2] for name in setups] == ["prefill", "decode"]
+
+    def wishes(now: float, has: tuple[int, int], in_flight: tuple[int, int]) -> tuple[int, ...]:
+        grants = {
+            pool: Grant(pool=pool, at_s=now, replicas_spec=count, replicas_ready=count)
+            for pool, count in zip(setups, has, strict=True)
+        }
+        told = hpa.tick(now, {}, grants, dict(zip(setups, in_flight, strict=True)))
+        return tuple(report.wanted for report in told if isinstance(report, Proposal))
+
+    assert wishes(0.0, (2, 2), (20, 50)) == (2, 4)  # decode orders five
+    assert wishes(15.0, (2, 4), (30, 50)) == (2, 4)  # now both would have one more, and there is none
+    assert wishes(330.0, (1, 4), (20, 50)) == (1, 5)  # prefill was taken one away by hand: who was short first has it
+
+
+def test_an_existing_system_plans_by_the_guide_alone() -> None:
+    """Whatever the deployment, a group or a pool of it sets beyond the guide does not count; what the guide knows does."""
+    ours = {"load_predictor": "auto", "min_endpoint": 1, "extensions": {"queueing": True}}
+    base = topology(budget=8)
+    strange = base.model_copy(
+        update={
+            "planner": {"throughput_adjustment_interval": 20, **ours},
+            "groups": tuple(group.model_copy(update={"planner": ours}) for group in base.groups),
+        }
+    )
+    deploy = policy("existing").deploy
+    assert deploy is not None
+    deployed, _ = deploy(strange, {}, merge([]))
+    configs = [setup.config for setup in planner_setups_of(deployed, load_profiles(base)).values()]
+    switches = {name: value for name, value in Extensions(plain=True) if isinstance(value, bool)}
+    assert not switches["queueing"] and not switches["cover_cold_start"]
+    for config in configs:
+        beyond = [name for name, default in switches.items() if getattr(config.extensions, name) != default]
+        assert not beyond and config.load_predictor == "arima"
+        assert config.throughput_adjustment_interval == 20
+    assert not policy("existing").admission and not policy("first_come").admission and policy("first_come_door").admission
 
 
 def test_an_unknown_policy_is_refused_with_the_names_there_are() -> None:

@@ -11,7 +11,7 @@ from global_planner.compile import planner_setups_of
 from global_planner.replay.needs import pool_loads, setups_by_pool, static_replicas
 from global_planner.replay.simulator import simulate
 from global_planner.replay.summary import summarise
-from tests.bench.outcome import judge
+from tests.bench.outcome import judge, table
 from tests.bench.outcome_play import contender
 from tests.bench.outcome_scenarios import CASES, case
 from tests.bench.outcome_traces import TRACES
@@ -39,9 +39,22 @@ def test_the_others_are_compared_with_ours() -> None:
     told = {"goodput": figures(0.99, 7.5), "hpa": figures(0.977, 8.0), "static_peak": figures(1.0, 10.0)}
     assert reached(told, contention=2.3, saved=0.25) == {
         "GPU-hours saved against static_peak": True,
-        "violations of hpa over ours": True,
+        "violations of hpa over ours (Kubernetes' autoscaler)": True,
     }
     assert not any(reached({**told, "goodput": figures(0.985, 7.6)}, contention=2.3, saved=0.25).values())
+
+
+def test_a_miss_stays_a_miss_where_nobody_could_reach_it_and_says_so() -> None:
+    """Ours has 40, whoever asks first 60, and who knows the trace 30: twice is the most there is to reach."""
+    told = {"goodput": figures(0.96, 7.5), "first_come_door": figures(0.94, 7.5), "oracle": figures(0.97, 7.5)}
+    [ratio, _] = judge(replace(CASES[0], judged={"contention": 2.3}), told, quick=False)
+    assert ratio["target"].startswith("violations of first_come_door over ours (arbitration alone")
+    assert (ratio["got"], ratio["oracle"], ratio["reached"]) == (1.5, 2.0, False)
+    for who in told:
+        told[who] |= dict.fromkeys(("ttft_attainment", "itl_attainment", "jain_fairness", "half_granted_gpu_hours"), None)
+        told[who] |= {"moves": 1, "violations_by_priority": {"0": 1}, "weighted_violations": 1.0}
+    page = table({"scenarios": {"x": {"about": "", "policies": told, "targets": [ratio]}}, "failed": []})
+    assert "MISSED" in page and "1.5 (asked: >= 2.3; the oracle, which knows the trace: 2.0)" in page
 
 
 def test_a_violation_costs_four_times_the_time_that_a_request_takes() -> None:
@@ -69,10 +82,10 @@ def test_every_scenario_can_be_made_and_one_runs_the_same_twice() -> None:
 
 
 @pytest.mark.skipif(not TRACES.is_dir(), reason=f"no {TRACES}: the public traces are not in the repository")
-@pytest.mark.parametrize("name", ["opposite", "ten"])
+@pytest.mark.parametrize("name", ["opposite", "ten", "twenty"])
 def test_a_tight_budget_follows_from_the_whole_traffic_and_from_nothing_else(name: str) -> None:
-    """70 % of the sum of what each pool needs at its own peak: the same for a part of the scenario, above the minima, and less
-    than a fleet for all peaks."""
+    """70 % (with twenty models 60 %) of the sum of what each pool needs at its own peak: the same for a part of the scenario,
+    above the minima, and less than a fleet for all peaks."""
     each = replace(case(name), quick_s=60.0)
     whole = each.scenario()
     [gpus] = {budget.max for budget in whole.topology.budget.gpus.values()}
@@ -84,4 +97,4 @@ def test_a_tight_budget_follows_from_the_whole_traffic_and_from_nothing_else(nam
     fleet = [
         static_replicas(setups[pool], load, each.span_s, peak=True, bin_s=10.0 * each.slow) for pool, load in loads.items()
     ]
-    assert len(loads) < gpus == round(0.7 * sum(fleet))
+    assert len(loads) < gpus == round({"twenty": 0.6}.get(name, 0.7) * sum(fleet))
