@@ -20,8 +20,8 @@ MOST_CACHED = 0.95  # whatever the caches say now: a new replica begins with an 
 LEAST_PATIENCE = 0.1  # of the TTFT target, where prefill alone takes nearly all of it
 FULL = 0.9  # of the places in engines: above it, whoever comes waits
 BURST = 1.25  # times what was forecast: less is noise, which must move nothing
-# A forecast reaches as far as one start, but a GPU that is moved has to pay for longer: in that time a load that has just risen
-# or fallen will be halfway back to its mean of this many seconds.
+# A forecast reaches as far as one start, but a GPU that is moved has to pay for this long (s): in that time a load that has
+# just risen or fallen is back at its mean of as long before, but for the share of it that goes on by what its past shows.
 GOES_BACK_S = 300.0
 DEFAULT_QUANTILE = 0.9  # what a forecast is asked for when planning reads its mean only
 
@@ -65,7 +65,8 @@ def expect(
     # Capacity that is given up now is gone now, so what is needed on the way to the horizon counts too.
     load = max(_planned_rps(each, state, config) for each in (*forecasts, far) if each is not None)
     forecast_rps = max(each.requests_per_s for each in (*forecasts, far) if each is not None)
-    mean = (forecast_rps + state.arrivals.mean_rps(GOES_BACK_S)) / 2.0
+    mean = state.arrivals.mean_rps(GOES_BACK_S)
+    mean += state.arrivals.goes_on(reach_s, GOES_BACK_S) * (forecast_rps - mean)
     reasons: list[str] = []
     if extensions.react_early:
         sparse = state.arrivals.sparse_rps(interval_s)

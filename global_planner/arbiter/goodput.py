@@ -1,9 +1,10 @@
 """The objective `goodput`: per class from the highest, the most weighted requests/s within their SLA. Pure.
 
 Two passes over the classes, at the loads that are expected and then, beyond what these need, at those that are planned for (see
-`expected`). In each, first everybody is raised with GPUs that are free, at once and without a price. Then GPUs move
-between groups, and within one: what the taker surely gains, less what its new replicas do not serve while they start, must
-exceed what the giver may lose (see `judge`).
+`expected`). In each, first everybody is raised with GPUs that are free, at once and without a price. Then, for what is expected
+alone, GPUs move between groups, and within one: what the taker surely gains, less what its new replicas do not serve while they
+start, must exceed what the giver may lose (see `judge`). For a doubt nobody gives anything up: it is over, more often than not,
+before the replica has started, and then the giver's doubt comes true.
 """
 
 from __future__ import annotations
@@ -37,8 +38,7 @@ def solve_goodput(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], m
     first = None
     if expected is not None:
         first = _first_what_is_needed(plan, expected, policy, ranks, moves_left)
-        if moves_left is not None:
-            moves_left = max(0, moves_left - len(first.moved))
+        moves_left = 0  # what was needed may still take from those who have more than they need: it was decided already
     _decide(plan, policy, ranks, moves_left)
     if first is not None:
         plan.moved |= first.moved

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 DECAY = 0.97  # half of the estimate comes from the last 23 intervals
 PRIOR_REQUESTS = 30.0  # weight of the assumption that arrivals are Poisson, in requests
 CV2_LIMITS = (0.7, 4.0)  # beyond, the rate itself varies, and that is the forecast's quantile to cover
@@ -14,6 +16,9 @@ SMOOTH = 50.0  # requests whose number chance varies by a seventh
 SURGE_INTERVALS = 6
 SURGE_SIGMAS = 2.5
 ENOUGH = 10  # requests that make a rate: their number is known to within a third
+
+GOES_ON = 0.5  # of a rise or fall, until the past tells how much of such goes on
+GOES_ON_PRIOR = 1.0  # windows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +75,31 @@ class Arrivals:
             if seconds >= window_s:
                 break
         return requests / seconds if seconds else 0.0
+
+    def goes_on(self, newest_s: float, window_s: float) -> float:
+        """Of how far the newest `newest_s` are above or below the mean of the last `window_s`, the share that is still there in
+        the mean of the next `window_s`, as far as the past tells: near 0 for bursts, which come and go, near 1 where a rise
+        goes on. By least squares over the past (its windows overlap, so that only every whole one is evidence), with GOES_ON
+        assumed for GOES_ON_PRIOR windows; from 0 to 1."""
+        if not self.past:
+            return GOES_ON
+        each_s = sum(interval_s for interval_s, _ in self.past) / len(self.past)
+        wide, near = max(1, round(window_s / each_s)), max(1, round(newest_s / each_s))
+        ends = len(self.past) + 1 - 2 * wide  # moments with a whole window before and after them
+        if ends < 1 or near >= wide:
+            return GOES_ON
+        rates = np.array([count / interval_s for interval_s, count in self.past])
+        sums = np.concatenate(([0.0], np.cumsum(rates)))
+        at = np.arange(wide, wide + ends)
+        before = (sums[at] - sums[at - wide]) / wide
+        off = (sums[at] - sums[at - near]) / near - before
+        after = (sums[at + wide] - sums[at]) / wide - before
+        spread = float(off @ off)
+        if spread <= 0.0:
+            return GOES_ON
+        evidence = ends / wide
+        share = min(1.0, max(0.0, float(off @ after) / spread))
+        return (evidence * share + GOES_ON_PRIOR * GOES_ON) / (evidence + GOES_ON_PRIOR)
 
     def remembered_rps(self, window_s: float, share: float) -> float:
         """The lowest rate limit (requests/s) that would have let in so large a share of the requests of the last `window_s`,

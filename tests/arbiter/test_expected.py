@@ -101,6 +101,19 @@ def test_what_is_kept_for_a_burst_is_lent_and_comes_back() -> None:
     assert rounds.round({**burst, "low-agg": (3.0, 3.0)}) == {"high-agg": 4, "low-agg": 1}
 
 
+def test_for_a_doubt_nobody_gives_anything_up() -> None:
+    """The lower class keeps a replica for a burst that may come. The higher class expects one, too, and has to wait for a GPU
+    that is free; what it needs for sure it takes at once, and what is left of its doubt it has when there is room."""
+    rounds = Rounds(6, ArbiterPolicy(hold_s=600.0))
+    calm = {"high-agg": (2.0, 2.0), "low-agg": (4.0, 2.0)}
+    assert rounds.round(calm) == {"high-agg": 2, "low-agg": 4}
+    for _ in range(3):
+        assert rounds.round({**calm, "high-agg": (5.0, 2.0)}) == {"high-agg": 2, "low-agg": 4}
+    assert rounds.round({**calm, "high-agg": (5.0, 3.0)}) == {"high-agg": 3, "low-agg": 3}
+    rounds.budget = 8
+    assert rounds.round({**calm, "high-agg": (5.0, 3.0)}) == {"high-agg": 5, "low-agg": 3}
+
+
 def test_noise_in_what_is_expected_moves_nothing() -> None:
     rng = np.random.default_rng(3)
     for sure in (1.0, 1.5, 1.9, 2.0, 2.4, 3.0):

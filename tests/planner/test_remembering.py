@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -97,3 +99,35 @@ def test_the_mean_rate_covers_a_stay_and_goes_over_gaps() -> None:
     assert seen.mean_rps(30.0) == pytest.approx(0.2)
     assert seen.mean_rps(31.0) == pytest.approx(46.0 / 40.0)  # whole intervals
     assert seen.gap().after(10.0, 5.0).mean_rps(20.0) == pytest.approx(0.3)
+
+
+def series(rate: Callable[[float], float], minutes: float) -> Arrivals:
+    seen = Arrivals()
+    for tick in range(round(minutes * 6.0)):
+        seen = seen.after(10.0, 10.0 * rate(10.0 * tick))
+    return seen
+
+
+def test_how_much_of_a_rise_goes_on_is_learned_from_the_past() -> None:
+    """Looking five minutes ahead, an hour of it: of bursts of 20 s that come every minute or two nothing is left, a wave that
+    takes an hour goes on, and so does a load that doubled and stayed."""
+    bursts = series(lambda at_s: 8.0 if at_s % 130.0 < 20.0 else 1.0, 60.0)
+    assert bursts.goes_on(50.0, 300.0) < 0.1
+    wave = series(lambda at_s: 10.0 + 5.0 * math.sin(math.tau * at_s / 3600.0), 60.0)
+    assert wave.goes_on(50.0, 300.0) > 0.9
+    step = series(lambda at_s: 5.0 if at_s < 1500.0 else 10.0, 60.0)
+    assert step.goes_on(50.0, 300.0) > 0.8
+
+
+def test_until_the_past_tells_it_half_of_a_rise_is_thought_to_go_on() -> None:
+    """Two windows of five minutes are the least that tells anything; then every window is as much evidence as what was assumed
+    before. A load that never changes tells nothing about changes."""
+    assert Arrivals().goes_on(50.0, 300.0) == 0.5
+
+    def bursts(minutes: float) -> float:
+        return series(lambda at_s: 8.0 if at_s % 130.0 < 20.0 else 1.0, minutes).goes_on(50.0, 300.0)
+
+    assert bursts(9.0) == 0.5
+    assert bursts(15.0) == pytest.approx(0.25, abs=0.05)
+    assert series(lambda _: 4.0, 60.0).goes_on(50.0, 300.0) == 0.5
+    assert series(lambda at_s: at_s, 60.0).goes_on(400.0, 300.0) == 0.5  # what is newest is longer than the window
