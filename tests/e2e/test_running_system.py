@@ -1,4 +1,5 @@
-"""A running system and its clients: the official OpenAI client sees a normal endpoint, whatever happens behind it."""
+"""A running system, from its start to its restart. Its clients: the official OpenAI client sees a normal endpoint, whatever
+happens behind it. Its operators: what is ordered at the command line happens, and only that."""
 
 from __future__ import annotations
 
@@ -19,13 +20,16 @@ from global_planner.demo.snapshot import over_budget
 from global_planner.journal_reader import read
 from global_planner.mocker.engine_api import expected_text
 from global_planner.replay.check import check
-from global_planner.types import Round
-from tests.e2e.runs import TOPOLOGY, Inside, Run, busiest, started, until
+from global_planner.types import Override, Round
+from tests.e2e.runs import TOPOLOGY, Inside, Run, busiest, console, finished, started, until
 
 CHAT, CODE = "demo/chat", "demo/code"
 MESSAGES = [{"role": "user", "content": "Say something in a few words, please."}]
 PROMPT = MESSAGES[0]["content"]
 PROMPT_TOKENS = -(-len(PROMPT) // 4)
+RUN = ("run", "--topology", str(TOPOLOGY), "--speed", "20", "--folder", "system")
+READY = r"ready: (http://127\.0\.0\.1:\d+)/v1 serves demo/chat, demo/code"
+OPERATED = "chat-decode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +42,27 @@ class System:
     def inside(self) -> Inside:
         return Inside(self.folder)
 
+    @property
+    def rounds(self) -> list[Round]:
+        return [record for record in read(self.folder / "journal") if isinstance(record, Round)]
+
+    @property
+    def replicas(self) -> int:
+        return len(self.inside.engines(OPERATED))
+
+    def operator_says(self, *arguments: str) -> str:
+        """A command of somebody with a terminal beside the system."""
+        done = finished(console("global-planner"), *arguments, "--folder", "system", folder=self.folder.parent)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """`global-planner run`, as a user starts it, ready for clients."""
     home = tmp_path_factory.mktemp("run")
-    with started("run", "--topology", str(TOPOLOGY), "--speed", "20", "--folder", "system", folder=home) as run:
-        base = run.wait_for(r"ready: (http://127\.0\.0\.1:\d+)/v1 serves demo/chat, demo/code", 90).group(1)
+    with started(*RUN, folder=home) as run:
+        base = run.wait_for(READY, 90).group(1)
         yield System(run, home / "system", base)
 
 
@@ -253,11 +271,38 @@ async def test_a_killed_decode_engine_breaks_only_what_it_was_streaming(system: 
     assert victim not in [engine["id"] for engine in inside.engines("chat-decode") if engine["state"] == "ready"]
 
 
-# ---- the end -----------------------------------------------------------------------------------------------------------
+# ---- its operators -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_ordered_at_the_command_line_happens_and_what_is_frozen_does_not(system: System) -> None:
+    had = system.replicas
+    system.operator_says("override", "pin", OPERATED, str(had + 1), "--by", "anna")
+    until(lambda: system.replicas == had + 1, 30, "the pinned number")
+
+    system.operator_says("freeze", "--reason", "nobody touches anything")
+    system.operator_says("override", "pin", OPERATED, "5", "--by", "anna")
+    (arbiter,) = system.run.titled("GlobalPlannerActor")
+    arbiter.kill()
+    before = system.rounds[-1].inputs.round_no
+
+    def frozen_rounds() -> list[Round]:
+        return [done for done in system.rounds if done.inputs.round_no > before and done.inputs.freeze is not None]
+
+    until(lambda: len(frozen_rounds()) >= 3, 60, "rounds of the arbiter that came back")
+    assert any(step.pool == OPERATED for step in frozen_rounds()[-1].steps), "what would be done is recorded"
+    assert not any(done.outcomes for done in frozen_rounds())
+    assert system.replicas == had + 1 < 5
+    assert "EVERYTHING IS FROZEN by" in system.operator_says("status")
+
+    system.operator_says("unfreeze")
+    until(lambda: system.replicas == 5, 30, "the number that was pinned meanwhile")
+
+
+# ---- the end, and after it -----------------------------------------------------------------------------------------------
 
 
 def test_sigterm_ends_it_cleanly(system: System) -> None:
-    """The last test here: it ends the system. Its journal is whole, and within the budget throughout."""
+    """Its journal is whole, and within the budget throughout."""
     there = system.run.processes()
     assert len(there) >= 12, there
     os.kill(system.run.pid, signal.SIGTERM)
@@ -266,10 +311,25 @@ def test_sigterm_ends_it_cleanly(system: System) -> None:
     assert "SIGTERM: everything is stopped" in system.run.text
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"{system.base}/health", timeout=2)
-    rounds = [record for record in read(system.folder / "journal") if isinstance(record, Round)]
-    assert len(rounds) > 10
-    assert not any(map(over_budget, rounds))
+    assert len(system.rounds) > 10
+    assert not any(map(over_budget, system.rounds))
     assert check(system.folder / "journal").reproduced
+
+
+def test_it_all_goes_on_after_the_whole_system_was_stopped_and_started(system: System) -> None:
+    """The last test here, in the folder of the one before."""
+    last = system.rounds[-1].inputs
+    with started(*RUN, folder=system.folder.parent) as again:
+        again.wait_for(READY, 90)
+        until(lambda: system.rounds[-1].inputs.round_no > last.round_no, 60, "a round after the restart")
+        first = next(done.inputs for done in system.rounds if done.inputs.round_no > last.round_no)
+        # A round that the end cut short has left its orders in the journal, but no record: its number is not given again.
+        assert last.round_no < first.round_no <= last.round_no + 2
+        assert first.at_s > last.at_s, "model time has not begun anew"
+        assert first.overrides == (Override(pool=OPERATED, kind="pin", replicas=5, by="anna"),)
+        until(lambda: system.replicas == 5, 30, "the pinned number in the new cluster")
+        checked = finished(console("global-planner"), "replay", "--check", "system", folder=system.folder.parent)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 # ---- asking ------------------------------------------------------------------------------------------------------------
