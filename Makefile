@@ -24,7 +24,7 @@ test: setup lint ## lint and all tests
 	@sh tests/services/install.sh
 	@$(PY) -m pytest -m "not system and not alone" --numprocesses 2 --dist worksteal
 	@# Real processes on a shared machine: one that fails is tried once more, and both tries are told.
-	@$(PY) -m pytest -m system --numprocesses 2 --dist loadfile --durations 15 --reruns 1
+	@$(PY) -m pytest -m system --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15 --reruns 1
 	@$(PY) -m pytest -m alone --durations 15 --reruns 1
 
 clean: ## remove what the commands above made (not .venv)

@@ -2,7 +2,7 @@
 20,000 new ones, HYPOTHESIS_PROFILE=quick 50. With PLANNER_COMPILED=auto the arbiter runs as it is compiled here.
 
 And two marks, given by place. `system`: starts whole systems or servers and waits for them most of the time, with limits that
-leave room for a neighbour. `alone`: watches the wall clock so closely that it would measure its neighbours."""
+leave room for a neighbour. `alone`: compares durations on the wall clock, and would measure its neighbours."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ if TYPE_CHECKING:  # most tests need no Kubernetes client
     from tests.kube.server import ApiServer
 
 HERE = Path(__file__).parent
+# The longest first, so that two workers end together.
 SYSTEM = (
-    "api",
-    "deploy",
-    "e2e",
     "jobs",
+    "router/test_churn.py",
+    "e2e",
     "kube",
+    "profiler",
+    "router",
+    "api",
+    "cluster/test_cluster_process.py",
+    "deploy",
     "planner/test_live_prometheus.py",
     "planner/test_prometheus.py",
-    "profiler",
     "replay/test_prometheus_source.py",
     "standalone",
     "test_command_line.py",
+    "test_processes.py",
     "test_ray_ward.py",
+    "test_stopping.py",
 )
 ALONE = (
-    "cluster/test_cluster_process.py",
     "engine/test_engine_process.py",
     "engine/test_twin.py",
-    "router",
     "test_clock.py",
-    "test_processes.py",
-    "test_stopping.py",
     "workload/test_load.py",
 )
 
@@ -53,12 +55,16 @@ os.environ.setdefault("HYPOTHESIS_PROFILE", "ci")
 settings.load_profile(os.environ["HYPOTHESIS_PROFILE"])
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    for item in items:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item, places: Sequence[str]) -> int | None:
         place = item.path.relative_to(HERE).as_posix()
+        return next((number for number, one in enumerate(places) if place == one or place.startswith(one + "/")), None)
+
+    for item in items:
         for mark, places in (("system", SYSTEM), ("alone", ALONE)):
-            if any(place == one or place.startswith(one + "/") for one in places):
+            if rank(item, places) is not None:
                 item.add_marker(mark)
+    items.sort(key=lambda item: -1 if (found := rank(item, SYSTEM)) is None else found)
 
 
 @pytest.fixture(scope="session")
