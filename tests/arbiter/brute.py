@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from global_planner.arbiter.state import ArbiterPolicy, Limit
 from global_planner.types import PoolSpec, RoundInputs
 from pool_planner.types import Proposal
+from tests.arbiter.builders import AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,8 @@ def lowest_attainment(inputs: RoundInputs, counts: Mapping[str, int]) -> float:
     return lowest
 
 
-def every_allocation(inputs: RoundInputs) -> itertools.chain[dict[str, int]]:
-    """All counts between minimum and what is wanted that fit the budget."""
+def every_allocation(inputs: RoundInputs, policy: ArbiterPolicy) -> itertools.chain[dict[str, int]]:
+    """All counts between minimum and what is wanted that fit the budget and the limits of the policy."""
     proposals = {report.pool: report for report in inputs.reports if isinstance(report, Proposal)}
     ranges = []
     for spec in inputs.pools:
@@ -76,16 +79,29 @@ def every_allocation(inputs: RoundInputs) -> itertools.chain[dict[str, int]]:
             used: dict[str, int] = {}
             for spec, count in zip(inputs.pools, combination, strict=True):
                 used[spec.gpu_type] = used.get(spec.gpu_type, 0) + count * spec.gpus_per_replica
-            if all(gpus <= inputs.budget.max_gpus.get(name, 10**9) for name, gpus in used.items()):
+            if any(gpus > inputs.budget.max_gpus.get(name, 10**9) for name, gpus in used.items()):
+                continue
+            if all(_within(limit, inputs, combination, policy) for limit in policy.limits):
                 yield {spec.name: count for spec, count in zip(inputs.pools, combination, strict=True)}  # type: ignore[misc]
 
     return itertools.chain(fitting())
 
 
-def best_goodput(inputs: RoundInputs) -> tuple[float, ...] | None:
+def _within(limit: Limit, inputs: RoundInputs, combination: tuple[int, ...], policy: ArbiterPolicy) -> bool:
+    gpus = cost = 0.0
+    for spec, count in zip(inputs.pools, combination, strict=True):
+        if limit.namespace in (None, spec.namespace) and limit.gpu_type in (None, spec.gpu_type):
+            gpus += count * spec.gpus_per_replica
+            cost += count * spec.gpus_per_replica * policy.prices.get(spec.gpu_type, 0.0)
+    most_gpus = math.inf if limit.max_gpus is None else limit.max_gpus
+    most_cost = math.inf if limit.max_cost_per_hour is None else limit.max_cost_per_hour
+    return gpus <= most_gpus and cost <= most_cost + 1e-9
+
+
+def best_goodput(inputs: RoundInputs, policy: ArbiterPolicy = AT_ONCE) -> tuple[float, ...] | None:
     """Value by class of the lexicographically best allocation; None: not even the minima fit."""
     best: tuple[float, ...] | None = None
-    for counts in every_allocation(inputs):
+    for counts in every_allocation(inputs, policy):
         values = served_by_class(inputs, counts)
         if best is None or _exceeds(values, best):
             best = values
@@ -93,7 +109,7 @@ def best_goodput(inputs: RoundInputs) -> tuple[float, ...] | None:
 
 
 def best_lowest(inputs: RoundInputs) -> float | None:
-    return max((lowest_attainment(inputs, counts) for counts in every_allocation(inputs)), default=None)
+    return max((lowest_attainment(inputs, counts) for counts in every_allocation(inputs, AT_ONCE)), default=None)
 
 
 def _exceeds(values: tuple[float, ...], best: tuple[float, ...]) -> bool:

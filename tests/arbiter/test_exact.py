@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from global_planner.arbiter import ArbiterPolicy
 from global_planner.arbiter.choose import Options, choose
+from global_planner.arbiter.state import Limit
 from global_planner.types import RoundInputs
 from tests.arbiter.brute import best_goodput, best_lowest, lowest_attainment, served_by_class
 from tests.arbiter.builders import AT_ONCE, EXAMPLES, decide, granted
-from tests.arbiter.instances import rounds
+from tests.arbiter.instances import CHOICES, round_of, rounds
+from tests.dice import Dice, thrown
 
 
 def small(*, types: int = 1, classes: int = 1, minima: bool = True) -> st.SearchStrategy[RoundInputs]:
@@ -57,6 +60,34 @@ def test_a_higher_class_comes_first_and_leaves_the_most_to_the_next(round_inputs
 def test_several_gpu_types(round_inputs: RoundInputs) -> None:
     best = best_goodput(round_inputs)
     allocation = decide(round_inputs)
+    if best is None:
+        assert allocation.infeasible
+        return
+    value = served_by_class(round_inputs, granted(allocation))
+    assert value == pytest.approx(best, abs=1e-6)
+    assert allocation.gap <= 1e-6
+
+
+def limited(dice: Dice) -> tuple[RoundInputs, ArbiterPolicy]:
+    """Groups of two namespaces on two GPU types, with quotas and limits of the cost on top of the budget."""
+    groups, most = dice.pick(((3, 1), (2, 2), (1, 5)))
+    told = round_of(dice, groups=groups, most=most, types=2)
+    spaces = {group.name: dice.pick(("red", "blue")) for group in told.groups}
+    told = replace(told, pools=tuple(replace(spec, namespace=spaces[spec.group]) for spec in told.pools))
+    limits = (
+        Limit(name="quota", namespace="red", max_gpus=dice.number(0, 12)),
+        Limit(name="spend", max_cost_per_hour=float(dice.number(0, 40))),
+        Limit(name="dear", namespace=dice.pick((None, "blue")), gpu_type="h200", max_cost_per_hour=float(dice.number(0, 30))),
+    )
+    return told, replace(AT_ONCE, limits=limits[: dice.number(1, 3)], prices={"h100": 2.0, "h200": dice.pick((3.0, 3.5))})
+
+
+@given(thrown(CHOICES + 10, limited))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
+def test_quotas_and_limits_of_the_cost_on_top(instance: tuple[RoundInputs, ArbiterPolicy]) -> None:
+    round_inputs, policy = instance
+    best = best_goodput(round_inputs, policy)
+    allocation = decide(round_inputs, policy)
     if best is None:
         assert allocation.infeasible
         return
