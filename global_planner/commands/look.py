@@ -76,7 +76,8 @@ def explain(journal: Path | None, number: int | None, pool: str | None, price_of
     """Tell why a round decided what it did, from its record.
 
     Each pool's line says what it wanted, what it was granted and why, what bound it, what the next GPU would be worth there,
-    and who else would have got it.
+    and who else would have got it; and, where its planner asks for more than it expects, how much of that is a need, and what
+    of the doubt beyond was lent or withheld.
 
     \b
     Examples:

@@ -96,7 +96,7 @@ def noisy_fleet(dice: Dice) -> tuple[Fleet, dict[str, float], int]:
         pools=pools,
         groups=[group(name, weight=dice.pick((1.0, 1.0, 0.5, 3.0)), priority=dice.pick((0, 0, 1))) for name in names],
         budget={"h100": sum(spec.gpus_per_replica for spec in pools) + dice.number(0, 60)},
-        policy=ArbiterPolicy(hold_s=70.0, move_horizon_s=dice.pick((120.0, 600.0))),
+        policy=ArbiterPolicy(hold_s=50.0, move_horizon_s=dice.pick((120.0, 600.0))),
         per_replica=carries,
     )
     return fleet, loads, dice.number(0, 255) * 256 + dice.number(0, 255)
@@ -110,13 +110,13 @@ def test_noise_never_pays_for_a_move_and_the_way_back(instance: tuple[Fleet, dic
     rng = random.Random(seed)
     up: set[str] = set()
     down: set[str] = set()
-    for number in range(18):
+    for number in range(14):
         if number < 2:  # all high, so that whatever noise can show to be needed is shown at once
             said = {spec.name: 1.05 * loads[spec.group] for spec in fleet.pools}
         else:
             said = {spec.name: loads[spec.group] * rng.uniform(0.95, 1.05) for spec in fleet.pools}
         changes = fleet.round(said)
-        if number >= 9:  # the hold over what stood there at first is over
+        if number >= 7:  # the hold over what stood there at first is over
             up |= {name for name, change in changes.items() if change > 0}
             down |= {name for name, change in changes.items() if change < 0}
             assert not up & down, (fleet.have, fleet.last)
