@@ -25,12 +25,13 @@ _STRENGTH = (NO_LIMIT, "knapsack", "prices")
 class Options:
     """Classes of options, consecutive: class g has `sizes[g]` from `starts[g]`. `weights`: limits x options. The first option
     of each class takes least of every limit. `reference`: what a distance to the bound is to be seen against, where values
-    are changes to something larger."""
+    are changes to something larger; `among`: how many classes that has, where they are more than these."""
 
     values: Floats
     weights: Floats
     sizes: Ints
     reference: float = 0.0
+    among: int = 0
 
     @property
     def starts(self) -> Ints:
@@ -50,16 +51,16 @@ def choose(options: Options, capacity: Floats) -> Choice:
         kept = fits.nonzero()[0]
         owner = owner.take(kept)
         sizes = np.bincount(owner, minlength=len(starts))
-        choice = _choose(options.values.take(kept), beyond.take(kept, axis=1), sizes, owner, room, options.reference)
+        choice = _choose(options.values.take(kept), beyond.take(kept, axis=1), sizes, owner, room, options)
         return replace(choice, picks=kept.take(choice.picks))
-    return _choose(options.values, beyond, options.sizes, owner, room, options.reference)
+    return _choose(options.values, beyond, options.sizes, owner, room, options)
 
 
-def _choose(values: Floats, weights: Floats, sizes: Ints, owner: Ints, room: Floats, reference: float) -> Choice:
+def _choose(values: Floats, weights: Floats, sizes: Ints, owner: Ints, room: Floats, options: Options) -> Choice:
     """`choose`, with `room` and `weights` beyond what the first options take; `owner`: the class of each option."""
     starts = starts_of(sizes)
     scale = float(np.abs(values).max(initial=0.0)) or 1.0  # tolerances below are for values near 1
-    worth, reference = values / scale, reference / scale
+    worth, rest = values / scale, replace(options, reference=options.reference / scale)
     most = np.maximum.reduceat(weights, starts, axis=1) if len(starts) else np.zeros((len(room), 0))
     binding = (most.sum(axis=1) > room + 1e-9).nonzero()[0]
 
@@ -69,7 +70,7 @@ def _choose(values: Floats, weights: Floats, sizes: Ints, owner: Ints, room: Flo
         limits = binding.take(rows)
         if len(members) == len(starts):
             inside = weights if len(limits) == len(weights) else weights.take(limits, axis=0)
-            result = _solve(worth, inside, sizes, starts, owner, room.take(limits), reference)
+            result = _solve(worth, inside, sizes, starts, owner, room.take(limits), rest)
             picks, bound, exact = result.picks, result.bound, result.exact
             solvers.add(result.solver)
             continue
@@ -79,7 +80,7 @@ def _choose(values: Floats, weights: Floats, sizes: Ints, owner: Ints, room: Flo
         own = sizes.take(members)
         inside = weights.take(limits, axis=0).take(places, axis=1)
         own_starts, own_owner = starts_of(own), np.arange(len(own)).repeat(own)
-        result = _solve(worth.take(places), inside, own, own_starts, own_owner, room.take(limits), reference)
+        result = _solve(worth.take(places), inside, own, own_starts, own_owner, room.take(limits), rest)
         picks[members] = places.take(result.picks)
         bound += result.bound
         exact = exact and result.exact
@@ -87,7 +88,7 @@ def _choose(values: Floats, weights: Floats, sizes: Ints, owner: Ints, room: Flo
     return Choice(picks=picks, bound=bound * scale, exact=exact, solver=max(solvers, key=_STRENGTH.index, default=NO_LIMIT))
 
 
-def _solve(values: Floats, weights: Floats, sizes: Ints, starts: Ints, owner: Ints, room: Floats, reference: float) -> Choice:
+def _solve(values: Floats, weights: Floats, sizes: Ints, starts: Ints, owner: Ints, room: Floats, options: Options) -> Choice:
     if not len(weights):
         tie = 1e-12 * max(1.0, float(np.abs(values).max(initial=0.0)))
         picks = first_true(values >= segment_max(values, starts).take(owner) - tie, starts)
@@ -95,7 +96,7 @@ def _solve(values: Floats, weights: Floats, sizes: Ints, starts: Ints, owner: In
     column = weights[0]
     whole = np.rint(column)
     if len(weights) > 1 or bool((np.abs(column - whole) > 1e-9).any()):
-        return choose_within(values, weights, starts, owner, room, reference)
+        return choose_within(values, weights, starts, owner, room, options.reference, options.among)
     capacity = int(np.floor(room[0] + 1e-9))
     if _in_order(whole, starts):
         order, sorted_values, units = None, values, whole.astype(np.int64)
@@ -136,9 +137,8 @@ def _components(draws: NDArray[np.bool_]) -> list[tuple[Ints, Sequence[int]]]:
     if limits == 1 and bool(draws.all()):
         return [(np.arange(classes, dtype=np.int64), [0])]
     label = list(range(limits))
-    codes = draws @ (1 << np.arange(limits, dtype=np.int64))
-    for row in draws[np.unique(codes, return_index=True)[1]] if limits > 1 else ():
-        together = [label[place] for place in np.flatnonzero(row)]
+    for drawn in set(map(tuple, draws.tolist())) if limits > 1 else ():
+        together = [label[place] for place in range(limits) if drawn[place]]
         if len(set(together)) > 1:
             label = [min(together) if one in together else one for one in label]
     parts: list[tuple[Ints, Sequence[int]]] = []

@@ -63,14 +63,16 @@ def _first_what_is_needed(
     needs it, whatever the class."""
     first = plan.at(expected)
     if policy.stability:
-        first.counts = [
-            [kept_for_need(pool, kept) for pool, kept in zip(group.pools, row, strict=True)]
-            for group, row in zip(first.groups, plan.counts, strict=True)
-        ]
+        for g, group in enumerate(first.groups):
+            kept = first.counts[g]
+            for p, pool in enumerate(group.pools):
+                kept[p] = kept_for_need(pool, kept[p])
         first.aside = plan.usage(plan.counts) - plan.usage(first.counts)
     _decide(first, policy, ranks, moves_left)
-    plan.firm = first.counts
-    plan.counts = [list(map(max, row, needed)) for row, needed in zip(plan.counts, first.counts, strict=True)]
+    plan.firm, plan.beyond_need = first.counts, True
+    for g, needed in enumerate(first.counts):
+        counts = plan.counts[g]
+        plan.counts[g] = [counts[p] if counts[p] > least else least for p, least in enumerate(needed)]
     return first
 
 

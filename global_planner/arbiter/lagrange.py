@@ -70,15 +70,15 @@ class _Instance:
 
 
 def choose_within(
-    values: Floats, weights: Floats, starts: Ints, owner: Ints, capacity: Floats, reference: float = 0.0
+    values: Floats, weights: Floats, starts: Ints, owner: Ints, capacity: Floats, reference: float = 0.0, among: int = 0
 ) -> Choice:
     """The choice of greatest value found, with a bound. `weights` (limits x options) >= 0; the first option of each class
-    takes least of every limit, and these together fit into `capacity`. `owner`: the class of each option. `reference`: see
-    `Options`."""
+    takes least of every limit, and these together fit into `capacity`. `owner`: the class of each option. `reference`,
+    `among`: see `Options`."""
     instance = _Instance(values, weights, starts, owner, capacity)
     relaxed = _line_searches(instance)
     picks = _filled(instance, _repaired(instance, relaxed), relaxed)
-    many = len(starts) > FEW_CLASSES
+    many = max(len(starts), among) > FEW_CLASSES
     near = NEAR * max(reference, relaxed.bound)
     if not many or relaxed.bound - instance.worth(picks) > near:
         relaxed = _subgradients(instance, relaxed)

@@ -93,7 +93,9 @@ def take_best(
     judged = values * (1.0 + TIE * order).take(menu.owner)
     if len(weights):
         judged -= DEAR * whole * ((weights / np.maximum(capacity, 1.0)[:, None]).sum(axis=0) / len(weights))
-    choice = choose(Options(values=judged, weights=weights, sizes=menu.sizes, reference=reference), capacity)
+    among = len(groups) if plan.beyond_need else 0
+    options = Options(values=judged, weights=weights, sizes=menu.sizes, reference=reference, among=among)
+    choice = choose(options, capacity)
     plan.slacks[priority_class] = max(0.0, choice.bound - float(judged.take(choice.picks).sum()))
     plan.solvers.append(choice.solver)
     width = len(menu.counts)

@@ -27,8 +27,9 @@ class Plan:
     what a replica of each pool takes of each limit, and `draws_by_place` (place in the group x limit x group) the same
     with 0 where a group has fewer pools than others; `scales[g]` is the value of attainment 1. `firm`: below it nobody of
     a higher class takes (what is reserved, or more). `aside`: what of each limit is not to be given away now. `blocked`:
-    why pools must not grow. `slacks` by class: value that a better choice could at most add. `moved`: groups raised with
-    GPUs of others. `notes` by pool: what happened to it beyond plain raising and lowering."""
+    why pools must not grow. `beyond_need`: what everybody needs for sure is decided already. `slacks` by class: value that a
+    better choice could at most add. `moved`: groups raised with GPUs of others. `notes` by pool: what happened to it beyond
+    plain raising and lowering."""
 
     view: View
     limits: Limits
@@ -43,6 +44,7 @@ class Plan:
     moved: set[int] = field(default_factory=set)
     notes: dict[str, str] = field(default_factory=dict)
     infeasible: tuple[str, ...] = ()
+    beyond_need: bool = False
     aside: Array | None = None
     scales: Array
     draws_by_place: Array
