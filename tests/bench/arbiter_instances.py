@@ -26,6 +26,8 @@ ROUND_S = 180.0
 SIZES = (1, 2, 4, 8)
 TYPES = ("h100", "h200", "l40s")
 ROUNDS = 240
+QUANTILE = 1.15
+"""What the upper quantile of a forecast is above its mean, in the instances whose planners doubt."""
 MEAN_PEAK_GPUS = 25.0
 """GPUs that an average pool needs at its peak."""
 
@@ -91,11 +93,19 @@ class Instance:
         useful = np.ceil(np.repeat(self.attainment(number, counts), 2) * self.need(number) - 1e-9)
         return int(np.maximum(counts - np.maximum(useful, 1), 0) @ self.gpus)
 
-    def inputs(self, number: int, counts: NDArray[np.int64]) -> RoundInputs:
-        """The round as the arbiter is given it, when pools have `counts` replicas."""
+    def asked(self, number: int) -> Floats:
+        """Requests/s that planners with doubts ask for, by model: the largest load of this round and the two before, and the
+        upper quantile of a forecast beyond it. What they expect in the mean is the load of the round."""
+        lately: Floats = self.load[max(0, number - 2) : number + 1].max(axis=0) * QUANTILE
+        return lately
+
+    def inputs(self, number: int, counts: NDArray[np.int64], *, doubts: bool = False) -> RoundInputs:
+        """The round as the arbiter is given it, when pools have `counts` replicas. With `doubts`, planners ask for what `asked`
+        tells, and expect the load; else they ask for the load."""
         at_s = number * ROUND_S
-        need = self.need(number)
-        load = np.repeat(self.load[number], 2)
+        load = np.repeat(self.asked(number) if doubts else self.load[number], 2)
+        expected = np.repeat(self.load[number], 2)
+        need = load / self.rate
         reports, holdings = [], []
         asked = at_s - np.random.default_rng(number).uniform(0.0, ROUND_S, len(self.pools))  # for whoever asks first
         for place, (spec, replicas) in enumerate(zip(self.pools, counts.tolist(), strict=True)):
@@ -113,6 +123,7 @@ class Instance:
                         attainment=tuple(np.minimum(1.0, range_ / need[place]).tolist()), capacity_rps=tuple(capacity.tolist())
                     ),
                     attainment_headroom=tuple(np.minimum(1.0, range_ / (1.1 * need[place])).tolist()),
+                    expected_rps=float(expected[place]) if doubts else None,
                 )
             )
             holdings.append(
