@@ -29,6 +29,7 @@ def curve(dice: Dice, most: int) -> tuple[float, ...]:
 def round_of(
     dice: Dice,
     *,
+    fewest: int = 1,
     groups: int = 3,
     most: int = 3,
     types: int = 1,
@@ -41,7 +42,7 @@ def round_of(
     specs: list[PoolSpec] = []
     owners: list[GroupSpec] = []
     reports: list[Proposal] = []
-    for name in "abcdef"[: dice.number(1, groups)]:
+    for name in "abcdef"[: dice.number(fewest, groups)]:
         owners.append(group(name, priority=dice.number(0, classes - 1), weight=dice.pick((1.0, 1.0, 0.5, 3.0))))
         for number, role in enumerate(dice.pick(SHAPES)):
             spec = pool(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from global_planner.arbiter import ArbiterPolicy, ArbiterState, arbitrate
 from global_planner.charge import charge_or_last_known
 from global_planner.memory import PlannerMemory
-from global_planner.types import Allocation, Holding, Override, RoundInputs
+from global_planner.types import Allocation, Budget, Holding, Override, RoundInputs
 from pool_planner import wire
 from pool_planner.types import DemandCurve, Hold, Proposal, Report
 from tests.arbiter.brute import attained, served_by_class
@@ -198,18 +198,21 @@ def test_more_weight_or_priority_never_lowers_a_group(round_inputs: RoundInputs,
 
 
 def doubtful_round(dice: Dice) -> tuple[RoundInputs, int]:
-    """A round in which planners ask for more than they expect, and the place of a group. Each stage may do so in its own
-    measure, or all stages of a group in one."""
-    round_inputs = round_of(dice, classes=2)
+    """A round in which planners ask for more than they expect and GPUs are short, and the place of a group. Each stage may
+    doubt in its own measure, or all stages of a group in one."""
+    round_inputs = round_of(dice, fewest=2, classes=dice.pick((1, 1, 2)), minima=False)
     apart = dice.yes()
-    parts = {group.name: dice.number(0, 4) / 4.0 for group in round_inputs.groups}
+    parts = {group.name: dice.number(1, 4) / 4.0 for group in round_inputs.groups}
     reports = []
+    wanted = 0
     for spec, report in zip(round_inputs.pools, round_inputs.reports, strict=True):
         assert isinstance(report, Proposal) and report.curve is not None
         capacity = tuple(5.0 * share for share in report.curve.attainment)
         expected = report.load_rps * (dice.number(0, 4) / 4.0 if apart else parts[spec.group])
         reports.append(replace(carrying(report, capacity, report.load_rps), expected_rps=expected))
-    return replace(round_inputs, reports=tuple(reports)), dice.number(0, 5)
+        wanted += reports[-1].wanted * spec.gpus_per_replica
+    budget = Budget(max_gpus={"h100": wanted * dice.number(2, 9) // 10})
+    return replace(round_inputs, budget=budget, reports=tuple(reports)), dice.number(0, 5)
 
 
 def carrying(report: Proposal, capacity: tuple[float, ...], load: float) -> Proposal:
@@ -245,7 +248,7 @@ def test_nor_where_planners_ask_for_more_than_they_expect(instance: tuple[RoundI
         if isinstance(report, Proposal) and report.pool in own and report.expected_rps is not None and report.load_rps > 0
     }
     higher = chosen.priority_class + 1
-    for raised in (replace(chosen, weight=chosen.weight * 2), replace(chosen, priority_class=higher)):
+    for raised in (replace(chosen, weight=chosen.weight * 4), replace(chosen, priority_class=higher)):
         groups = tuple(raised if group is chosen else group for group in round_inputs.groups)
         after = decide(replace(round_inputs, groups=groups))
         surely = [served_as_expected(round_inputs, allocation, chosen.name) for allocation in (before, after)]

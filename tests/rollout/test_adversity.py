@@ -42,7 +42,7 @@ def bad_round(dice: Dice) -> Bad:
     return Bad(
         wanted=tuple(dice.number(0, 9) if dice.yes() else None for _ in POOLS),
         faults=tuple(dice.pick(FAULTS) for _ in range(dice.number(0, 4))),
-        crash_at=dice.number(1, 16) if dice.yes() else None,
+        crash_at=dice.number(1, 18) if dice.yes() else None,
         edit_at=dice.number(1, 14) if dice.number(0, 2) == 2 else None,
         edit=(dice.pick(POOLS), dice.number(0, 5)),
         routers_up=dice.pick([(True, True)] * 4 + [(True, False), (False, True), (False, False)]),
