@@ -1,10 +1,11 @@
 """The objective `goodput`: per class from the highest, the most weighted requests/s within their SLA. Pure.
 
 Two passes over the classes, at the loads that are expected and then, beyond what these need, at those that are planned for (see
-`expected`). In each, first everybody is raised with GPUs that are free, at once and without a price. Then, for what is expected
-alone, GPUs move between groups, and within one: what the taker surely gains, less what its new replicas do not serve while they
-start, must exceed what the giver may lose (see `judge`). For a doubt nobody gives anything up: it is over, more often than not,
-before the replica has started, and then the giver's doubt comes true.
+`expected`). In each, first everybody is raised with GPUs that are free, at once and without a price. Then GPUs move
+between groups, and within one: what the taker surely gains, less what its new replicas do not serve while they start, must
+exceed what the giver may lose (see `judge`). A need takes whatever lower classes have beyond their own needs. For a doubt GPUs
+move among equals only: what a lower class would lose is not weighed against it, so any doubt would cost it every other one, and
+a burst is mostly over before the replica that it was moved for has started.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def solve_goodput(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], m
     first = None
     if expected is not None:
         first = _first_what_is_needed(plan, expected, policy, ranks, moves_left)
-        moves_left = 0  # what was needed may still take from those who have more than they need: it was decided already
+        if moves_left is not None:
+            moves_left = max(0, moves_left - len(first.moved))
     _decide(plan, policy, ranks, moves_left)
     if first is not None:
         plan.moved |= first.moved
@@ -95,12 +97,16 @@ def _raise_from_free(plan: Plan, ranks: Mapping[str, int]) -> None:
 
 
 def _move(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], moves_left: int | None) -> None:
-    """GPUs from group to group, and to the classes above from those below, down to what is firm."""
+    """GPUs from group to group, and to the classes above from those below, down to what is firm. Once needs are firm, classes
+    below give nothing, unless those needs have to find room."""
     classes = plan.classes()
+    of_doubts = plan.firm is not plan.reserved and bool((plan.room() >= -EPS).all())
     for index, (priority_class, members) in enumerate(classes):
         below = [g for _, lower in classes[index + 1 :] for g in lower]
         above = [g for _, higher in classes[:index] for g in higher]
-        capacity = plan.limits.capacity - plan.usage(plan.counts, above) - plan.usage(plan.firm, below)
+        capacity = (
+            plan.limits.capacity - plan.usage(plan.counts, above) - plan.usage(plan.counts if of_doubts else plan.firm, below)
+        )
         crowded = bool((plan.usage(plan.counts, members) > capacity + EPS).any())
         growth = {g: plan.growth(g) for g in members}
         takers = [g for g in members if len(growth[g].counts) > 1]

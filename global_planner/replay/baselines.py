@@ -169,8 +169,8 @@ def independent() -> Contender:
 
 
 class HpaReporter:
-    """One HorizontalPodAutoscaler a pool, on requests in flight. What is ordered beyond the budget is pending, and a GPU that
-    becomes free goes to whoever has been short for longest."""
+    """One HorizontalPodAutoscaler a pool, on requests in flight. Replicas that are ordered beyond the budget are
+    pending, and a GPU that becomes free goes to the one that was ordered first."""
 
     tick_s = SYNC_S
     samples = 0
@@ -182,7 +182,7 @@ class HpaReporter:
         self._scalers = {pool: Autoscaler() for pool in setups}
         self._budget = {name: budget.max for name, budget in topology.budget.gpus.items()}
         self._gpus = {pool.name: (pool.gpu_type, pool.gpus_per_replica) for _, pool in topology.placed_pools()}
-        self._short_since: dict[str, float] = {}
+        self._pending: dict[str, list[float]] = {pool: [] for pool in setups}  # when each was ordered
 
     def tick(
         self, now: float, observations: Mapping[str, Observation], grants: Mapping[str, Grant], in_flight: Mapping[str, int]
@@ -206,21 +206,21 @@ class HpaReporter:
 
     def _scheduled(self, now: float, ordered: Mapping[str, int], grants: Mapping[str, Grant]) -> Mapping[str, int]:
         """What of the orders finds GPUs."""
-        has = {pool: grants[pool].replicas_spec or 0 for pool in ordered}
-        scheduled = {pool: min(ordered[pool], has[pool]) for pool in ordered}
-        self._short_since = {pool: self._short_since.get(pool, now) for pool in ordered if ordered[pool] > has[pool]}
+        scheduled = {pool: min(count, grants[pool].replicas_spec or 0) for pool, count in ordered.items()}
         free = dict(self._budget)
         for pool, (gpu_type, gpus) in self._gpus.items():
             most = free[gpu_type]
             if most is not None:
                 free[gpu_type] = most - scheduled.get(pool, grants[pool].replicas_spec or 0) * gpus
-        for pool in sorted(self._short_since, key=lambda each: (self._short_since[each], each)):
+        for pool, count in ordered.items():
+            short = count - scheduled[pool]
+            self._pending[pool] = [*self._pending[pool], *[now] * short][:short]
+        for _, pool in sorted((at_s, name) for name in ordered for at_s in self._pending[name]):
             gpu_type, gpus = self._gpus[pool]
-            room, more = free[gpu_type], ordered[pool] - has[pool]
-            if room is not None:
-                more = max(0, min(more, room // gpus))
-                free[gpu_type] = room - more * gpus
-            scheduled[pool] = has[pool] + more
+            room = free[gpu_type]
+            if room is None or room >= gpus:
+                free[gpu_type] = None if room is None else room - gpus
+                scheduled[pool] += 1
         return scheduled
 
     def statuses(self, now: float) -> tuple[PlannerStatus, ...]:
@@ -228,9 +228,9 @@ class HpaReporter:
 
 
 def hpa(targets: Mapping[str, float] | None = None) -> Contender:
-    """Kubernetes' autoscaler for every pool; where the budget is short, replicas go to who was short first; and nobody
-    limits what is admitted. `targets`: requests in flight a replica by pool; absent: `HPA_SHARE` of what the profile says a
-    replica can have in flight within its SLA, at the workload's mean lengths."""
+    """Kubernetes' autoscaler for every pool; where the budget is short, replicas start in the order in which they were ordered;
+    and nobody limits what is admitted. `targets`: requests in flight a replica by pool; absent: `HPA_SHARE` of what the profile
+    says a replica can have in flight within its SLA, at the workload's mean lengths."""
 
     def deploy(topology: Topology, profiles: Mapping[str, Profile], workload: Workload) -> tuple[Topology, Start]:
         return with_arbiter(topology, objective="first_come", stability=False), None

@@ -101,8 +101,8 @@ def test_what_is_kept_for_a_burst_is_lent_and_comes_back() -> None:
     assert rounds.round({**burst, "low-agg": (3.0, 3.0)}) == {"high-agg": 4, "low-agg": 1}
 
 
-def test_for_a_doubt_nobody_gives_anything_up() -> None:
-    """The lower class keeps a replica for a burst that may come. The higher class expects one, too, and has to wait for a GPU
+def test_for_a_doubt_a_lower_class_gives_nothing_up() -> None:
+    """The lower class keeps two replicas for a burst that may come. The higher class fears one, too, and has to wait for a GPU
     that is free; what it needs for sure it takes at once, and what is left of its doubt it has when there is room."""
     rounds = Rounds(6, ArbiterPolicy(hold_s=600.0))
     calm = {"high-agg": (2.0, 2.0), "low-agg": (4.0, 2.0)}

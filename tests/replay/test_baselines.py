@@ -100,7 +100,8 @@ def test_every_policy_plays_and_none_exceeds_its_budget() -> None:
 
 
 def test_a_replica_that_an_hpa_ordered_beyond_the_budget_is_pending_and_starts_when_a_gpu_is_free() -> None:
-    """Six GPUs: a pool that was short from 0 s on gets the two that are free, and the other, short since 15 s, the next one."""
+    """Six GPUs: decode gets the two that are free at 0 s and waits for a third, so it has the next one before prefill, which is
+    short from 15 s on; the one after that is prefill's, because decode orders another only then."""
     here = topology(budget=6)
     setups = setups_by_pool(planner_setups_of(here, load_profiles(here)))
     hpa = HpaReporter(here, setups, dict.fromkeys(setups, 10.0))
@@ -116,7 +117,9 @@ def test_a_replica_that_an_hpa_ordered_beyond_the_budget_is_pending_and_starts_w
 
     assert wishes(0.0, (2, 2), (20, 50)) == (2, 4)  # decode orders five
     assert wishes(15.0, (2, 4), (30, 50)) == (2, 4)  # now both would have one more, and there is none
-    assert wishes(330.0, (1, 4), (20, 50)) == (1, 5)  # prefill was taken one away by hand: who was short first has it
+    assert wishes(30.0, (1, 4), (30, 50)) == (1, 5)  # prefill was taken one away by hand
+    assert wishes(45.0, (1, 5), (30, 50)) == (1, 5)
+    assert wishes(60.0, (1, 4), (30, 70)) == (2, 4)
 
 
 def test_an_existing_system_plans_by_the_guide_alone() -> None:
