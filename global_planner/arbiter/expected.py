@@ -42,7 +42,10 @@ def _has_doubt(pool: PoolView) -> bool:
 
 
 def _expected_group(group: GroupView) -> GroupView:
-    if not any(_has_doubt(pool) for pool in group.pools):
+    doubted = False
+    for pool in group.pools:
+        doubted = doubted or _has_doubt(pool)
+    if not doubted:
         return group
     pools = [_expected_pool(pool) for pool in group.pools]
     loads = [max([sum([pools[place].load for place in stage]) for stage in path]) for path in group.paths]

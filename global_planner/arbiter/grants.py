@@ -117,14 +117,16 @@ def _next_steps(plan: Plan) -> list[_Next | None]:
 def _best_by_type(plan: Plan, nexts: Sequence[_Next | None]) -> Mapping[str, list[tuple[RunnerUp, str]]]:
     """By GPU type, the two groups that gain most by a GPU of it: (pool and value per GPU, group), best first."""
     found: dict[str, list[tuple[float, str, str]]] = {}
-    for group, step in zip(plan.groups, nexts, strict=True):
+    for g, group in enumerate(plan.groups):
+        step = nexts[g]
         if step is None:
             continue
-        seen = set[str]()
-        for pool, add in zip(group.pools, step.adds, strict=False):
-            if add > 0 and pool.spec.gpu_type not in seen:
-                seen.add(pool.spec.gpu_type)
-                found.setdefault(pool.spec.gpu_type, []).append((-step.value_per_gpu, pool.spec.name, group.spec.name))
+        seen: list[str] = []
+        for p, pool in enumerate(group.pools):
+            gpu_type = pool.spec.gpu_type
+            if step.adds[p] > 0 and gpu_type not in seen:
+                seen.append(gpu_type)
+                found.setdefault(gpu_type, []).append((-step.value_per_gpu, pool.spec.name, group.spec.name))
     return {
         gpu_type: [(RunnerUp(pool=name, value_per_gpu=-value), owner) for value, name, owner in sorted(entries)[:2]]
         for gpu_type, entries in found.items()
@@ -272,8 +274,7 @@ def _why_lowered(pool: PoolView, granted: int, runner_up: RunnerUp | None, neede
 
 def _why_no_more(plan: Plan, binding: str, marginal: float | None, runner_up: RunnerUp | None) -> str:
     if binding in plan.limits.names:
-        row = plan.limits.names.index(binding)
-        text = f"{binding} of {plan.limits.total[row]:g} {plan.limits.units[row]} is spent"
+        text = plan.limits.spent[plan.limits.names.index(binding)]
     elif binding == "cost of a move":
         text = "taking GPUs from another group would cost more than it gains"
     else:

@@ -19,12 +19,12 @@ Array = NDArray[np.float64]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """`names[r]`, `capacity[r]` (held pools' charges already taken off), `frozen[r]`: nothing that draws on it may grow,
-    because nobody knows what a pool of it holds. `units[r]` are told to people."""
+    because nobody knows what a pool of it holds. `spent[r]` is told to people."""
 
     names: tuple[str, ...]
     capacity: Array
     total: Array
-    units: tuple[str, ...]
+    spent: tuple[str, ...]
     frozen: tuple[bool, ...]
     _rows: tuple[_Row, ...]
 
@@ -117,7 +117,7 @@ def limits_of(budget: Budget, policy: ArbiterPolicy, pools: Sequence[PoolView]) 
         names=tuple(row.name for row in rows),
         capacity=capacity,
         total=np.array([row.limit for row in rows], dtype=np.float64),
-        units=tuple(row.unit for row in rows),
+        spent=tuple(f"{row.name} of {row.limit:g} {row.unit} is spent" for row in rows),
         frozen=tuple(frozen),
         _rows=tuple(rows),
     )
