@@ -94,11 +94,11 @@ class Arrivals:
         before = (sums[at] - sums[at - wide]) / wide
         off = (sums[at] - sums[at - near]) / near - before
         after = (sums[at + wide] - sums[at]) / wide - before
-        spread = float(off @ off)
+        spread = float((off * off).sum())  # not a product of vectors: its last digits differ from processor to processor
         if spread <= 0.0:
             return GOES_ON
         evidence = ends / wide
-        share = min(1.0, max(0.0, float(off @ after) / spread))
+        share = min(1.0, max(0.0, float((off * after).sum()) / spread))
         return (evidence * share + GOES_ON_PRIOR * GOES_ON) / (evidence + GOES_ON_PRIOR)
 
     def remembered_rps(self, window_s: float, share: float) -> float:
