@@ -291,7 +291,8 @@ def _gets(grant: PoolGrant | None) -> list[str]:
     if grant.binding is not None:
         sentences.append(f"What bound it: {grant.binding}.")
     if grant.marginal_value is not None:
-        sentences.append(f"The next GPU would be worth {grant.marginal_value:.3f} weighted req/s here.")
+        part = "" if grant.marginal_sure is None else f", {grant.marginal_sure:.3f} of them of the load that is expected"
+        sentences.append(f"The next GPU would be worth {grant.marginal_value:.3f} weighted req/s here{part}.")
     if grant.runner_up is not None:
         value = grant.runner_up.value_per_gpu
         sentences.append(f"The runner-up for it is {grant.runner_up.pool}, with {value:.3f}.")

@@ -153,7 +153,8 @@ class PoolGrant:
     """One line of an allocation. `reason` is a sentence; `binding` names the limit that bound (None: nothing bound);
     `marginal_value` is weight x requests/s gained per GPU by the next step up (None: no next step). `rules`: sentences that
     name the selectors, schedules and overrides in force for it. `needed`: of what is wanted, the replicas for the load that is
-    expected in the mean; the others are only for a doubt (None: nobody doubts, or the objective does not ask)."""
+    expected in the mean; the others are only for a doubt (None: nobody doubts, or the objective does not ask).
+    `marginal_sure`: likewise, of the load that is expected (None: as `marginal_value`)."""
 
     pool: str
     wanted: int | None
@@ -166,6 +167,7 @@ class PoolGrant:
     runner_up: RunnerUp | None = None
     rules: tuple[str, ...] = ()
     needed: int | None = None
+    marginal_sure: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ def solve_goodput(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], m
     of others (None: any number)."""
     if policy.stability:
         plan.counts = plan.kept()
-    expected = None if plan.everything_fits() else expected_view(plan.view)
+    plan.expected = expected = None if plan.everything_fits() else expected_view(plan.view)
     first = None
     if expected is not None:
         first = _first_what_is_needed(plan, expected, policy, ranks, moves_left)

@@ -55,8 +55,9 @@ def allocation_of(plan: Plan, inputs: RoundInputs, policy: ArbiterPolicy) -> All
         level = attained if attained < 1.0 else 1.0
         inside, rates = admitted_in_flight(group, admitted), rates_by_priority(group, admitted)
         group_grants[name] = _GROUP_GRANT(name, group.load, level, admitted, inside, worth, group.rules, rates)
+        sure = _sure_value(plan, g, step)
         for p, pool in enumerate(group.pools):
-            pool_grants[pool.spec.name] = _grant(plan, g, p, step, ups, room, policy)
+            pool_grants[pool.spec.name] = _grant(plan, g, p, step, sure, ups, room, policy)
     slack = sum(plan.slacks.values())
     for spec in inputs.groups:
         if spec.name not in group_grants:  # it has no pools
@@ -114,6 +115,16 @@ def _next_steps(plan: Plan) -> list[_Next | None]:
     return steps
 
 
+def _sure_value(plan: Plan, g: int, step: _Next | None) -> float | None:
+    """What a GPU of the group's next step would serve of the load that is expected; None: all that it would serve."""
+    if plan.expected is None or step is None or plan.expected.groups[g] is plan.groups[g]:
+        return None
+    group, now = plan.expected.groups[g], plan.counts[g]
+    more = [count + add for count, add in zip(now, step.adds, strict=False)]
+    gpus = sum([add * pool.gpus for add, pool in zip(step.adds, group.pools, strict=False)])
+    return group.scale * (group.attainment(more) - group.attainment(now)) / max(gpus, 1)
+
+
 def _best_by_type(plan: Plan, nexts: Sequence[_Next | None]) -> Mapping[str, list[tuple[RunnerUp, str]]]:
     """By GPU type, the two groups that gain most by a GPU of it: (pool and value per GPU, group), best first."""
     found: dict[str, list[tuple[float, str, str]]] = {}
@@ -138,6 +149,7 @@ def _grant(
     g: int,
     p: int,
     step: _Next | None,
+    sure: float | None,
     ups: Mapping[str, list[tuple[RunnerUp, str]]],
     room: Sequence[float],
     policy: ArbiterPolicy,
@@ -146,6 +158,8 @@ def _grant(
     pool, granted = group.pools[p], plan.counts[g][p]
     spec, owner = pool.spec, group.spec.name
     marginal = step.value_per_gpu if step is not None and step.adds[p] > 0 else None
+    if marginal is None:
+        sure = None
     runner_up = None
     for best, other in ups.get(spec.gpu_type, ()):
         if other != owner:
@@ -154,12 +168,12 @@ def _grant(
     short = pool.held is None and pool.wanted is not None and granted < pool.wanted
     binding = _binding(plan, g, p, step, room) if short else None
     needed = needed_for_sure(pool) if policy.objective == "goodput" else None
-    reason = _reason(plan, pool, granted, binding, marginal, runner_up, needed, g, policy)
+    reason = _reason(plan, pool, granted, binding, marginal, sure, runner_up, needed, g, policy)
     if binding is None:
         runner_up = None
     return _POOL_GRANT(
         spec.name, pool.wanted, granted, pool.before, pool.held is not None, reason, binding, marginal, runner_up,
-        pool.rules.told, needed,
+        pool.rules.told, needed, sure,
     )  # fmt: skip
 
 
@@ -195,6 +209,7 @@ def _reason(
     granted: int,
     binding: str | None,
     marginal: float | None,
+    sure: float | None,
     runner_up: RunnerUp | None,
     needed: int | None,
     g: int,
@@ -218,7 +233,7 @@ def _reason(
     if pool.current is not None and granted > pool.current:
         told += "; paid by a group where the GPUs are worth less" if g in plan.moved else "; paid from free GPUs"
     if binding is not None:
-        told += f"; {_why_no_more(plan, binding, marginal, runner_up)}"
+        told += f"; {_why_no_more(plan, binding, marginal, sure, runner_up)}"
     return told
 
 
@@ -272,7 +287,7 @@ def _why_lowered(pool: PoolView, granted: int, runner_up: RunnerUp | None, neede
     )
 
 
-def _why_no_more(plan: Plan, binding: str, marginal: float | None, runner_up: RunnerUp | None) -> str:
+def _why_no_more(plan: Plan, binding: str, marginal: float | None, sure: float | None, runner_up: RunnerUp | None) -> str:
     if binding in plan.limits.names:
         text = plan.limits.spent[plan.limits.names.index(binding)]
     elif binding == "cost of a move":
@@ -282,4 +297,5 @@ def _why_no_more(plan: Plan, binding: str, marginal: float | None, runner_up: Ru
     if marginal is None:
         return text
     there = "" if runner_up is None else f", {format(runner_up.value_per_gpu, '.2g')} at {runner_up.pool}"
-    return f"{text}; the next GPU would be worth {format(marginal, '.2g')} req/s here{there}"
+    part = "" if sure is None else f" ({format(sure, '.2g')} for sure)"
+    return f"{text}; the next GPU would be worth {format(marginal, '.2g')} req/s here{part}{there}"

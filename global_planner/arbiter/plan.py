@@ -25,11 +25,12 @@ EPS = 1e-9
 class Plan:
     """The decision as it grows, by position of the group: `reserved`, `caps` and `counts` are replicas by pool, `draws[g]`
     what a replica of each pool takes of each limit, and `draws_by_place` (place in the group x limit x group) the same
-    with 0 where a group has fewer pools than others; `scales[g]` is the value of attainment 1. `firm`: below it nobody of
-    a higher class takes (what is reserved, or more). `aside`: what of each limit is not to be given away now. `blocked`:
-    why pools must not grow. `beyond_need`: what everybody needs for sure is decided already. `slacks` by class: value that a
-    better choice could at most add. `moved`: groups raised with GPUs of others. `notes` by pool: what happened to it beyond
-    plain raising and lowering."""
+    with 0 where a group has fewer pools than others; `scales[g]` is the value of attainment 1. `firm`: below it nobody
+    of a higher class takes (what is reserved, or more). `aside`: what of each limit is not to be given away now.
+    `blocked`: why pools must not grow. `beyond_need`: what everybody needs for sure is decided already. `slacks` by
+    class: value that a better choice could at most add. `moved`: groups raised with GPUs of others. `expected`: the
+    round at the loads that are expected, where it was decided at them first. `notes` by pool: what happened to it
+    beyond plain raising and lowering."""
 
     view: View
     limits: Limits
@@ -42,6 +43,7 @@ class Plan:
     slacks: dict[int, float] = field(default_factory=dict)
     solvers: list[str] = field(default_factory=list)
     moved: set[int] = field(default_factory=set)
+    expected: View | None = None
     notes: dict[str, str] = field(default_factory=dict)
     infeasible: tuple[str, ...] = ()
     beyond_need: bool = False

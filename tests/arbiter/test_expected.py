@@ -53,6 +53,12 @@ def test_each_line_says_what_of_it_is_for_a_doubt() -> None:
     assert f"{needs}, beyond that 1 lent and 1 withheld {after}; paid from free GPUs; budget h100 of 6 GPUs is spent" in told(6)
     assert f"{needs}, beyond that 2 withheld {after}; paid from free GPUs; budget h100 of 5 GPUs is spent" in told(5)
     assert f"kept at 1 of 4 wanted: {needs}, so 1 of those that lack would be for a need; budget h100" in told(2)
+    # The third replica would serve half a request/s that is expected, the fourth none; the load that is planned for, one each.
+    part = {"high-agg": (4.0, 2.5), "low-agg": (6.0, 6.0)}
+    short = line(decide(inputs([HIGH, LOW], asks(part), budget={"h100": 3}, groups=GROUPS)), "high-agg")
+    assert (short.granted, short.needed) == (2, 3)
+    assert (short.marginal_value, short.marginal_sure) == pytest.approx((1.0, 0.5))
+    assert "the next GPU would be worth 1 req/s here (0.5 for sure), 1 at low-agg" in short.reason
     # Who doubts nothing, or an objective that does not ask, needs no such words.
     sure = decide(inputs([HIGH, LOW], asks({**loads, "high-agg": (4.0, 4.0)}), budget={"h100": 7}, groups=GROUPS))
     assert line(sure, "high-agg").needed is None and "doubt" not in line(sure, "high-agg").reason
