@@ -132,7 +132,8 @@ class ArbiterConfig(Section):
     applied; `approve`: they wait for `global-planner approve`.
 
     `stability` false: every round is decided from nothing, without holds, costs of moves or memory. `hold_s`: how long a
-    smaller number must have sufficed before a pool is lowered. `move_horizon_s`: taking from another group must pay off within
+    smaller number must have sufficed before a pool is lowered (absent: as long as the pool takes to start, at least two rounds
+    and at most 60 s: what is back at once need not be kept). `move_horizon_s`: taking from another group must pay off within
     it; what it costs is the cold start, and the prefix hits that die with the replica: for `cache_loss_s`, until other replicas
     have its prefixes, the reported hit rate of its load is lost (a pool whose hit rate nobody reports has no cache to lose).
     `max_moves_per_hour` bounds the groups raised in this way (absent: any number). `trust_s`: so long a pool that says nothing
@@ -162,7 +163,7 @@ class ArbiterConfig(Section):
     mode: PoolMode = "act"
     objective: Literal["goodput", "max_min", "proportional", "first_come"] = "goodput"
     stability: Flag = True
-    hold_s: NonNegativeFloat = 60.0
+    hold_s: NonNegativeFloat | None = None
     move_horizon_s: PositiveFloat = 300.0
     cache_loss_s: NonNegativeFloat = 60.0
     max_moves_per_hour: NonNegativeInt | None = None

@@ -14,6 +14,7 @@ from global_planner.rollout_state import RolloutPolicy
 from global_planner.types import Override, Schedule
 
 CONFIGURED_BY = "the topology"
+MOST_HOLD_S = 60.0  # where it is not configured: pools that start more slowly have remembered bursts against it
 
 
 def policies_of(topology: Topology, *, unix_at_zero_s: float) -> Policies:
@@ -24,7 +25,8 @@ def policies_of(topology: Topology, *, unix_at_zero_s: float) -> Policies:
         arbiter=ArbiterPolicy(
             objective=config.objective,
             stability=config.stability,
-            hold_s=config.hold_s,
+            hold_s=MOST_HOLD_S if config.hold_s is None else config.hold_s,
+            hold_least_s=min(MOST_HOLD_S, 2.0 * config.round_interval_s) if config.hold_s is None else None,
             move_horizon_s=config.move_horizon_s,
             cold_start_s=cluster.cold_start_s,
             cache_loss_s=config.cache_loss_s,

@@ -68,6 +68,12 @@ def expect(
     mean = state.arrivals.mean_rps(GOES_BACK_S)
     mean += state.arrivals.goes_on(reach_s, GOES_BACK_S) * (forecast_rps - mean)
     reasons: list[str] = []
+    reserve = _reserve_rps(state, pool, grant, config)
+    paying = max(forecast_rps, BURST * reserve) if reserve > 0.0 else load
+    if load > paying:
+        # Just after a burst the forecast's upper quantile asks for replicas that come when it is over.
+        reasons.append(f"{load:.2f} requests/s may come; what is beyond {paying:.2f} comes too seldom to pay for its GPUs")
+        load = paying
     if extensions.react_early:
         sparse = state.arrivals.sparse_rps(interval_s)
         load, mean = max(load, sparse), max(mean, sparse)
@@ -75,10 +81,13 @@ def expect(
         if already > load:
             reasons.append(f"{already:.2f} requests/s arrive already, {load:.2f} were forecast")
             load = already
-    remembered = _remembered_rps(state, pool, grant, config)
-    if remembered > BURST * load:
-        reasons.append(f"{remembered:.2f} requests/s came lately in bursts shorter than a start, {load:.2f} were forecast")
-        load = remembered
+    if reserve > BURST * load:
+        price = extensions.violation_price
+        reasons.append(
+            f"a reserve up to {reserve:.2f} requests/s, which bursts shorter than a start exceeded for 1/{price:g} of the time "
+            f"(violation_price {price:g}); {load:.2f} were forecast"
+        )
+        load = reserve
     prompt_tokens = far.isl_tokens
     if extensions.length_distribution:
         far = replace(
@@ -179,16 +188,16 @@ def _waiting_inside(observation: Observation, grant: Grant | None, pool: PoolSet
     return max(0.0, rate * duration_s - places)
 
 
-def _remembered_rps(state: PoolState, pool: PoolSetup, grant: Grant | None, config: PlannerConfig) -> float:
+def _reserve_rps(state: PoolState, pool: PoolSetup, grant: Grant | None, config: PlannerConfig) -> float:
     """What to be ready for because it came lately. Who releases capacity has it back after a cold start, so a burst that is
-    shorter finds nothing: what would have met the target over the last few cold starts is kept. A start that takes no longer
-    than deciding needs no memory."""
+    shorter finds nothing: what it would need is kept as far as that is worth its GPUs. A start that takes no longer than
+    deciding needs no reserve."""
     extensions = config.extensions
     measured = grant.cold_start_s if grant is not None else None
     cold_start_s = measured if measured is not None else pool.cold_start_s
     if extensions.remember_starts <= 0.0 or cold_start_s <= config.tick_s:
         return 0.0
-    return state.arrivals.remembered_rps(extensions.remember_starts * cold_start_s, extensions.attainment_target)
+    return state.arrivals.reserve_rps(extensions.remember_starts * cold_start_s, extensions.violation_price)
 
 
 def _observed(

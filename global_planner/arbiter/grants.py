@@ -279,7 +279,7 @@ def _why_lowered(pool: PoolView, granted: int, runner_up: RunnerUp | None, neede
     if not policy.stability:
         return f"{pool.load:.3g} req/s needs {pool.wanted}"
     if granted >= pool.low:
-        return f"{granted} would have carried 1.1 x its load for the last {policy.hold_s:.0f} s"
+        return f"{granted} would have carried 1.1 x its load for the last {pool.hold_s:.0f} s"
     doubt = needed is not None and needed <= granted
     kept = f"{granted} carry the {pool.expected:.3g} req/s expected, the others were only for a doubt: " if doubt else ""
     return f"{kept}its GPUs are worth more elsewhere" + (

@@ -22,7 +22,7 @@ def remember(state: ArbiterState, plan: Plan, policy: ArbiterPolicy) -> ArbiterS
     at_s = plan.view.at_s
     return ArbiterState(
         at_s=at_s,
-        pools={name: _history(pool, at_s, policy.hold_s) for name, pool in plan.view.pools.items()},
+        pools={name: _history(pool, at_s) for name, pool in plan.view.pools.items()},
         debts=_debts(state, plan, policy),
         moves=_moves(state, plan),
     )
@@ -41,7 +41,7 @@ def tie_ranks(state: ArbiterState, plan: Plan) -> Mapping[str, int]:
     return {name: rank for rank, name in enumerate(names)}
 
 
-def _history(pool: PoolView, at_s: float, hold_s: float) -> DemandHistory:
+def _history(pool: PoolView, at_s: float) -> DemandHistory:
     was = pool.history
     if pool.need is None:  # silence is no evidence: what it needed before must not count as needed throughout
         return DemandHistory(
@@ -52,7 +52,7 @@ def _history(pool: PoolView, at_s: float, hold_s: float) -> DemandHistory:
             by_priority=was.by_priority,
         )
     need = pool.need
-    begin = at_s - hold_s
+    begin = at_s - pool.hold_s
     kept = [entry for entry in was.needs if entry[1] > need and entry[0] >= begin]
     parts = dict(pool.by_priority or {})
     since_s = at_s if was.since_s is None else was.since_s

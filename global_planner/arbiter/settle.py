@@ -95,6 +95,7 @@ def _pool_view(
         current = before if holding.last_write is None else holding.last_write
         gpus = holding.gpus_per_replica or gpus
     pool = PoolView(spec=spec, rules=rules, holding=holding, gpus=gpus, current=current, before=before, history=history)
+    pool.hold_s = _hold_s(holding, policy)
     proposal = report if isinstance(report, Proposal) and at_s < report.expires_at_s else None
     fault = None if proposal is None else fault_of(proposal)
     if proposal is not None and fault is None:
@@ -106,6 +107,17 @@ def _pool_view(
         pool.remembered = True
     _settle_bounds(pool, _why_held(pool, report, fault, at_s), at_s, policy)
     return pool
+
+
+def _hold_s(holding: Holding | None, policy: ArbiterPolicy) -> float:
+    """How long a pool keeps what it may not need any more. Who lets a replica go and wants it again waits for a cold start, and
+    pays for it without using it: keeping one idle for as long costs the same, so a hold of one cold start never costs much
+    more than knowing what comes (as whoever rents skis buys them once the rents have cost as much)."""
+    if policy.hold_least_s is None:
+        return policy.hold_s
+    measured = None if holding is None else holding.cold_start_s
+    start_s = policy.cold_start_s if measured is None else measured
+    return min(policy.hold_s, max(policy.hold_least_s, start_s))
 
 
 def _why_held(pool: PoolView, report: Report | None, fault: str | None, at_s: float) -> str | None:
@@ -160,16 +172,16 @@ def _settle_bounds(pool: PoolView, held: str | None, at_s: float, policy: Arbite
     pool.cap = most if most > minimum else minimum
     pool.reserved = minimum if rules.guarantee <= minimum else max(minimum, min(rules.guarantee, most))
     if policy.stability:
-        kept = _kept(pool, current, at_s, policy.hold_s)
+        kept = _kept(pool, current, at_s)
         low = kept if kept > minimum else minimum
         pool.low = low if maximum is None or low < maximum else maximum
         if pool.low > pool.cap:
             pool.cap = pool.low
 
 
-def _kept(pool: PoolView, current: int, at_s: float, hold_s: float) -> int:
+def _kept(pool: PoolView, current: int, at_s: float) -> int:
     """Replicas that the pool keeps of its own accord: all, until fewer would have done for the whole hold."""
-    since, most = pool.history.since_s, pool.need
+    since, most, hold_s = pool.history.since_s, pool.need, pool.hold_s
     if most is None or most >= current or since is None or at_s - since < hold_s:
         return current
     begin = at_s - hold_s

@@ -28,7 +28,8 @@ class PoolView:
     holds, so nothing of its GPU type grows. `need`: replicas that 1.1 x the load needs, None: unknown. `expected`: the part of
     `load` that comes in the mean (None: all of it). `remembered`: its demand is what it last said. `by_priority`: its load by
     request priority, in any unit; empty or None: not known. `hit_rate`: the share of its prompt tokens that its replicas have
-    in their caches, None: not known. `kept_for`: the partner for whose hold it keeps more than for its own.
+    in their caches, None: not known. `hold_s`: how long fewer must have sufficed. `kept_for`: the partner for whose hold it
+    keeps more than for its own.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class PoolView:
         self.remembered: bool = False
         self.by_priority: Mapping[str, float] | None = None
         self.hit_rate: float | None = None
+        self.hold_s: float = 0.0
         self.kept_for: str | None = None
 
     def at_load(self, load: float, now: Curve, hi: Curve) -> PoolView:
@@ -80,6 +82,7 @@ class PoolView:
         other.capacity, other.in_flight = self.capacity, self.in_flight
         other.floor, other.reserved, other.low, other.cap = self.floor, self.reserved, self.low, self.cap
         other.held, other.fixed_gpus, other.kept_for = self.held, self.fixed_gpus, self.kept_for
+        other.hold_s = self.hold_s
         other.unknown_charge, other.remembered = self.unknown_charge, self.remembered
         other.by_priority, other.hit_rate = self.by_priority, self.hit_rate
         return other

@@ -101,10 +101,12 @@ class Arrivals:
         share = min(1.0, max(0.0, float((off * after).sum()) / spread))
         return (evidence * share + GOES_ON_PRIOR * GOES_ON) / (evidence + GOES_ON_PRIOR)
 
-    def remembered_rps(self, window_s: float, share: float) -> float:
-        """The lowest rate limit (requests/s) that would have let in so large a share of the requests of the last `window_s`,
-        for what comes in bursts comes again: sum(min(rate, limit)) >= share x sum(rate). Of a steady load that is less than its
-        mean. Counts are taken over times in which SMOOTH requests come in the mean, so that chance makes no bursts."""
+    def reserve_rps(self, window_s: float, price: float) -> float:
+        """The rate (requests/s) up to which capacity for bursts pays, by the last `window_s`: the highest that was exceeded for
+        1/`price` of the time. A replica kept for what lies above it would be busy for a smaller part than that, and so cost
+        more GPU time than the requests that it saves are worth, where one is worth `price` times the GPU time that it takes (the
+        newsvendor's quantile, 1 - 1/price). Counts are taken over times in which SMOOTH requests come in the mean, so that
+        chance makes no bursts."""
         counted: list[tuple[float, float]] = []
         seconds = requests = 0.0
         for interval_s, count in reversed(self.past):
@@ -117,15 +119,13 @@ class Arrivals:
         together = max(1, round(SMOOTH * len(counted) / requests))
         bins = [counted[begin : begin + together] for begin in range(0, len(counted), together)]
         spans = [(sum(each_s for each_s, _ in each), sum(count for _, count in each)) for each in bins]
-        spans.sort(key=lambda span: span[1] / span[0])
-        # From the calmest time on: those before are let in whole; at the limit, the time that is left gets `limit` each second.
-        whole, left_s = 0.0, seconds
-        for span_s, count in spans:
-            rate = count / span_s
-            if whole + rate * left_s >= share * requests:
-                return (share * requests - whole) / left_s
-            whole, left_s = whole + count, left_s - span_s
-        return spans[-1][1] / spans[-1][0]
+        rates = sorted(((count / span_s, span_s) for span_s, count in spans), reverse=True)
+        above_s = 0.0
+        for rate, span_s in rates:
+            above_s += span_s
+            if above_s * price > seconds:
+                return rate
+        return rates[-1][0]
 
     def sparse_rps(self, interval_s: float) -> float:
         """The rate (requests/s) of the newest ENOUGH requests, where they took longer than `interval_s` to come; else 0.

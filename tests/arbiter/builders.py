@@ -139,6 +139,7 @@ class Fleet:
     policy: ArbiterPolicy
     per_replica: Mapping[str, float]
     interval_s: float = 10.0
+    cold_start_s: float = 60.0
     at_s: float = 0.0
     have: dict[str, int] = field(default_factory=dict)
     state: ArbiterState = field(default_factory=ArbiterState)
@@ -168,6 +169,7 @@ class Fleet:
             inputs(self.pools, reports, budget=self.budget, have=self.have, groups=self.groups, at_s=self.at_s),
             overrides=self.overrides,
         )
+        told = replace(told, holdings=tuple(replace(each, cold_start_s=self.cold_start_s) for each in told.holdings))
         self.state, self.last = arbitrate(self.state, told, self.policy)
         after = granted(self.last)
         changes = {name: n - self.have[name] for name, n in after.items() if n != self.have[name]}

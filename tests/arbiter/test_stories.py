@@ -5,6 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+<<<<<<< HEAD
+=======
+import numpy as np
+import pytest
+
+>>>>>>> b459716 (A hold lasts as long as a start, and a reserve for bursts by what a late answer costs)
 from global_planner.arbiter import ArbiterPolicy, ArbiterState, arbitrate
 from global_planner.types import Holding, Override, Replica
 from pool_planner.types import Hold, Proposal, Report
@@ -43,6 +49,19 @@ def test_a_day_of_two_models() -> None:
     assert line(fleet.last, "chat-decode").reason == "lowered 4 -> 2: 2 would have carried 1.1 x its load for the last 60 s"
     # Code wakes up and takes what is free at once.
     assert fleet.round({"chat": 1.5, "code": 3.9}) == {"code-prefill": 3, "code-decode": 3}
+
+
+@pytest.mark.parametrize(("cold_start_s", "hold_s"), [(0.0, 20.0), (30.0, 30.0), (300.0, 60.0)])
+def test_what_is_back_soon_is_not_kept_for_long(cold_start_s: float, hold_s: float) -> None:
+    # As long as a start takes, at least two rounds of 10 s, at most a minute.
+    fleet = two_models(18, hold_s=60.0, hold_least_s=20.0)
+    fleet.cold_start_s = cold_start_s
+    fleet.round({"chat": 3.5, "code": 0.9})
+    for _ in range(round(hold_s / 10.0)):
+        assert fleet.round({"chat": 1.5, "code": 0.9}) == {}
+    assert fleet.round({"chat": 1.5, "code": 0.9}) == {"chat-prefill": -2, "chat-decode": -2}
+    sentence = f"lowered 4 -> 2: 2 would have carried 1.1 x its load for the last {hold_s:.0f} s"
+    assert line(fleet.last, "chat-decode").reason == sentence
 
 
 def test_the_budget_goes_where_it_serves_most() -> None:

@@ -74,6 +74,10 @@ ROWS: dict[str, Row] = {
         field="stability", change=put("arbiter.stability", False), rounds=CHAT_FALLS, usual=(5, 1), changed=(1, 1)
     ),
     "no hold": Row(field="hold_s", change=put("arbiter.hold_s", 0.0), rounds=CHAT_FALLS, usual=(5, 1), changed=(2, 1)),
+    "as long as a start takes, a minute here": Row(
+        field="hold_least_s", change=put("arbiter.hold_s", None), given=put("arbiter.hold_s", 600.0),
+        rounds=[{"chat": 5.0, "code": 1.0}] + [{"chat": 1.0, "code": 1.0}] * 8, usual=(5, 1), changed=(2, 1),
+    ),
     "a horizon too short for any move": Row(
         field="move_horizon_s", change=put("arbiter.move_horizon_s", 5.0), rounds=CODE_RISES, given=HEAVY_CODE,
         usual=(1, 7), changed=(5, 3),

@@ -1,14 +1,21 @@
-"""Bursts come again: what met the target over the last cold starts is kept through a lull that is shorter than that."""
+"""Bursts come again: what pays for those of the last cold starts is kept through a lull that is shorter than that."""
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import math
 from collections.abc import Callable
+=======
+from collections.abc import Sequence
+>>>>>>> b459716 (A hold lasts as long as a start, and a reserve for bursts by what a late answer costs)
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
-from pool_planner.performance.arrivals import Arrivals
+from pool_planner.performance.arrivals import SMOOTH, Arrivals
 from tests.planner.story import Story
 
 
@@ -29,7 +36,7 @@ def bursts(cold_start_s: float = 90.0, **extensions: Any) -> Story:
 def test_a_lull_between_bursts_keeps_what_the_bursts_need() -> None:
     story = bursts()
     kept = story.wanted
-    assert "lately in bursts shorter than a start" in story.reasons
+    assert "which bursts shorter than a start exceeded for 1/30 of the time (violation_price 30)" in story.reasons
     story.run(60.0, 8.0)
     assert story.wanted <= kept + 1, "the next burst finds nearly all that it needs"
 
@@ -48,32 +55,55 @@ def test_where_starting_takes_no_time_nothing_is_remembered() -> None:
     assert bursts(cold_start_s=0.0).wanted == bursts(cold_start_s=0.0, remember_starts=0.0).wanted
 
 
+def test_who_pays_little_for_a_late_answer_keeps_less() -> None:
+    # Bursts take 180 of the 420 s: more than half of the time goes without them, and a tenth does not.
+    assert bursts(violation_price=2.0).wanted < bursts(violation_price=10.0).wanted == bursts().wanted
+
+
 @pytest.mark.parametrize(
-    ("counts", "share", "limit"),
+    ("counts", "price", "limit"),
     [
-        ([100.0] * 10, 1.0, 10.0),
-        ([100.0] * 10, 0.8, 8.0),
-        ([0.0] * 5 + [100.0] * 5, 0.8, 8.0),
-        ([0.0] * 9 + [1000.0], 0.97, 97.0),
-        ([50.0] * 5 + [150.0] * 5, 0.75, 10.0),
-        ([], 0.97, 0.0),
-        ([0.0] * 5, 0.97, 0.0),
+        ([100.0] * 10, 30.0, 10.0),
+        ([0.0] * 5 + [100.0] * 5, 2.5, 10.0),
+        ([0.0] * 5 + [100.0] * 5, 1.9, 0.0),
+        ([0.0] * 9 + [1000.0], 11.0, 100.0),
+        ([0.0] * 9 + [1000.0], 9.0, 0.0),
+        ([100.0, 200.0, 300.0, 400.0], 3.0, 30.0),
+        ([], 30.0, 0.0),
+        ([0.0] * 5, 30.0, 0.0),
     ],
 )
-def test_the_rate_limit_that_lets_in_a_share(counts: list[float], share: float, limit: float) -> None:
-    """Counts in intervals of 10 s: the limit is where sum(min(rate, limit)) is that share of all."""
+def test_a_reserve_is_what_was_exceeded_for_long_enough(counts: list[float], price: float, limit: float) -> None:
+    """Counts in intervals of 10 s: the limit is the highest rate that was reached for more than 1/price of the time."""
+    assert after(counts).reserve_rps(1000.0, price) == pytest.approx(limit)
+
+
+@given(
+    counts=st.lists(st.integers(50, 2000).map(float) | st.just(0.0), min_size=1, max_size=40).filter(any),
+    price=st.floats(1.1, 200.0),
+    other=st.floats(0.0, 250.0),
+)
+def test_no_other_reserve_is_worth_more(counts: list[float], price: float, other: float) -> None:
+    """By its price: what it lets in, `price` each, less what it costs to keep, at the busy replica's GPU time a request."""
+    hypothesis.assume(sum(counts) >= SMOOTH * len(counts))  # else counts are taken together first
+
+    def worth(limit_rps: float) -> float:
+        return sum(price * min(count / 10.0, limit_rps) - limit_rps for count in counts)
+
+    reserve = after(counts).reserve_rps(1e9, price)
+    assert worth(reserve) >= worth(other) - 1e-6 * price * sum(counts)
+
+
+def after(counts: Sequence[float]) -> Arrivals:
     arrivals = Arrivals()
     for count in counts:
         arrivals = arrivals.after(10.0, count)
-    assert arrivals.remembered_rps(1000.0, share) == pytest.approx(limit)
+    return arrivals
 
 
 def test_chance_makes_no_bursts() -> None:
     """Ten requests in the mean, give or take three: over times of 50 requests that is a seventh."""
-    arrivals = Arrivals()
-    for count in (13.0, 7.0, 10.0, 14.0, 6.0) * 6:
-        arrivals = arrivals.after(10.0, count)
-    assert arrivals.remembered_rps(1000.0, 1.0) == pytest.approx(1.0)
+    assert after((13.0, 7.0, 10.0, 14.0, 6.0) * 6).reserve_rps(1000.0, 1000.0) == pytest.approx(1.0)
 
 
 def test_who_waits_inside_full_engines_is_seen() -> None:
