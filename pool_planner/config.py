@@ -82,14 +82,13 @@ class Extensions(BaseModel):
     )
     remember_starts: NonNegativeFloat = Field(
         default=10.0,
-        description="Keep a reserve for the bursts of the last so many cold starts, even where a lull is forecast: a burst comes "
-        "sooner than a replica. How much: violation_price. 0: forget at once, no reserve.",
+        description="Keep a reserve for the bursts of the last so many cold starts, even where a lull is forecast: a burst "
+        "comes sooner than a replica. How much: violation_price. 0: forget at once, no reserve.",
     )
     violation_price: Annotated[float, Field(gt=1, allow_inf_nan=False)] = Field(
         default=15.0,
-        description="What a request outside its SLA costs, in the GPU time that a request takes of a busy replica: a replica is "
-        "kept for bursts while they need it for at least 1/violation_price of the time. 10: who pays for every GPU; 100: who "
-        "pays for every late answer.",
+        description="What a request outside its SLA costs, in the GPU time that a request takes of a busy replica: a replica "
+        "is kept for bursts while they need it for more than 1/violation_price of the time. 5: frugal; 60: careful.",
     )
     length_distribution: bool = Field(
         default=True, description="Plan on the distribution of ISL and OSL where histograms have it. Off: on their means."

@@ -102,11 +102,11 @@ class Arrivals:
         return (evidence * share + GOES_ON_PRIOR * GOES_ON) / (evidence + GOES_ON_PRIOR)
 
     def reserve_rps(self, window_s: float, price: float) -> float:
-        """The rate (requests/s) up to which capacity for bursts pays, by the last `window_s`: the highest that was exceeded for
-        1/`price` of the time. A replica kept for what lies above it would be busy for a smaller part than that, and so cost
-        more GPU time than the requests that it saves are worth, where one is worth `price` times the GPU time that it takes (the
-        newsvendor's quantile, 1 - 1/price). Counts are taken over times in which SMOOTH requests come in the mean, so that
-        chance makes no bursts."""
+        """The rate (requests/s) up to which capacity for bursts pays, by the last `window_s`: the highest that was reached for
+        more than 1/`price` of the time. A replica kept for what lies above it would be busy for less, and so cost more GPU time
+        than the requests that it saves are worth, where one is worth `price` times the GPU time that it takes (the newsvendor's
+        quantile, 1 - 1/price). Counts are taken over times in which SMOOTH requests come in the mean, so that chance makes no
+        bursts."""
         counted: list[tuple[float, float]] = []
         seconds = requests = 0.0
         for interval_s, count in reversed(self.past):

@@ -5,12 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-<<<<<<< HEAD
-=======
-import numpy as np
 import pytest
 
->>>>>>> b459716 (A hold lasts as long as a start, and a reserve for bursts by what a late answer costs)
 from global_planner.arbiter import ArbiterPolicy, ArbiterState, arbitrate
 from global_planner.types import Holding, Override, Replica
 from pool_planner.types import Hold, Proposal, Report

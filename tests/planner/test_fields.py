@@ -209,10 +209,12 @@ def test_every_switch_changes_what_it_says() -> None:
         ("length_distribution", False),
         ("queueing", False),
         ("attainment_target", 0.999),
-        ("hold_s", 300.0),
+        ("violation_price", 1.5),
         ("plain", True),
     ):
         assert told(switched(**{name: value})) != base, name
+    # A reserve for bursts keeps as much as any hold.
+    assert told(switched(remember_starts=0.0, hold_s=300.0)) != told(switched(remember_starts=0.0))
     assert told(Story(have=1, no_correction=False)) != base
     divided = [Story(have=1, extensions={"queueing": False}, no_correction=off) for off in (False, True)]
     assert told(divided[0], ttft_ms=500.0) != told(divided[1], ttft_ms=500.0)

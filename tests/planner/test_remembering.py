@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import math
-from collections.abc import Callable
-=======
-from collections.abc import Sequence
->>>>>>> b459716 (A hold lasts as long as a start, and a reserve for bursts by what a late answer costs)
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hypothesis
@@ -36,7 +32,7 @@ def bursts(cold_start_s: float = 90.0, **extensions: Any) -> Story:
 def test_a_lull_between_bursts_keeps_what_the_bursts_need() -> None:
     story = bursts()
     kept = story.wanted
-    assert "which bursts shorter than a start exceeded for 1/30 of the time (violation_price 30)" in story.reasons
+    assert "which bursts shorter than a start exceeded for 1/15 of the time (violation_price 15)" in story.reasons
     story.run(60.0, 8.0)
     assert story.wanted <= kept + 1, "the next burst finds nearly all that it needs"
 
