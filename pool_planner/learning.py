@@ -154,7 +154,8 @@ def correct(
         return replace(state, correction=_ratios(state, observation, ready, engine))
     stay_s = _stay_s(observation)
     # Who is in the pool now came during a whole stay, not only during the last interval.
-    rate_rps = state.arrivals.mean_rps(max(stay_s, observation.interval_s)) or observation.requests / observation.interval_s
+    over_s = max(stay_s, observation.interval_s)
+    rate_rps = state.arrivals.mean_rps(over_s) or observation.requests / observation.interval_s
     model = expected(engine, shape, state.correction, rate_rps=rate_rps, ready=ready)
     queued = (observation.queued_requests or 0.0) > 0.0  # the wait at the door is part of TTFT, and no engine's doing
     calm_since = state.calm_since_s if state.calm_ready == ready else None
@@ -169,7 +170,8 @@ def correct(
     if engine.role != "decode":
         correction = correction.with_ttft(observed_ms=observation.ttft_ms, expected_ms=model.ttft_ms, sla_ms=engine.ttft_ms)
     if engine.role != "prefill":
-        correction = correction.with_itl(observed_ms=observation.itl_ms, expected_ms=model.itl_ms)
+        noise = math.sqrt(state.arrivals.cv2 / max(1.0, rate_rps * over_s))
+        correction = correction.with_itl(observed_ms=observation.itl_ms, expected_ms=model.itl_ms, load_noise=noise)
     return replace(state, correction=correction)
 
 
