@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from pool_planner.types import Proposal
 from tests.bench import arbiter
 from tests.bench.arbiter import KEYS, highs, main, water_level
 from tests.bench.arbiter_instances import make
@@ -49,6 +51,39 @@ def test_instances_are_what_they_claim() -> None:
         assert sum(mine) <= most
     best, _, ended = highs(instance, 2)
     assert ended and instance.goodput(2, level) <= best + 1e-9
+
+
+def test_planners_with_doubts_ask_for_more_than_they_expect() -> None:
+    instance = make(20, 3, 0.45, 6)
+    counts = np.ones(20, dtype=np.int64)
+    plain, doubting = instance.inputs(4, counts), instance.inputs(4, counts, doubts=True)
+    for sure, report in zip(plain.reports, doubting.reports, strict=True):
+        assert isinstance(sure, Proposal) and isinstance(report, Proposal)
+        assert sure.expected_rps is None and report.expected_rps == sure.load_rps < report.load_rps
+        assert report.wanted >= sure.wanted
+    late = [r.load_rps / instance.asked(4)[place // 2] for place, r in enumerate(doubting.reports) if isinstance(r, Proposal)]
+    assert late == pytest.approx([1.0] * 20)
+    assert (instance.asked(4) >= instance.load[2:5].max(axis=0)).all(), "a peak is remembered for two rounds"
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arbiter, "PLAN", {20: (2, (1, 3), (0.45,))})
+    path = tmp_path / "arbiter.json"
+    command = ["--pools", "20", "--highs-rounds", "0", "--json", str(path)]
+    measure, measured = arbiter.measure, []
+
+    def stopped(pools: int, types: int, *rest: Any) -> dict[str, Any]:
+        measured.append(types)
+        if types == 3 and len(measured) == 2:
+            raise KeyboardInterrupt
+        return measure(pools, types, *rest)
+
+    monkeypatch.setattr(arbiter, "measure", stopped)
+    assert CliRunner().invoke(main, command).exit_code != 0 and not path.exists()
+    assert CliRunner().invoke(main, command).exit_code in (0, 1)
+    assert measured == [1, 3, 3], "the first instance is not measured again"
+    assert len(json.loads(path.read_text())["instances"]) == 2
+    assert list(tmp_path.iterdir()) == [path], "a whole run leaves nothing beside it"
 
 
 def test_the_peer_is_asked_for_what_the_planners_want() -> None:
