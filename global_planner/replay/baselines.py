@@ -54,14 +54,15 @@ def _wish(pool: str, now: float, replicas: int, seen: Observation | None, valid_
     return Proposal(pool=pool, at_s=now, expires_at_s=now + max(VALID_S, valid_s), load_rps=rate, wanted=replicas)
 
 
-def static(name: str, *, peak: bool) -> Contender:
-    """Every pool at the replicas that its peak (or mean) load asks for by the profile, all the time, from the start. The
-    budget is what that takes: a fleet for everybody's own peak is the price of not sharing."""
+def static(name: str, *, peak: bool, quantile: float = 1.0) -> Contender:
+    """Every pool at the replicas that its peak (or that `quantile` of its busy moments, or its mean load) asks for by the
+    profile, all the time, from the start. The budget is what that takes: a fleet for everybody's own peak is the price of not
+    sharing."""
 
     def deploy(topology: Topology, profiles: Mapping[str, Profile], workload: Workload) -> tuple[Topology, Start]:
         setups, loads = setups_by_pool(planner_setups_of(topology, profiles)), pool_loads(topology, workload)
         span_s = max(workload.span_s, 1.0)
-        fleet = {pool: static_replicas(setups[pool], loads[pool], span_s, peak=peak) for pool in setups}
+        fleet = {pool: static_replicas(setups[pool], loads[pool], span_s, peak=peak, quantile=quantile) for pool in setups}
         return _pinned(topology, fleet), fleet
 
     return Contender(name=name, reporters=_silent, deploy=deploy, admission=False)

@@ -62,16 +62,19 @@ def setups_by_pool(setups: Mapping[str, PlannerSetup]) -> Mapping[str, PoolSetup
     return {pool.name: pool for setup in setups.values() for pool in setup.pools}
 
 
-def static_replicas(setup: PoolSetup, load: PoolLoad, span_s: float, *, peak: bool, bin_s: float = PEAK_BIN_S) -> int:
-    """A fleet sized by hand: replicas for the highest `bin_s` seconds of tokens, or for the mean, by the guide's formulas.
-    At least the pool's minimum; what the pool may have at most does not count, because nobody shares here."""
+def static_replicas(
+    setup: PoolSetup, load: PoolLoad, span_s: float, *, peak: bool, bin_s: float = PEAK_BIN_S, quantile: float = 1.0
+) -> int:
+    """A fleet sized by hand: replicas for the highest `bin_s` seconds of tokens (or that `quantile` of them), or for the mean,
+    by the guide's formulas. At least the pool's minimum; what the pool may have at most does not count, because nobody shares
+    here."""
     engine = setup.engine
     if engine is None or load.at_s.size == 0:
         return setup.min_replicas
     bins = max(1, math.ceil(span_s / bin_s))
     weight = (load.isl if setup.role == "prefill" else load.osl).astype(np.float64)
     tokens = np.bincount(np.minimum((load.at_s / bin_s).astype(np.int64), bins - 1), weights=weight, minlength=bins)
-    tokens_per_s = float(tokens.max()) / bin_s if peak else float(weight.sum()) / span_s
+    tokens_per_s = float(np.quantile(tokens, quantile)) / bin_s if peak else float(weight.sum()) / span_s
     isl, osl = float(load.isl.mean()), float(load.osl.mean())
     rate = tokens_per_s / (isl if setup.role == "prefill" else osl)
     one = plain_capacity(engine, isl, osl, ttft_ratio=1.0, itl_ratio=1.0, max_replicas=1).rps[1]

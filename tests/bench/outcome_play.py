@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS, FRUGAL, ANCHOR = "goodput", "frugal", "static_anchor"
+# Fleets that never move, for less than the peak: the best of them is what can be had without knowing or forecasting anything.
+STATIC = {"static_p90": 0.90, "static_p95": 0.95, "static_p98": 0.98}
 PEER = "dynamo:"  # before the name of a mode, among policies
 # Whoever pays for every GPU: a lower target, the forecast's mean instead of its upper quantile, late answers that cost less.
 FRUGAL_SETTINGS = {"attainment_target": 0.8, "forecast_quantile": 0.5, "violation_price": 10.0}
@@ -39,12 +41,15 @@ TOLD_EVERY_S = 1.0
 
 def contender(name: str) -> Contender:
     """One of the replay's policies; `frugal`: ours with the settings of who pays for every GPU; `static_anchor`: the fleet of
-    the anchor's own static run, which the scenario starts with."""
+    the anchor's own static run, which the scenario starts with; those of `STATIC`: fixed fleets for that quantile of 10 s."""
+    from global_planner.replay.baselines import static
     from global_planner.replay.contenders import objective
     from global_planner.replay.policies import policy
 
     if name == ANCHOR:
         return replace(policy("static_start"), name=ANCHOR)
+    if name in STATIC:
+        return static(name, peak=True, quantile=STATIC[name])
     if name != FRUGAL:
         return policy(name)
     ours = objective(OURS)

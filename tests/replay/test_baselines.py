@@ -85,6 +85,8 @@ def test_a_static_fleet_is_counted_from_the_trace() -> None:
     assert engine is not None and engine.prefill is not None
     each = engine.prefill.thpt_per_gpu(1000.0)
     assert static_replicas(setup, load, 600.0, peak=True) == int(np.ceil(110 * 1000 / 10 / each))
+    half = static_replicas(setup, load, 600.0, peak=True, quantile=0.5)
+    assert half == int(np.ceil(10 * 1000 / 10 / each))
     assert static_replicas(setup, load, 600.0, peak=False) == int(np.ceil(700 * 1000 / 600 / each))
 
 

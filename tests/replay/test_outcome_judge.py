@@ -65,6 +65,14 @@ def test_a_violation_costs_four_times_the_time_that_a_request_takes() -> None:
     assert reached({"goodput": figures(0.970, 10.0), "oracle": oracle}) == {name: False}
 
 
+def test_beside_the_oracle_stands_the_best_fleet_that_never_moves() -> None:
+    """Of 10 GPU-hours: ours 13, of the fixed fleets one 12 and one 8 with 100 late answers, which cost 4."""
+    told = {"goodput": figures(1.0, 13.0), "oracle": figures(1.0, 10.0)}
+    told |= {"static_peak": figures(1.0, 20.0), "static_p98": figures(1.0, 12.5), "static_p90": figures(0.9, 8.0)}
+    [row] = judge(replace(CASES[0], judged=None), told, quick=False)
+    assert (row["got"], row["best_static"], row["reached"]) == (1.3, 1.2, False)
+
+
 def test_a_budget_that_was_exceeded_is_a_miss() -> None:
     assert reached({"goodput": figures(1.0, 1.0, budget_violations=1)}) == {"goodput: budget violations": False}
 
