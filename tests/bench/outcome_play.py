@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS, FRUGAL, ANCHOR = "goodput", "frugal", "static_anchor"
-# Fleets that never move, for less than the peak: the best of them is what can be had without knowing or forecasting anything.
+# Fleets that never move, for less than the peak, behind our door: the best of them is what can be had where no forecast helps.
 STATIC = {"static_p90": 0.90, "static_p95": 0.95, "static_p98": 0.98}
 PEER = "dynamo:"  # before the name of a mode, among policies
 # Whoever pays for every GPU: a lower target, the forecast's mean instead of its upper quantile, late answers that cost less.
@@ -49,7 +49,7 @@ def contender(name: str) -> Contender:
     if name == ANCHOR:
         return replace(policy("static_start"), name=ANCHOR)
     if name in STATIC:
-        return static(name, peak=True, quantile=STATIC[name])
+        return replace(static(name, peak=True, quantile=STATIC[name]), admission=True)
     if name != FRUGAL:
         return policy(name)
     ours = objective(OURS)

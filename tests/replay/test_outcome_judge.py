@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from global_planner.compile import planner_setups_of
+from global_planner.replay.arrivals import arrivals, merge
 from global_planner.replay.needs import pool_loads, setups_by_pool, static_replicas
 from global_planner.replay.simulator import simulate
 from global_planner.replay.summary import summarise
 from tests.bench.outcome import judge, table
-from tests.bench.outcome_play import contender
+from tests.bench.outcome_play import STATIC, contender
 from tests.bench.outcome_scenarios import CASES, case
 from tests.bench.outcome_traces import TRACES
+from tests.replay.scenes import scenario, topology
 
 
 def figures(attainment: float, gpu_hours: float, **more: Any) -> dict[str, Any]:
@@ -71,6 +74,18 @@ def test_beside_the_oracle_stands_the_best_fleet_that_never_moves() -> None:
     told |= {"static_peak": figures(1.0, 20.0), "static_p98": figures(1.0, 12.5), "static_p90": figures(0.9, 8.0)}
     [row] = judge(replace(CASES[0], judged=None), told, quick=False)
     assert (row["got"], row["best_static"], row["reached"]) == (1.3, 1.2, False)
+
+
+def test_its_fixed_fleets_stand_still_behind_a_door_and_need_less_than_the_peak() -> None:
+    """80 requests in one moment, 0.5 a second else: whoever waits behind the door too long is turned away, not served late."""
+    at_s = np.sort(np.concatenate([np.arange(0.0, 240.0, 2.0), np.full(80, 125.0)]))
+    burst = merge([arrivals("m0", at_s, np.full(200, 1000), np.full(200, 50))])
+    play = scenario(topology(budget=30), burst)
+    told = {name: simulate(play, contender(name)) for name in (*STATIC, "static_peak")}
+    assert all(outcome.moves == 0 and outcome.total().requests == 200 for outcome in told.values())
+    hours = [sum(outcome.gpu_hours.values()) for outcome in told.values()]
+    assert hours == sorted(hours) and hours[0] < hours[-1]
+    assert told["static_p90"].total().shed > 0 == told["static_peak"].total().shed
 
 
 def test_a_budget_that_was_exceeded_is_a_miss() -> None:
