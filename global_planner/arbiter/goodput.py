@@ -197,7 +197,7 @@ def _offers(
     weight = np.array([group.weight for group in groups]).take(owner)
     inertia = INERTIA * plan.scales.take(members).take(owner)
     values = weight * (change - (waits / policy.move_horizon_s).take(owner) * fresh) - inertia
-    if policy.cache_loss_s > 0 and any(pool.hit_rate for group in groups for pool in group.pools):
+    if policy.cache_loss_s > 0 and _any_hits(groups):
         values -= policy.cache_loss_s / policy.move_horizon_s * _cooled(groups, menu, at_present)
     values[at_present] = 0.0
     rises = (menu.counts > menu.counts.take(at_present, axis=1).take(owner, axis=1)).any(axis=0)
@@ -238,6 +238,14 @@ def _cold_start_s(group: GroupView, present: Sequence[int], caps: Sequence[int],
             if one > longest:
                 longest = one
     return longest
+
+
+def _any_hits(groups: Sequence[GroupView]) -> bool:
+    for group in groups:
+        for pool in group.pools:
+            if pool.hit_rate:
+                return True
+    return False
 
 
 def _cooled(groups: Sequence[GroupView], menu: Menu, present: NDArray[np.int64]) -> Floats:

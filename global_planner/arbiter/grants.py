@@ -120,8 +120,10 @@ def _sure_value(plan: Plan, g: int, step: _Next | None) -> float | None:
     if plan.expected is None or step is None or plan.expected.groups[g] is plan.groups[g]:
         return None
     group, now = plan.expected.groups[g], plan.counts[g]
-    more = [count + add for count, add in zip(now, step.adds, strict=False)]
-    gpus = sum([add * pool.gpus for add, pool in zip(step.adds, group.pools, strict=False)])
+    more, gpus = list(now), 0
+    for p, pool in enumerate(group.pools):
+        more[p] += step.adds[p]
+        gpus += step.adds[p] * pool.gpus
     return group.scale * (group.attainment(more) - group.attainment(now)) / max(gpus, 1)
 
 

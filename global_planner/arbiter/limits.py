@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 from numpy.typing import NDArray
 
+from global_planner.arbiter.flat import floats_of
 from global_planner.arbiter.state import ArbiterPolicy, Limit
 from global_planner.arbiter.view import PoolView
 from global_planner.types import Budget
@@ -44,7 +45,7 @@ class Limits:
                 per_gpu = kinds[kind] = [row.per_gpu(pool) for row in self._rows]
             gpus = pool.gpus
             taken.append([each * gpus for each in per_gpu])
-        return np.array(taken, dtype=np.float64).reshape(len(taken), len(self._rows))
+        return floats_of(taken).reshape(len(taken), len(self._rows))
 
     def blocked(self, pools: Iterable[PoolView]) -> dict[str, str]:
         """By pool that must not grow at all, why."""
