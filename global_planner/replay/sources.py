@@ -144,14 +144,16 @@ def _of_csv(source: Source, lines: Iterator[str], columns: list[str], line: int,
         raise TraceError(source.place, None, "is empty: expected a trace or a CSV of rates")
     if set(CLIENT_COLUMNS) <= set(columns):
         clients = parse_clients(lines, columns, name=source.place, line=line)
+        # Windows are long (ten minutes) beside what may be asked for: of those at both ends only the part inside is played.
+        length_s = math.inf if source.duration_s is None else source.duration_s
         kept = [
             replace(one, since_s=one.since_s - source.start_s)
             for one in clients
-            if one.since_s >= source.start_s and (source.duration_s is None or one.since_s < source.start_s + source.duration_s)
+            if one.since_s + one.lasts_s > source.start_s and one.since_s < source.start_s + length_s
         ]
         at_s = draw_clients(kept, scale=source.scale, rng=rng)
-        span_s = max((one.since_s + one.lasts_s for one in kept), default=0.0)
-        return _with_lengths(source, at_s, span_s, rng)
+        span_s = min(length_s, max((one.since_s + one.lasts_s for one in kept), default=0.0))
+        return _with_lengths(source, at_s[(at_s >= 0.0) & (at_s < length_s)], span_s, rng)
     rates = parse_rates(lines, columns, name=source.place, line=line, time=source.time, rate=source.rate)
     return _of_rates(source, rates, rng)
 

@@ -84,6 +84,18 @@ def test_clients_come_at_their_rate_with_their_burstiness(tmp_path: Path, patter
     assert len(read(f"m={path}")) == pytest.approx(20 * 2 * 1200, rel=0.05)
 
 
+def test_clients_are_cut_within_a_window(tmp_path: Path) -> None:
+    """Two windows of ten minutes: of five minutes from the middle of the first on, none of which begins a window, all come."""
+    path = tmp_path / "clients.csv"
+    rows = "".join(f"{client},{t},2.0,1.0,Gamma,1.0,1.0\n" for client in range(20) for t in (0, 600))
+    path.write_text("client,t_s,rate_rps,cv,pattern,param1,param2\n" + rows)
+    for begin_s in (240, 500):
+        got = read(f"m={path},start={begin_s}s,duration=300s")
+        assert len(got) == pytest.approx(20 * 2 * 300, rel=0.05)
+        assert got.at_s.min() >= 0.0 and got.at_s.max() < 300.0
+    assert read(f"m={path},duration=300s,repeat=2").at_s.max() < 600.0
+
+
 def test_a_journal_gives_back_the_traffic_that_its_planners_saw(tmp_path: Path) -> None:
     with Journal.open(tmp_path / "journal", at_s=0.0, forced=False) as journal:
         outcome = simulate(scenario(topology(), steady(rps=1.0, minutes=6)), objective("goodput"), journal=journal)
