@@ -244,6 +244,8 @@ def frontier(name: str, points: Sequence[tuple[str, float, float]]) -> Figure:
     drawn = figure(name, "Attainment against GPU-hours", data, y="share within both SLAs")
     drawn["layout"] |= {"xaxis": {"title": {"text": "GPU-hours", "standoff": 6}}, "hovermode": "closest", "showlegend": crowded}
     drawn["layout"]["yaxis"] |= {"rangemode": "normal", "tickformat": ".3~p"}
+    if len({share for _, _, share in points}) == 1:
+        return _percent(drawn)  # around one value an axis of its own would begin below 0 and end above 100 %
     return drawn
 
 

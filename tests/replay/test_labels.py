@@ -40,3 +40,9 @@ def test_points_on_one_place_share_a_label_and_the_rest_is_in_the_legend() -> No
     crowd = [(f"goodput, {n} GPUs", float(x), float(y)) for n, (x, y) in enumerate(rng.uniform(0.0, 1.0, (40, 2)))]
     assert any(label.text is None for label in placed(crowd))
     assert frontier("f", crowd)["layout"]["showlegend"] and not frontier("f", crowd[:2])["layout"]["showlegend"]
+
+
+def test_one_policy_alone_has_an_axis_of_shares() -> None:
+    alone, two = ([("16", 1.0, 0.247)], [("16", 1.0, 0.247), ("24", 2.0, 0.5)])
+    assert frontier("f", alone)["layout"]["yaxis"]["range"] == [0, 1.02]
+    assert "range" not in frontier("f", two)["layout"]["yaxis"]
