@@ -107,8 +107,8 @@ def test_every_scenario_can_be_made_and_one_runs_the_same_twice() -> None:
 @pytest.mark.skipif(not TRACES.is_dir(), reason=f"no {TRACES}: the public traces are not in the repository")
 @pytest.mark.parametrize("name", ["opposite", "ten", "twenty"])
 def test_a_tight_budget_follows_from_the_whole_traffic_and_from_nothing_else(name: str) -> None:
-    """70 % of the sum of what each pool needs at its own peak: the same for a part of the scenario, above the minima, and less
-    than a fleet for all peaks."""
+    """70 % (with twenty models 60 %) of the sum of what each pool needs at its own peak: the same for a part of the scenario,
+    above the minima, and less than a fleet for all peaks."""
     each = replace(case(name), quick_s=60.0)
     whole = each.scenario()
     [gpus] = {budget.max for budget in whole.topology.budget.gpus.values()}
@@ -120,4 +120,4 @@ def test_a_tight_budget_follows_from_the_whole_traffic_and_from_nothing_else(nam
     fleet = [
         static_replicas(setups[pool], load, each.span_s, peak=True, bin_s=10.0 * each.slow) for pool, load in loads.items()
     ]
-    assert len(loads) < gpus == round(0.7 * sum(fleet))
+    assert len(loads) < gpus == round({"twenty": 0.6}.get(name, 0.7) * sum(fleet))
