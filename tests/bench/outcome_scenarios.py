@@ -237,8 +237,8 @@ TWENTY_PEAK_RPS = 4.7  # of a model of mean size: ten GPUs or so of either kind 
 
 def _twenty(span_s: float) -> list[Arrivals]:
     """Twenty models of equal priority, as in the arbiter's benchmark: each has the production series from a day and hour of its
-    own, and its own size; with prompts and answers of conversation and code by turns. They are as
-    short of GPUs as those with whom mediators were measured elsewhere (at 60 % of the sum of the peaks)."""
+    own, and its own size; with prompts and answers of conversation and code by turns. The budget
+    is a share of the peaks at which mediators were measured elsewhere, with five models."""
     rng = np.random.default_rng(20)
     times_s, rates = servegen()
     parts = []
