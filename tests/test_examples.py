@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,13 +23,23 @@ LOADS = {
     "priorities": {"demo/paid": "1.5,900,60", "demo/free": "4,900,60", "demo/batch": "4,900,60"},
     "three-gpu-types": {"demo/chat": "3,900,60", "demo/code": "2,1800,30"},
 }
-# What `plan` gives each pool under that load.
+NOON_S = 1_764_158_400.0  # 2025-11-26 12:00 UTC: no schedule of the examples holds then
+# What `plan` gives each pool under that load, by day.
 GETS = {
     "two-models": {"chat-prefill-short": 2, "code-decode": 2},
     "two-prefill-one-decode": {"prefill-short": 2, "prefill-long": 1, "decode": 6},
     "priorities": {"paid": 8, "free": 4, "batch": 0},
     "three-gpu-types": {"chat-decode": 6, "chat-decode-long": 0, "code-agg": 4},
 }
+
+
+def planned(name: str) -> tuple[Mapping[str, int], str]:
+    """What `plan` gives each pool of an example under its load, and all that it says."""
+    loads = [word for model, load in LOADS[name].items() for word in ("--load", f"{model}={load}")]
+    result = CliRunner().invoke(main, ["plan", "--topology", str(EXAMPLES / name / "topology.yaml"), *loads])
+    assert result.exit_code == 0, result.output
+    rows = (re.match(r"(\S+) +\w+ +\d+ +\d+ +(\d+) ", line) for line in result.output.splitlines())
+    return {row[1]: int(row[2]) for row in rows if row}, result.output
 
 
 def test_every_example_is_tested() -> None:
@@ -38,14 +49,18 @@ def test_every_example_is_tested() -> None:
 @pytest.mark.parametrize("name", LOADS)
 def test_plan_gives_what_the_comments_say(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    loads = [word for model, load in LOADS[name].items() for word in ("--load", f"{model}={load}")]
-    result = CliRunner().invoke(main, ["plan", "--topology", str(EXAMPLES / name / "topology.yaml"), *loads])
-    assert result.exit_code == 0, result.output
-    rows = (re.match(r"(\S+) +\w+ +\d+ +\d+ +(\d+) ", line) for line in result.output.splitlines())
-    gets = {row[1]: int(row[2]) for row in rows if row}
+    monkeypatch.setattr("global_planner.dry_run.time", SimpleNamespace(time=lambda: NOON_S))
+    gets, output = planned(name)
     assert {pool: gets[pool] for pool in GETS[name]} == GETS[name]
-    for gpu_type, used, budget in re.findall(r"^(\w+): (\d+) of (\d+) GPUs", result.output, re.MULTILINE):
+    for gpu_type, used, budget in re.findall(r"^(\w+): (\d+) of (\d+) GPUs", output, re.MULTILINE):
         assert int(used) <= int(budget), gpu_type
+
+
+def test_plan_at_night_keeps_the_floor_that_is_scheduled_then(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("global_planner.dry_run.time", SimpleNamespace(time=lambda: NOON_S + 14 * 3600.0))
+    gets, _ = planned("priorities")
+    assert gets == {"paid": 8, "free": 1, "batch": 3}
 
 
 def trace(path: Path, rps: float) -> Path:
@@ -72,7 +87,7 @@ def test_ten_minutes_within_the_budget(name: str, tmp_path: Path) -> None:
     traces = [
         word
         for number, group in enumerate(topology.groups)
-        for word in ("--trace", f"{group.name}={trace(tmp_path / f'{group.name}.csv', 0.6 + 0.2 * number)}")
+        for word in ("--trace", f"{group.name}={trace(tmp_path / f'{group.name}.csv', 1.2 + 0.2 * number)}")
     ]
     result = CliRunner().invoke(main, ["replay", "--topology", str(path), *traces, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
