@@ -232,9 +232,10 @@ def served_as_expected(round_inputs: RoundInputs, allocation: Allocation, group:
 @given(thrown(2 * CHOICES, doubtful_round))
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW)
 def test_nor_where_planners_ask_for_more_than_they_expect(instance: tuple[RoundInputs, int]) -> None:
-    """What is expected comes first, so what a group attains of that never falls with its own weight or priority. Nor does what
-    it attains of all that it asks for, unless its stages doubt in different measure: then more of what it surely needs at one
-    stage may leave less for the doubts of the other."""
+    """What is expected comes first, so what a group attains of that never falls with its own weight or priority. Where that
+    stays, neither does what the group attains of all that it asks for, unless its stages doubt in different measure. Where it
+    rises, that may fall: another mix of paths serves the need best than the wish. Two aggregated replicas carry .75 of a
+    wish of 1.5 req/s and .25 of a need of .375; one, and a prefill replica of two GPUs, carry .5 and all of the need."""
     round_inputs, which = instance
     before = decide(round_inputs)
     if before.infeasible:
@@ -253,7 +254,7 @@ def test_nor_where_planners_ask_for_more_than_they_expect(instance: tuple[RoundI
         after = decide(replace(round_inputs, groups=groups))
         surely = [served_as_expected(round_inputs, allocation, chosen.name) for allocation in (before, after)]
         assert surely[1] >= surely[0] - 1e-6
-        if len(parts) <= 1:
+        if len(parts) <= 1 and surely[1] <= surely[0] + 1e-6:
             lines = [next(line for line in a.groups if line.group == chosen.name) for a in (before, after)]
             assert lines[1].attainment >= lines[0].attainment - 1e-6
 
