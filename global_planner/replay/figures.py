@@ -13,7 +13,7 @@ from global_planner.compile import budget_of
 from global_planner.config import Topology
 from global_planner.demo.figures import LIMIT, QUIET, Figure, figure, hue, pale, pool_colors, trace
 from global_planner.demo.series import Line
-from global_planner.replay.labels import placed
+from global_planner.replay.labels import across, placed
 from global_planner.replay.scenario import Outcome
 from global_planner.replay.scores import EDGES_S, OverTime
 
@@ -242,7 +242,8 @@ def frontier(name: str, points: Sequence[tuple[str, float, float]]) -> Figure:
         )
     crowded = any(near.text is None for near in labels)
     drawn = figure(name, "Attainment against GPU-hours", data, y="share within both SLAs")
-    drawn["layout"] |= {"xaxis": {"title": {"text": "GPU-hours", "standoff": 6}}, "hovermode": "closest", "showlegend": crowded}
+    along = {"title": {"text": "GPU-hours", "standoff": 6}, "range": across([hours for _, hours, _ in points])}
+    drawn["layout"] |= {"xaxis": along, "hovermode": "closest", "showlegend": crowded}
     drawn["layout"]["yaxis"] |= {"rangemode": "normal", "tickformat": ".3~p"}
     if len({share for _, _, share in points}) == 1:
         return _percent(drawn)  # around one value an axis of its own would begin below 0 and end above 100 %

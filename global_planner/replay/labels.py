@@ -12,6 +12,8 @@ from dataclasses import dataclass
 WIDTH, HEIGHT = 1050.0, 260.0  # pixels of the area of a figure of a page's width
 CHARACTER, LINE, POINT = 6.6, 15.0, 11.0  # pixels
 SAME = 4.0  # pixels: points so near are one place
+MARGIN = 0.05  # of an axis beyond the outermost point, at either end
+LEAST_SPAN = 0.1  # of the largest x: nearer values are not drawn apart as if they were worlds apart
 # By plotly's names, with where the middle of the text is: (text widths, lines) from the point; the first that is free is taken.
 PLACES: tuple[tuple[str, float, float], ...] = (
     ("top center", 0.0, 1.0),
@@ -76,15 +78,28 @@ def placed(points: Sequence[tuple[str, float, float]]) -> list[Label]:
     return labels
 
 
+def across(xs: Sequence[float]) -> tuple[float, float]:
+    """The ends of the axis of values >= 0: around them evenly, at least `LEAST_SPAN` of the largest wide without the margins.
+
+    >>> across([9.5, 10.0])
+    (9.194444444, 10.305555556)
+    """
+    low, high = min(xs, default=0.0), max(xs, default=0.0)
+    more = max(0.0, LEAST_SPAN * high - (high - low)) / 2.0
+    low, high = low - more, high + more
+    margin = MARGIN / (1.0 - 2.0 * MARGIN) * (high - low) or 1.0
+    return round(low - margin, 9), round(high + margin, 9)
+
+
 def _pixels(points: Sequence[tuple[str, float, float]]) -> list[tuple[float, float]]:
-    """Where points are in the area, with plotly's margin of a twentieth around them."""
+    """Where points are in the area: from left to right by `across`, upwards with plotly's margin around them."""
     xs, ys = [x for _, x, _ in points], [y for _, _, y in points]
+    (left, right), low, high = across(xs), min(ys, default=0.0), max(ys, default=0.0)
 
-    def scaled(value: float, values: list[float], size: float) -> float:
-        low, high = min(values), max(values)
-        return size * (0.05 + 0.9 * (value - low) / (high - low)) if high > low else size / 2.0
+    def up(y: float) -> float:
+        return MARGIN + (1.0 - 2.0 * MARGIN) * (y - low) / (high - low) if high > low else 0.5
 
-    return [(scaled(x, xs, WIDTH), scaled(y, ys, HEIGHT)) for _, x, y in points]
+    return [(WIDTH * (x - left) / (right - left), HEIGHT * up(y)) for _, x, y in points]
 
 
 def _near(one: tuple[float, float], other: tuple[float, float]) -> bool:

@@ -42,6 +42,18 @@ def test_points_on_one_place_share_a_label_and_the_rest_is_in_the_legend() -> No
     assert frontier("f", crowd)["layout"]["showlegend"] and not frontier("f", crowd[:2])["layout"]["showlegend"]
 
 
+def test_a_thousandth_more_of_gpu_hours_stands_beside_and_not_at_the_other_end() -> None:
+    near, far = (labels._pixels([("a", 4.966, 0.901), ("b", hours, 0.945)]) for hours in (4.971, 9.0))
+    assert 0.45 * labels.WIDTH < near[0][0] < near[1][0] < 0.55 * labels.WIDTH
+    assert far[1][0] - far[0][0] > 0.85 * labels.WIDTH
+    low, high = frontier("f", [("a", 4.966, 0.901), ("b", 4.971, 0.945)])["layout"]["xaxis"]["range"]
+    assert 4.6 < low < 4.966 < 4.971 < high < 5.3
+
+
+def test_nobody_asked_anything() -> None:
+    assert frontier("f", [])["layout"]["xaxis"]["range"] == (-1.0, 1.0)
+
+
 def test_one_policy_alone_has_an_axis_of_shares() -> None:
     alone, two = ([("16", 1.0, 0.247)], [("16", 1.0, 0.247), ("24", 2.0, 0.5)])
     assert frontier("f", alone)["layout"]["yaxis"]["range"] == [0, 1.02]
