@@ -67,13 +67,11 @@ def queueing_capacity(engine: Engine, shape: Shape, correction: Correction, *, t
 
     def share(rate: Array, *, planned: bool) -> Array:
         met = np.ones_like(n)
-        busy = np.zeros_like(n)
-        if prefill is not None:
-            busy = np.minimum(rate / n * prefill.mix.mean, 1.0 - 1e-6)
         later: Array | float = 0.0
         if decode is not None:
-            crowd = decode.crowd(rate, n, shape, busy)
-            met = decode.met(crowd, n, shape, busy)
+            beside = None if prefill is None else prefill.mix
+            crowd = decode.crowd(rate, n, shape, beside)
+            met = decode.met(crowd, n, shape, beside, rate)
             later = decode.step_s(crowd) - decode.alone_s if prefill is not None else 0.0
         if prefill is not None:
             met = met * (prefill.planned if planned else prefill.met)(rate, n, shape, later)
@@ -96,7 +94,8 @@ def queueing_capacity(engine: Engine, shape: Shape, correction: Correction, *, t
     inside = np.zeros_like(n)
     if decode is not None:
         # The router balances as far as whole sequences divide (see `queueing.share_within`).
-        inside += np.maximum(n, n * decode.limit - np.sqrt(n))
+        limit = decode.limit_beside(rps, n, None if prefill is None else prefill.mix)
+        inside += np.maximum(n, n * limit - np.sqrt(n))
     if prefill is not None:
         # By Little's law: those that wait and are computed at the planned rate.
         stay_s = queueing.mean_ttft_s(rps, n, prefill.mix, shape.arrival_cv2)

@@ -9,7 +9,7 @@ import numpy as np
 
 from pool_planner.performance import queueing
 from pool_planner.performance.correction import Correction
-from pool_planner.performance.work import DecodeWork, Engine, PrefillWork, Shape
+from pool_planner.performance.work import DecodeWork, Engine, PrefillWork, Shape, busy_share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +31,10 @@ def expected(engine: Engine, shape: Shape, correction: Correction, *, rate_rps: 
     prefill = PrefillWork(engine, shape, correction, []) if engine.role != "decode" else None
     if prefill is not None:
         utilisation = float(rate[0] * prefill.mix.work / n[0])
-        busy = np.minimum(rate / n * prefill.mix.mean, 1.0 - 1e-6)
+        busy = busy_share(rate, n, prefill.mix)
     if engine.role != "prefill":
         decode = DecodeWork(engine, shape, correction, [])
-        crowd = decode.crowd(rate, n, shape, busy if prefill is not None else np.zeros(1))
+        crowd = decode.crowd(rate, n, shape, None if prefill is None else prefill.mix)
         pace = rate_rps / ready * shape.osl.mean / (1.0 - float(busy[0]))
         utilisation = max(utilisation, pace / float(decode.batching.pace[-1]))
         if np.isfinite(crowd[0]):

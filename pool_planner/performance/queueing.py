@@ -16,6 +16,10 @@ birth-death process: its variance is that of Poisson over the elasticity of the 
 them stay), and it relaxes over a stay over the same elasticity. A request meets its SLA when the crowd that it sees, averaged
 over its own stay, is small enough.
 
+In an aggregated replica prefill work interrupts decode. L decode steps of d seconds then take a delay busy period: the mean is
+L d / (1 - rho), the variance rate E[S^2] L d / (1 - rho)^3, for prompts that come at `rate` and take S, rho = rate E[S] (Gaver
+1962; Avi-Itzhak and Naor 1963). So the ITL of a short answer among long prompts varies though the crowd does not.
+
 All functions are vectorised over n: arrays of shape (N,) for n = 1..N, rates in requests/s for the whole pool.
 """
 
@@ -56,6 +60,12 @@ class ServiceMix:
     @property
     def mean(self) -> float:
         return float(self.seconds @ self.share)
+
+    def square(self, arrival_cv2: float | Array) -> float | Array:
+        """Second moment (s^2) of the work that one arrival brings, without the start; irregular arrivals count like irregular
+        work."""
+        square = float(self.seconds**2 @ self.share) - 2.0 * self.start_s * self.mean + self.start_s**2
+        return square + (arrival_cv2 - 1.0) * self.work**2
 
     @property
     def cv2(self) -> float:
@@ -101,9 +111,7 @@ def _steps(rate: Array, servers: Array, mix: ServiceMix, arrival_cv2: float) -> 
     each = rate / servers
     load = np.minimum(each * mix.work, 1.0 - 1e-6)
     length = mix.start_s / (1.0 - load)
-    # Second moment of the work that one arrival brings; irregular arrivals count like irregular work.
-    square = float(mix.seconds**2 @ mix.share) - 2.0 * mix.start_s * mix.mean + mix.start_s**2
-    square += (arrival_cv2 - 1.0) * mix.work**2
+    square = mix.square(arrival_cv2)
     # Length of the next step = start + work of what came during this one; its stationary variance. The router evens out
     # what the replicas get, so that of each is that of the total over n.
     variance = each * length * square / (1.0 - load**2) / servers
@@ -169,20 +177,54 @@ class Batching:
         itl: Array = np.interp(sequences, self.sequences, self.itl_s)
         return itl
 
+    def slope(self, one: Array, other: Array) -> Array:
+        """Seconds of a step for each sequence more, between two crowds."""
+        low, high = np.minimum(one, other) - 0.5, np.maximum(one, other) + 0.5
+        slope: Array = (self.itl_at(high) - self.itl_at(low)) / (high - low)
+        return slope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """The prefill work beside which replicas decode: `free[n]` is the share of their time that it leaves, `bursts_s[n]` the
+    variance (s^2) of the work that comes to one of them in a second. `tokens[i]`: of the answers of class i; `sla_s`: of
+    their ITL."""
+
+    batching: Batching
+    free: Array
+    bursts_s: Array
+    tokens: Array
+    sla_s: float
+
 
 def share_within(
-    crowd: Array, elasticity: Array, servers: Array, limit: Array, arrival_cv2: float, stays: Array, share: Array
+    crowd: Array,
+    elasticity: Array,
+    servers: Array,
+    limit: Array,
+    arrival_cv2: float,
+    stays: Array,
+    share: Array,
+    beside: Beside | None = None,
 ) -> Array:
     """Share of requests that see at most `limit` sequences on their replica, in the mean over their stay, when `crowd` run
     there in the mean. `stays[i]`: the stay of class i over the mean stay of those present, `share[i]` its share of requests.
     The router balances: the total fluctuates, and each replica carries an equal part of it, as far as whole sequences of
-    unequal length divide (one more on the newcomer's replica when alone; 1/sqrt(n) fits the simulated balance)."""
+    unequal length divide (one more on the newcomer's replica when alone; 1/sqrt(n) fits the simulated balance). `beside`: what
+    prefill work takes of a request's own time must be small enough as well."""
     finite = np.where(np.isfinite(crowd), crowd, 1.0)
     stretch = (elasticity[:, None] * stays[None, :]).clip(1e-3, 50.0)
     averaging = 2.0 * (stretch - 1.0 + np.exp(-stretch)) / stretch**2
     variance = (arrival_cv2 * finite / servers / elasticity)[:, None] * averaging
     room = (limit - finite - 1.0 / np.sqrt(servers))[:, None]
-    met: Array = normal_cdf(room / np.sqrt(np.maximum(variance, 1e-12))) @ share
+    deviates = room / np.sqrt(np.maximum(variance, 1e-12))
+    if beside is not None:
+        nearby = finite + 1.0 / np.sqrt(servers)
+        slope = beside.batching.slope(nearby, limit)[:, None]
+        left = (beside.sla_s * beside.free - beside.batching.itl_at(nearby))[:, None]
+        jitter = (beside.bursts_s / beside.free * beside.batching.itl_at(nearby))[:, None] / beside.tokens[None, :]
+        deviates = np.minimum(deviates, left / np.sqrt(np.maximum(variance * slope**2 + jitter, 1e-18)))
+    met: Array = normal_cdf(deviates) @ share
     return np.where(np.isfinite(crowd), met, 0.0)
 
 

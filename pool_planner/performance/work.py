@@ -144,6 +144,7 @@ class DecodeWork:
         itl = np.array([correction.itl_ms(curve.itl_ms(b * usage_of_one, context)) for b in grid]) / 1e3
         self.batching = Batching(sequences=grid, itl_s=itl, pace=np.maximum.accumulate(grid / itl))
         self.stays = np.array(shape.osl.tokens) * shape.osl.mean / shape.osl.second_moment
+        self.tokens = np.array(shape.osl.tokens)
         self.share = np.array(shape.osl.share)
         self.sla_s = engine.itl_ms / 1e3
         self.alone_s = float(self.batching.itl_at(np.array([1.0]))[0])
@@ -154,25 +155,42 @@ class DecodeWork:
         self.limit = min(room, within)
         self.limited_by_kv = within >= room
 
-    def crowd(self, rate: Array, n: Array, shape: Shape, busy: Array) -> Array:
-        """Sequences that run on each of n replicas in the mean; `busy`: the share of time that prefill work takes there."""
+    def crowd(self, rate: Array, n: Array, shape: Shape, prefill: ServiceMix | None) -> Array:
+        """Sequences that run on each of n replicas in the mean, beside that prefill work (None: there is none)."""
+        busy = 0.0 if prefill is None else busy_share(rate, n, prefill)
         return self.batching.crowd(rate / n * shape.osl.mean / (1.0 - busy))
 
     def step_s(self, crowd: Array) -> Array:
         """Seconds of one decode step; of the largest batch where the crowd grows without end."""
         return self.batching.itl_at(np.where(np.isfinite(crowd), crowd, self.batching.sequences[-1]))
 
-    def met(self, crowd: Array, n: Array, shape: Shape, busy: Array) -> Array:
-        """Share of requests that see a crowd small enough for the SLA: prefill work stretches ITL by 1 / (1 - busy)."""
+    def limit_beside(self, rate: Array, n: Array, prefill: ServiceMix | None) -> Array:
+        """The largest crowd whose mean ITL is within the SLA: prefill work (None: there is none) stretches ITL by
+        1 / (1 - its share of time)."""
         limit = self.limit * np.ones_like(n)
-        if busy.any():
-            limit = np.minimum(limit, self._fitting(self.sla_s * (1.0 - busy)))
-        elasticity = self.batching.elasticity(crowd)
-        return queueing.share_within(crowd, elasticity, n, limit, shape.arrival_cv2, self.stays, self.share)
+        return limit if prefill is None else np.minimum(limit, self._fitting(self.sla_s * (1.0 - busy_share(rate, n, prefill))))
+
+    def met(self, crowd: Array, n: Array, shape: Shape, prefill: ServiceMix | None, rate: Array) -> Array:
+        """Share of requests that see a crowd small enough for the SLA, and not too much of the prefill work between decode
+        steps: that comes in lumps, of which a short answer may meet many or none."""
+        beside = None
+        if prefill is not None:
+            # A router that sends to whoever has least gives each replica every n-th request or so: n times as regular.
+            bursts_s = rate / n * prefill.square(shape.arrival_cv2 / n)
+            free = 1.0 - busy_share(rate, n, prefill)
+            beside = queueing.Beside(batching=self.batching, free=free, bursts_s=bursts_s, tokens=self.tokens, sla_s=self.sla_s)
+        limit, elasticity = self.limit_beside(rate, n, prefill), self.batching.elasticity(crowd)
+        return queueing.share_within(crowd, elasticity, n, limit, shape.arrival_cv2, self.stays, self.share, beside)
 
     def _fitting(self, itl_s: Array) -> Array:
         fitting: Array = np.interp(itl_s, self.batching.itl_s, self.batching.sequences)
         return fitting
+
+
+def busy_share(rate: Array, n: Array, mix: ServiceMix) -> Array:
+    """Of a replica's time, what prefill takes where it pays no start."""
+    busy: Array = np.minimum(rate / n * mix.mean, 1.0 - 1e-6)
+    return busy
 
 
 def start_ms(curve: PrefillTimes) -> float:

@@ -220,3 +220,24 @@ def test_replay_shows_which_of_the_two_attainment_curves_is_true(budget: int, rp
     assert opened["attained"] == pytest.approx(opened["without_admission"], abs=0.02)
     if not agg:
         assert attained("rate")["attained"] < 0.1 * closed["attained"]
+
+
+@pytest.mark.parametrize(
+    ("rps", "isl", "osl"),
+    [
+        pytest.param(0.3, 700, 120, id="room enough"),
+        pytest.param(0.4, 700, 120, id="full"),
+        pytest.param(0.5, 700, 120, id="short"),
+        pytest.param(0.4, 300, 200, id="long answers"),
+        pytest.param(0.5, 2000, 30, id="long prompts, full"),
+        pytest.param(0.8, 2000, 30, id="long prompts, short"),
+    ],
+)
+def test_an_aggregated_pool_attains_what_its_curve_says_around_full_load_too(rps: float, isl: int, osl: int) -> None:
+    """Four replicas that stay, and lengths that scatter. Chance makes half minutes of twice the load, which requests that stay
+    for a minute and more do not feel; short answers meet many long prompts or none, and these they do feel."""
+    here = topology(budget=4, agg=True, minimum=4)
+    workload = steady(rps=rps, minutes=15, isl=isl, osl=osl)
+    play = scenario(here, workload, start={"m0-agg": 4})
+    curves = summarise(simulate(play, GOODPUT), play.profiles, workload)["models"]["m0"]["curves"]  # type: ignore[index]
+    assert curves["attained"] == pytest.approx(curves["with_admission"], rel=0.1)
