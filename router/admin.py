@@ -19,12 +19,13 @@ from pool_planner.types import Role
 from router import openapi
 from router.accounting import ModelState, Progress
 from router.adaptive import Waiting
-from router.admission import RateLimit, Ticket
+from router.admission import Ticket
 from router.compiled_set import ROUTER
 from router.config import AdminConfig, QueueConfig
 from router.door import Door
 from router.endpoints import Endpoints, Pool
 from router.http1 import ClientConnection
+from router.limits import RateLimit
 from router.message import Request
 from router.metrics import BLOCK_TOKENS, CONTENT_TYPE, PoolGauges, Scrape, TenantMetrics, WorkerGauges, priority_label, render
 from router.openai import error_body
@@ -337,7 +338,7 @@ class Admin:
 
 def _away(pool: Pool) -> frozenset[str]:
     """Endpoints that get nothing because they are slow."""
-    return frozenset(pool.outliers.out if pool.outliers is not None else ())
+    return frozenset(pool.ejection.out)
 
 
 def _pool_gauges(pool: Pool, waiting: Waiting) -> PoolGauges:

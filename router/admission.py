@@ -11,68 +11,19 @@ more waiting than its own.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import inf
 from typing import Literal
 
 from router.fairness import Shares, gives_way, may_displace
+from router.limits import Gate, RateLimit
+from router.openings import Openings, Room
 from router.policy import Path
 
 FEW = 4  # so many are taken out of a line one by one: they mostly stand in front
 Reason = Literal["rate", "starting", "full"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RateLimit:
-    """`rate_rps` None: unlimited. `burst` is how many requests may come at once (default: one second's worth, at least 1).
-    `in_flight`: how many may be under way at once (None: any number; one is let in always). `by_priority` bounds single request
-    priorities within it; of the burst they may use as large a part as of the rate."""
-
-    rate_rps: float | None = None
-    burst: float | None = None
-    in_flight: float | None = None
-    by_priority: Mapping[str, float] = field(default_factory=dict)
-
-
-class TokenBucket:
-    """`rate` tokens a second, at most `burst` saved."""
-
-    __slots__ = ("_at", "_burst", "_level", "_rate")
-
-    def __init__(self, rate: float, burst: float | None, now: float) -> None:
-        self._rate = rate
-        self._burst = _burst(rate, burst)
-        self._level = self._burst
-        self._at = now
-
-    def change(self, rate: float, burst: float | None, now: float) -> None:
-        """Another rate from now on; what was saved is kept, up to the new burst."""
-        self._fill(now)
-        self._rate = rate
-        self._burst = _burst(rate, burst)
-        self._level = min(self._level, self._burst)
-
-    def _fill(self, now: float) -> None:
-        self._level = min(self._burst, self._level + max(0.0, now - self._at) * self._rate)
-        self._at = now
-
-    def wait_s(self, now: float) -> float:
-        """Seconds until one token is there (0: now); infinite at rate 0."""
-        self._fill(now)
-        # The epsilon absorbs rounding: after exactly wait_s the token must be there.
-        if self._level >= 1.0 - 1e-9:
-            return 0.0
-        return (1.0 - self._level) / self._rate if self._rate > 0 else float("inf")
-
-    def take(self) -> None:
-        self._level = max(0.0, self._level - 1.0)
-
-
-def _burst(rate: float, burst: float | None) -> float:
-    """At least one request can come at once, unless none may come at all."""
-    return 0.0 if rate <= 0.0 else max(1.0, rate if burst is None else burst)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -112,35 +63,13 @@ class Refusal:
 
 
 @dataclass(slots=True)
-class Room:
-    """What the endpoints of a way's first stage can take yet: requests, and tokens."""
-
-    requests: float
-    tokens: float
-
-    @property
-    def is_open(self) -> bool:
-        return self.requests >= 1.0 and self.tokens > 0.0
-
-    def take(self, tokens: float) -> bool:
-        """Whether there is a place, and take it."""
-        if not self.is_open:
-            return False
-        self.requests -= 1.0
-        self.tokens -= tokens
-        return True
-
-
-@dataclass(slots=True)
 class _Line:
     """A model's waiting requests and its limits."""
 
     importance: int
     own: RateLimit
+    gate: Gate
     waiting: list[Ticket] = field(default_factory=list)
-    limit: RateLimit = RateLimit()
-    bucket: TokenBucket | None = None
-    by_priority: dict[str, TokenBucket] = field(default_factory=dict)
     shares: Shares = field(default_factory=Shares)
     paid: int = 0  # of those that wait
     deadlines: list[tuple[float, int, Ticket]] = field(default_factory=list)  # a heap; those that left are skipped
@@ -166,7 +95,9 @@ class Admission:
         now: float,
         under_way: Callable[[str], int] = lambda model: 0,
     ) -> None:
-        self._lines = {model: _Line(importance=importance, own=limit) for model, (importance, limit) in own.items()}
+        self._lines = {
+            model: _Line(importance=importance, own=limit, gate=Gate(limit, now)) for model, (importance, limit) in own.items()
+        }
         self._room = room
         self._under_way = under_way
         self._starting_retry_after_s = starting_retry_after_s
@@ -174,8 +105,7 @@ class Admission:
         self._waiting = 0
         self.plan_version = 0
         self._plan_expires_s: float | None = None
-        for line in self._lines.values():
-            _limit(line, line.own, now)
+        self._ways: dict[tuple[Path, ...], int] = {}  # of those that wait, and how many have which
 
     # -- the plan ------------------------------------------------------------------------------------------------------
 
@@ -192,7 +122,7 @@ class Admission:
         self.plan_version = version
         self._plan_expires_s = now + valid_s
         for model, line in self._lines.items():
-            _limit(line, limits.get(model, RateLimit()), now)
+            line.gate.put(limits.get(model, RateLimit()), now)
         return True
 
     def expire(self, now: float) -> bool:
@@ -201,11 +131,11 @@ class Admission:
             return False
         self._plan_expires_s = None
         for line in self._lines.values():
-            _limit(line, line.own, now)
+            line.gate.put(line.own, now)
         return True
 
     def limit_of(self, model: str) -> RateLimit:
-        return self._lines[model].limit
+        return self._lines[model].gate.limit
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -228,6 +158,7 @@ class Admission:
         ticket.waits, ticket.waits_paid = True, ticket.paid
         line.paid += ticket.paid
         self._waiting += 1
+        self._ways[ticket.paths] = self._ways.get(ticket.paths, 0) + 1
         return "waiting"
 
     def admits(self, ticket: Ticket, now: float) -> bool:
@@ -241,7 +172,7 @@ class Admission:
     def has_token(self, ticket: Ticket, now: float) -> bool:
         """Whether the rate alone would let this request in now."""
         line = self._lines[ticket.model]
-        return ticket.paid or line.bucket is None or line.bucket.wait_s(now) == 0.0
+        return ticket.paid or line.gate.has_token(now)
 
     def overflow(self) -> list[tuple[Ticket, Refusal]]:
         """Those who must leave so that the room is within its bound: the least important of the longest line."""
@@ -253,6 +184,22 @@ class Admission:
             self._remove(line, ticket)
             out.append((ticket, Refusal(reason="full", retry_after_s=self._retry_after(line, True))))
         return out
+
+    def turn(
+        self, now: float, usable: Callable[[Path], bool], room: Callable[[Path], Room]
+    ) -> tuple[list[Ticket], list[tuple[Ticket, Refusal]]]:
+        """`pump` by the ways that are usable now, and by the room on them (`openings.Openings`), once the plan is known to be
+        in force still."""
+        self.expire(now)
+        if not self._waiting:
+            return [], []
+        openings = Openings(usable, room)
+        return self.pump(
+            now,
+            lambda ticket: openings.usable(ticket.paths),
+            lambda ticket: openings.take(ticket.paths, ticket.tokens),
+            lambda: openings.full(self._ways),
+        )
 
     def pump(
         self,
@@ -314,6 +261,11 @@ class Admission:
         line.paid -= ticket.waits_paid
         ticket.waits = ticket.waits_paid = False
         self._waiting -= 1
+        left = self._ways[ticket.paths] - 1
+        if left:
+            self._ways[ticket.paths] = left
+        else:
+            del self._ways[ticket.paths]
 
     def next_event_s(self, now: float) -> float | None:
         """When `pump` should run at the latest (a token, a deadline, the plan's end); None: nobody waits and no plan can
@@ -322,9 +274,7 @@ class Admission:
         for line in self._lines.values():
             if line.waiting:
                 times.append(line.earliest_s())
-                buckets: Iterable[TokenBucket] = [*line.by_priority.values(), *([line.bucket] if line.bucket else [])]
-                waits = [bucket.wait_s(now) for bucket in buckets]
-                times += [now + wait for wait in waits if 0.0 < wait < float("inf")]
+                times += line.gate.next_tokens_s(now)
         return min(times, default=None)
 
     def waiting(self, model: str) -> list[Ticket]:
@@ -333,27 +283,20 @@ class Admission:
     @property
     def bounds_in_flight(self) -> bool:
         """Whether what ends may let somebody in who waits."""
-        return any(line.waiting and line.limit.in_flight is not None for line in self._lines.values())
+        return any(line.waiting and line.gate.limit.in_flight is not None for line in self._lines.values())
 
     def _places(self, model: str, line: _Line) -> float:
         """How many more requests may be under way now."""
-        most = line.limit.in_flight
+        most = line.gate.limit.in_flight
         return float("inf") if most is None else max(1.0, most) - self._under_way(model)
 
     def _affords(self, line: _Line, ticket: Ticket, now: float) -> bool:
         """Whether the rate lets it in now."""
-        if ticket.paid:
-            return True
-        if line.by_priority and (single := line.by_priority.get(str(ticket.priority))) and single.wait_s(now) > 0.0:
-            return False
-        return line.bucket is None or line.bucket.wait_s(now) == 0.0
+        return ticket.paid or line.gate.opens(ticket.priority, now)
 
     def _let_in(self, line: _Line, ticket: Ticket) -> None:
         if not ticket.paid:
-            if line.by_priority and (single := line.by_priority.get(str(ticket.priority))):
-                single.take()
-            if line.bucket is not None:
-                line.bucket.take()
+            line.gate.take(ticket.priority)
             ticket.paid = True
         if ticket.tenant is not None:
             line.shares.charge(ticket)
@@ -376,46 +319,5 @@ class Admission:
     def _retry_after(self, line: _Line, usable: bool) -> float:
         if not usable:
             return self._starting_retry_after_s
-        rate = line.limit.rate_rps
+        rate = line.gate.limit.rate_rps
         return min(60.0, (len(line.waiting) + 1) / rate) if rate else self._starting_retry_after_s
-
-
-def _limit(line: _Line, limit: RateLimit, now: float) -> None:
-    line.limit = limit
-    if limit.rate_rps is None:
-        line.bucket = None
-    elif line.bucket is None:
-        line.bucket = TokenBucket(limit.rate_rps, limit.burst, now)
-    else:
-        line.bucket.change(limit.rate_rps, limit.burst, now)
-    kept = {}
-    for priority, rate in limit.by_priority.items():
-        burst = None if limit.burst is None or not limit.rate_rps else limit.burst * rate / limit.rate_rps
-        bucket = line.by_priority.get(priority)
-        if bucket is None:
-            bucket = TokenBucket(rate, burst, now)
-        else:
-            bucket.change(rate, burst, now)
-        kept[priority] = bucket
-    line.by_priority = kept
-
-
-class RetryBudget:
-    """Retries may be at most `ratio` of the requests, plus `burst` saved: a failing pool does not get its load doubled."""
-
-    __slots__ = ("_burst", "_level", "_ratio")
-
-    def __init__(self, *, ratio: float, burst: float) -> None:
-        self._ratio = ratio
-        self._burst = burst
-        self._level = burst
-
-    def request(self) -> None:
-        if self._level < self._burst:
-            self._level = min(self._burst, self._level + self._ratio)
-
-    def take(self) -> bool:
-        if self._level < 1.0:
-            return False
-        self._level -= 1.0
-        return True

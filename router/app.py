@@ -18,7 +18,7 @@ import orjson
 from pool_planner.clock import SpeedClock
 from router.accounting import AccessLog, ModelState
 from router.admin import Admin
-from router.admission import Admission, RateLimit
+from router.admission import Admission
 from router.config import ConfigError, RouterConfig
 from router.discovery import Discovery
 from router.dispatch import Dispatch
@@ -29,6 +29,7 @@ from router.exchange import Collected, EngineFailed
 from router.forms import predictors_of
 from router.http1 import ClientConnection, HttpServer, UnderWay
 from router.identity import Keys
+from router.limits import RateLimit
 from router.message import Request
 from router.openai import BadRequest, error_body
 from router.openapi import public

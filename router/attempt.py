@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from functools import partial
 
 from router.accounting import Progress
@@ -24,66 +23,11 @@ from router.message import Request
 from router.openai import error_body
 from router.outliers import per_thousand
 from router.policy import Ask, Path
+from router.relay import Failure, Refused, Relay, Starts, pass_on
 from router.upstream import Upstream
 
 _BROKEN_OFF = error_body("The engine failed in the middle of the answer.", kind="server_error", code="engine_failed")
 _EVENTS = b"text/event-stream; charset=utf-8"
-
-
-@dataclass(slots=True)
-class Failure:
-    """Why an attempt must be repeated. `free`: it cost nobody anything, and is not counted as a retry. `kept`, `collected`:
-    an engine's own refusal, to be passed on if nothing better comes."""
-
-    text: str
-    free: bool = False
-    kept: Relayed | None = None
-    collected: Collected | None = None
-    timed_out: bool = False
-
-
-class Relay:
-    """A call whose answer goes to the client, and what it takes of its endpoint meanwhile."""
-
-    __slots__ = ("endpoint", "exchange", "open", "payload", "pool", "starts", "tokens")
-
-    def __init__(
-        self, pool: Pool, endpoint: Endpoint, exchange: Relayed, payload: bytes, tokens: float, starts: _Starts | None
-    ) -> None:
-        self.pool = pool
-        self.endpoint = endpoint
-        self.exchange = exchange
-        self.payload = payload
-        self.tokens = tokens
-        self.starts = starts
-        self.open = True
-        endpoint.in_flight += 1
-        endpoint.outstanding_tokens += tokens
-
-
-class _Starts:
-    """A prompt that an aggregated engine has not answered with a token yet."""
-
-    __slots__ = ("_endpoint", "_open", "_tokens")
-
-    def __init__(self, endpoint: Endpoint, tokens: float) -> None:
-        self._endpoint, self._tokens, self._open = endpoint, tokens, True
-        endpoint.unstarted += 1
-        endpoint.unstarted_tokens += tokens
-
-    def end(self) -> None:
-        if self._open:
-            self._open = False
-            self._endpoint.unstarted -= 1
-            self._endpoint.unstarted_tokens -= self._tokens
-
-
-class _Refused(Exception):
-    """The prefill engine refused the request itself: its answer is the client's."""
-
-    def __init__(self, answer: Collected) -> None:
-        super().__init__()
-        self.answer = answer
 
 
 class Attempts:
@@ -130,7 +74,7 @@ class Attempts:
             if at_once(progress.model.config.handoff):
                 return await self._both(progress, path, *chosen, tried, client)
             return await self._one_after_the_other(progress, path, *chosen, tried, client)
-        except _Refused as refused:
+        except Refused as refused:
             pass_on(client, progress.request, refused.answer)
             progress.status = refused.answer.status
             progress.end("completed", self._now())
@@ -196,7 +140,7 @@ class Attempts:
     async def _prefill(
         self, progress: Progress, pool: Pool, endpoint: Endpoint, body: bytes, tried: set[str]
     ) -> bytes | Failure:
-        """The prefill answer's body, or a failure. Raises _Refused when the engine refused the request itself."""
+        """The prefill answer's body, or a failure. Raises Refused when the engine refused the request itself."""
         began = self._now()
         exchange = Collected(self._now, began + self._timeouts.prefill_s)
         payload = self._payload(progress.request, endpoint, body)
@@ -220,7 +164,7 @@ class Attempts:
             return self._refused(pool, endpoint, exchange.status, tried, collected=exchange)
         self._endpoints.succeeded(endpoint)
         if exchange.status >= 400:
-            raise _Refused(exchange)
+            raise Refused(exchange)
         now = self._now()
         progress.prefilled(pool, endpoint, now, began)
         self._endpoints.answered(pool, endpoint, ttft=per_thousand(now - began, tokens))
@@ -263,7 +207,7 @@ class Attempts:
         began = self._now()
         progress.expects(pool, endpoint, began)
         tokens = progress.ask.isl_tokens
-        starts = _Starts(endpoint, tokens) if progress.model.predictors and pool.role == "agg" else None
+        starts = Starts(endpoint, tokens) if progress.model.predictors and pool.role == "agg" else None
         last_s = progress.arrived_s + timeouts.total_s
         exchange = Relayed(
             self._now,
@@ -388,14 +332,3 @@ class Attempts:
 
 async def _none_left() -> Failure:
     return Failure("no endpoint is left", free=True)
-
-
-def pass_on(client: ClientConnection, request: Request, exchange: Collected) -> None:
-    """Give the client an engine's own words."""
-    fields = dict(exchange.headers)
-    kind = fields.get(b"content-type", b"application/json")
-    after = fields.get(b"retry-after")
-    extra = b"x-request-id: %b\r\n" % request.request_id
-    if after:
-        extra += b"retry-after: %b\r\n" % after
-    client.respond(exchange.status, exchange.body, content_type=kind, extra=extra)

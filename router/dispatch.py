@@ -13,17 +13,20 @@ from dataclasses import replace
 from typing import Any
 
 from router.accounting import AccessLog, ModelState, Progress
-from router.admission import Refusal, RetryBudget, Room, Ticket
-from router.attempt import Attempts, Failure, pass_on
+from router.admission import Refusal, Ticket
+from router.attempt import Attempts
 from router.config import KeyConfig, RouterConfig
 from router.door import Door
 from router.endpoints import Endpoints
 from router.http1 import ClientConnection
 from router.identity import Keys, complete
 from router.lane import Lane
+from router.limits import RetryBudget
 from router.message import Request
 from router.openai import BadRequest, Call, error_body, parse, prefix_blocks
+from router.openings import Room
 from router.policy import Ask, Path
+from router.relay import Failure, pass_on
 from router.tracing import Tracing
 from router.upstream import Upstream
 

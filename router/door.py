@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from router.adaptive import NOBODY, Waiting
-from router.admission import Admission, RateLimit, Refusal, Room, Ticket
+from router.admission import Admission, Refusal, Ticket
+from router.limits import RateLimit
+from router.openings import Room
 from router.policy import Path
 
 
@@ -102,37 +104,11 @@ class Door:
 
     def pump(self) -> None:
         """Let in whoever can come in now, and turn away whoever has waited too long."""
-        now = self._now()
-        self.admission.expire(now)
-        if self._futures:
-            known: dict[Path, bool] = {}
-
-            def usable(ticket: Ticket) -> bool:
-                for path in ticket.paths:
-                    can = known.get(path)
-                    if can is None:
-                        can = known[path] = self._usable(path)
-                    if can:
-                        return True
-                return False
-
-            rooms: dict[Path, Room] = {}
-
-            def fits(ticket: Ticket) -> bool:
-                # One place that is free must not wake everybody who waits for it.
-                for path in ticket.paths:
-                    room = rooms.get(path)
-                    if room is None:
-                        room = rooms[path] = self._room(path) if self._usable(path) else Room(0.0, 0.0)
-                    if room.take(ticket.tokens):
-                        return True
-                return False
-
-            admitted, refused = self.admission.pump(now, usable, fits)
-            for ticket in admitted:
-                self._resolve(ticket, None)
-            for ticket, refusal in refused:
-                self._resolve(ticket, refusal)
+        admitted, refused = self.admission.turn(self._now(), self._usable, self._room)
+        for ticket in admitted:
+            self._resolve(ticket, None)
+        for ticket, refusal in refused:
+            self._resolve(ticket, refusal)
         self._schedule()
 
     def _resolve(self, ticket: Ticket, refusal: Refusal | None) -> None:

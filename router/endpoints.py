@@ -4,7 +4,7 @@ The planner's word is whole state by version (`put`); a drain comes by name (`dr
 `ready`. A pool that the planner has not named yet has its configured or its discovered endpoints. Endpoints that left take no
 new requests, and stay visible until their last request ended. Health is the router's own finding: a refused connection, or
 several failures in a row, take an endpoint out until a probe succeeds; one that answers much slower than its siblings is left
-alone for a time (`router.outliers`).
+alone for a time (`router.outliers`, `router.ejection`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from dataclasses import replace
 from pool_planner.types import Role
 from router.config import HealthConfig, OutlierConfig
 from router.config_pools import PoolConfig
+from router.ejection import Ejection, Trials, next_trial
 from router.exchange import Collected, EngineFailed
 from router.metrics import PoolMetrics
-from router.outliers import Outliers, Verdict
+from router.outliers import Verdict
 from router.policy import Ask, Picker, usable
 from router.types import EndpointSpec, EndpointState
 from router.upstream import EngineLink, Upstream
@@ -79,8 +80,8 @@ class Pool:
     `ready` may be picked, `on_trial` gets one request at a time."""
 
     __slots__ = (
-        *("by_planner", "config", "endpoints", "metrics", "model", "name", "on_trial", "outliers", "picker", "ready", "role"),
-        *("bounded", "compares_ttft", "namespace"),
+        *("by_planner", "config", "endpoints", "metrics", "model", "name", "on_trial", "ejection", "picker", "ready", "role"),
+        *("bounded", "namespace"),
     )
 
     def __init__(self, config: PoolConfig, model: str, picker: Picker, outliers: OutlierConfig | None = None) -> None:
@@ -95,9 +96,7 @@ class Pool:
         self.endpoints: dict[str, Endpoint] = {}
         self.ready: list[Endpoint] = []
         self.on_trial: list[Endpoint] = []
-        self.outliers = Outliers(outliers) if outliers is not None and outliers.enabled else None
-        # Where prompts go to whom has their beginning, the time to the first token says what was cached, not who is slow.
-        self.compares_ttft = config.pick != "prefix_affinity"
+        self.ejection = Ejection(outliers, config.pick)
         self.metrics = PoolMetrics(model=model, pool=config.name, role=config.role, namespace=config.namespace_label)
 
     def refresh(self) -> None:
@@ -106,13 +105,7 @@ class Pool:
             endpoint.link.close()
             del self.endpoints[endpoint.id]
         ready = [one for one in self.endpoints.values() if one.state == "ready" and one.healthy and one.known]
-        self.ready, self.on_trial = ready, []
-        if self.outliers is not None:
-            self.outliers.present([one.id for one in ready])
-            away = set(self.outliers.out)
-            if away:
-                self.ready = [one for one in ready if one.id not in away] or ready
-                self.on_trial = [one for one in ready if self.outliers.on_trial(one.id)]
+        self.ready, self.on_trial = self.ejection.divide(ready)
 
     def usable(self, without: Collection[str] = ()) -> Sequence[Endpoint]:
         if not without and not self.bounded:
@@ -122,9 +115,8 @@ class Pool:
 
     def pick(self, ask: Ask, without: Collection[str] = ()) -> Endpoint | None:
         """One usable endpoint, or None."""
-        for endpoint in self.on_trial:
-            if endpoint.in_flight == 0 and endpoint.id not in without:
-                return endpoint
+        if self.on_trial and (tried := next_trial(self.on_trial, without)) is not None:
+            return tried
         candidates = self.usable(without)
         if not candidates:
             return None
@@ -178,7 +170,8 @@ class Endpoints:
         self._health = health
         self._changed = changed
         self._say = say
-        self._trials: set[asyncio.TimerHandle] = set()
+        self._trials = Trials()
+        self._trial: asyncio.TimerHandle | None = None
         self._probes: set[asyncio.Task[None]] = set()
         for pool in self.pools.values():
             for url in pool.config.endpoints:
@@ -283,20 +276,18 @@ class Endpoints:
 
     def answered(self, pool: Pool, endpoint: Endpoint, *, ttft: float | None = None, itl: float | None = None) -> None:
         """A whole answer of an endpoint, as samples of `router.outliers`."""
-        if pool.outliers is not None:
-            verdicts = pool.outliers.record(endpoint.id, self._now(), ttft=ttft if pool.compares_ttft else None, itl=itl)
-            if verdicts:
-                self._follow(pool, verdicts)
+        verdicts = pool.ejection.answered(endpoint.id, self._now(), ttft=ttft, itl=itl)
+        if verdicts:
+            self._follow(pool, verdicts)
 
-    def _follow(self, pool: Pool, verdicts: Iterable[Verdict]) -> None:
+    def _follow(self, pool: Pool, verdicts: list[Verdict]) -> None:
+        pool.metrics.ejected += self._trials.note(pool.name, verdicts)
+        self._await_trial()
         for one in verdicts:
             if one.action == "restore":
                 self._say(f"pool {pool.name}: {one.endpoint} is as fast as its siblings again")
                 continue
-            pool.metrics.ejected += 1
             away_s = one.until_s - self._now()
-            self._trials = {trial for trial in self._trials if trial.when() > self._loop.time()}
-            self._trials.add(self._loop.call_later(away_s / self._speed + 0.001, self._try_again, pool))
             if one.own is not None and one.siblings is not None:
                 unit = "1000 prompt tokens" if one.signal == "ttft" else "an output token"
                 self._say(
@@ -306,13 +297,26 @@ class Endpoints:
         pool.refresh()
         self._changed()
 
-    def _try_again(self, pool: Pool) -> None:
-        if pool.outliers is not None and pool.outliers.expired(self._now()):
-            pool.refresh()
+    def _await_trial(self) -> None:
+        if self._trial is not None:
+            self._trial.cancel()
+            self._trial = None
+        if self._trials.due_s < float("inf"):
+            # At least a millisecond: the loop's clock may wake a little early, and must not spin.
+            after_s = max(0.001, (self._trials.due_s - self._now()) / self._speed)
+            self._trial = self._loop.call_later(after_s, self._try_again)
+
+    def _try_again(self) -> None:
+        now = self._now()
+        for name in self._trials.due(now):
+            pool = self.pools[name]
+            if pool.ejection.try_again(now):
+                pool.refresh()
+        self._await_trial()
 
     def close(self) -> None:
-        for trial in self._trials:
-            trial.cancel()
+        if self._trial is not None:
+            self._trial.cancel()
         for probe in self._probes:
             probe.cancel()
         for pool in self.pools.values():

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from router.accounting import Progress
 from router.admission import Ticket
-from router.attempt import Relay
 from router.exchange import EngineFailed
 from router.http1 import ClientConnection
 from router.policy import Path
+from router.relay import Relay
 
 if TYPE_CHECKING:
     from router.dispatch import Dispatch

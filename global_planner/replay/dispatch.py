@@ -1,8 +1,9 @@
 """The router in virtual time: admission, the way through the stages, prefill, hand-off, decode, retries. Pure.
 
 The order of things is that of `router.dispatch`, and every choice is made by the router's own code: `policy.Stages` for the
-way, its pickers for the endpoint (`ways`, behind an index where that is the same), `admission.Admission` for who may enter and
-who waits. Only calls have become events: an engine is told `submit`, and what it answers comes back through `engine_events`.
+way, its pickers for the endpoint (`ways`, behind an index where that is the same), `admission.Admission` for who may enter, who
+waits and who is let in next, `ejection` for who is too slow to be picked. Only calls have become events: an engine is told
+`submit`, and what it answers comes back through `engine_events`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from math import inf, nan
 import numpy as np
 
 from global_planner.replay.arrivals import Row
-from global_planner.replay.ejection import Ejections
 from global_planner.replay.engine_spec import EngineRequest
-from global_planner.replay.lanes import NEVER, Flight, Lane, Route
+from global_planner.replay.lanes import NEVER, Flight, Lane
 from global_planner.replay.scores import FAILED, SHED, Scores
 from global_planner.replay.stations import Endpoint, Station
 from global_planner.replay.ways import Ways
 from pool_planner.performance.profile import Profile
-from router.admission import Admission, RateLimit, Refusal, RetryBudget, Room, Ticket
+from router.admission import Admission, Ticket
 from router.config import RouterConfig
+from router.ejection import Trials
+from router.limits import RateLimit, RetryBudget
 from router.outliers import per_thousand
 from router.policy import Ask, Path, picker
 
@@ -53,7 +55,8 @@ class Dispatch:
             for model in config.models
             for pool in model.pools
         }
-        self.ejections = Ejections(self.stations)
+        self.ejected = dict.fromkeys(self.stations, 0)
+        self._trials = Trials()
         self.lanes = {
             model.model: Lane(index, model, self.stations, profiles, told_lengths=told_lengths)
             for index, model in enumerate(config.models)
@@ -76,7 +79,6 @@ class Dispatch:
         self._attempts = config.retry.attempts
         self._budget = RetryBudget(ratio=config.retry.ratio, burst=config.retry.burst)
         self._waiting: dict[int, Flight] = {}  # by the number of their tickets
-        self._waiting_by: dict[Route, int] = {}  # how many of them have which ways
         self._serial = 0
         self._scores = scores
         self._changed = changed
@@ -93,7 +95,6 @@ class Dispatch:
             self._fail(flight, now)
         self.flights.clear()
         self._waiting.clear()
-        self._waiting_by.clear()
 
     # -- requests ----------------------------------------------------------------------------------------------------------
 
@@ -136,8 +137,6 @@ class Dispatch:
             self._turn_away(flight, now)
             return False
         self._waiting[ticket.seq] = flight
-        route = flight.route
-        self._waiting_by[route] = self._waiting_by.get(route, 0) + 1
         for station in flight.route.assigned:
             station.waiting += 1
             station.waiting_tokens += flight.isl
@@ -153,11 +152,6 @@ class Dispatch:
     def _leave(self, ticket: Ticket) -> Flight:
         """Out of the waiting room."""
         flight = self._waiting.pop(ticket.seq)
-        left = self._waiting_by[flight.route] - 1
-        if left:
-            self._waiting_by[flight.route] = left
-        else:
-            del self._waiting_by[flight.route]
         for station in flight.route.assigned:
             station.waiting -= 1
             station.waiting_tokens -= flight.isl
@@ -165,54 +159,22 @@ class Dispatch:
 
     def pump(self, now: float) -> None:
         """Let in whoever can come in now, and turn away whoever has waited too long."""
-        if self.ejections.due_s <= now:
-            self.ejections.try_again(now)
-        self.admission.expire(now)
-        if self._waiting:
-            known: dict[Path, bool] = {}
-
-            def usable(ticket: Ticket) -> bool:
-                for path in ticket.paths:
-                    can = known.get(path)
-                    if can is None:
-                        can = known[path] = self._ways.usable(path, NEVER)
-                    if can:
-                        return True
-                return False
-
-            rooms: dict[Path, Room] = {}
-
-            def room_of(path: Path) -> Room:
-                room = rooms.get(path)
-                if room is None:
-                    room = rooms[path] = self._ways.room(path)
-                return room
-
-            def fits(ticket: Ticket) -> bool:
-                # As the router's door: one place that is free must not let in everybody who waits for it.
-                for path in ticket.paths:  # noqa: SIM110 (asked for every request: a generator costs more than its answer)
-                    if room_of(path).take(ticket.tokens):
-                        return True
-                return False
-
-            def full() -> bool:
-                for route in self._waiting_by:
-                    for path in route.paths:
-                        if room_of(path).is_open:
-                            return False
-                return True
-
-            admitted, refused = self.admission.pump(now, usable, fits, full)
-            entering = [self._leave(ticket) for ticket in admitted]
-            leaving: list[tuple[Flight, Refusal]] = [(self._leave(ticket), refusal) for ticket, refusal in refused]
-            for flight, _ in leaving:
-                self._turn_away(flight, now)
-            for flight in entering:
-                self._persist(flight, now)
+        if self._trials.due_s <= now:
+            self._try_again(now)
+        admitted, refused = self.admission.turn(now, self._usable, self._ways.room)
+        entering = [self._leave(ticket) for ticket in admitted]
+        leaving = [self._leave(ticket) for ticket, _ in refused]
+        for flight in leaving:
+            self._turn_away(flight, now)
+        for flight in entering:
+            self._persist(flight, now)
         self._schedule(now)
 
+    def _usable(self, path: Path) -> bool:
+        return self._ways.usable(path, NEVER)
+
     def _schedule(self, now: float) -> None:
-        told, due_s = self.admission.next_event_s(now), self.ejections.due_s
+        told, due_s = self.admission.next_event_s(now), self._trials.due_s
         at = due_s if told is None or due_s < told else told
         # At least a millisecond: an event that is due but cannot be served must not spin.
         self.pump_at_s = max(now + 0.001, at)
@@ -320,8 +282,7 @@ class Dispatch:
         flight.prefill = endpoint
         endpoint.pending_kv += 1
         del self.flights[flight.id]
-        if self.ejections.answered(endpoint, now, per_thousand(endpoint.ttft_s, flight.isl), None):
-            self._schedule(now)
+        self._compare(endpoint, now, per_thousand(endpoint.ttft_s, flight.isl), None)
         decode = self._ways.decode(flight, station)
         assert endpoint.engine is not None
         if decode is None:
@@ -367,12 +328,29 @@ class Dispatch:
         if osl > 1:
             endpoint.itl_s = itl_s
         first = per_thousand(flight.first_s - flight.sent_s, flight.isl) if station.role == "agg" else None
-        if self.ejections.answered(endpoint, now, first, itl_s if osl > 1 else None):
-            self._schedule(now)
+        self._compare(endpoint, now, first, itl_s if osl > 1 else None)
         answer = (flight.isl, osl, ttft_s, itl_s, duration_s)
         for each in flight.route.assigned:
             each.answers.append(answer)
         self._scores.completed(lane.index, flight.priority, flight.arrived_s, ttft_s, itl_s)
+
+    # -- slowness ----------------------------------------------------------------------------------------------------------
+
+    def _compare(self, endpoint: Endpoint, now: float, ttft: float | None, itl: float | None) -> None:
+        """A whole answer of an endpoint, as samples of `router.outliers`: somebody may be left alone from now on."""
+        station = endpoint.station
+        verdicts = station.ejection.answered(endpoint.id, now, ttft=ttft, itl=itl)
+        if verdicts:
+            self.ejected[station.name] += self._trials.note(station.name, verdicts)
+            station.refresh()
+            self.pump(now)
+
+    def _try_again(self, now: float) -> None:
+        """Those whose time is over get single requests."""
+        for name in self._trials.due(now):
+            station = self.stations[name]
+            if station.ejection.try_again(now):
+                station.refresh()
 
     def lost(self, endpoint: Endpoint, now: float) -> None:
         """The engine of an endpoint is gone at once, with all that it had. Requests of which nothing was answered yet are tried

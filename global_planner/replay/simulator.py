@@ -339,7 +339,7 @@ class Simulation:
             grown=self._counts["grown"],
             shrunk=self._counts["shrunk"],
             budget_violations=self._counts["over"] + sum(most_held.get(name, 0) > most for name, most in limits.items()),
-            ejections=dict(self.dispatch.ejections.ejected),
+            ejections=dict(self.dispatch.ejected),
             events=events,
         )
 

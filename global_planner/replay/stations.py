@@ -13,10 +13,10 @@ from global_planner.replay.engine import Replica
 from global_planner.replay.least_loaded import LeastLoaded
 from global_planner.replay.prefix_cache import PrefixCache
 from pool_planner.types import Role
-from router.admission import Room
 from router.config import OutlierConfig
 from router.config_pools import PoolConfig
-from router.outliers import Outliers
+from router.ejection import Ejection, next_trial
+from router.openings import Room
 from router.policy import Ask, LeastTokens, Picker, usable
 
 State = Literal["starting", "ready", "draining"]
@@ -81,14 +81,13 @@ class Station:
         "_picker",
         "answers",
         "broken",
-        "compares_ttft",
         "config",
         "crowd",
+        "ejection",
         "endpoints",
         "name",
         "offered",
         "on_trial",
-        "outliers",
         "ready",
         "role",
         "shed",
@@ -105,9 +104,7 @@ class Station:
         self.ready: list[Endpoint] = []
         self.broken = False
         self.on_trial: list[Endpoint] = []
-        self.outliers = Outliers(outliers) if outliers is not None and outliers.enabled else None
-        # As router.endpoints.Pool: where prompts go to whom has their beginning, the first token's time says what was cached.
-        self.compares_ttft = config.pick != "prefix_affinity"
+        self.ejection = Ejection(outliers, config.pick)
         self.started = 0
         self.offered: dict[int, int] = {0: 0}
         self.shed = 0
@@ -126,13 +123,7 @@ class Station:
             if endpoint.in_flight == 0 and endpoint.pending_kv == 0:
                 del self.endpoints[endpoint.id]
         ready = [one for one in self.endpoints.values() if _is_ready(one)]
-        self.ready, self.on_trial = ready, []
-        if self.outliers is not None:
-            self.outliers.present([one.id for one in ready])
-            away = set(self.outliers.out)
-            if away:
-                self.ready = [one for one in ready if one.id not in away] or ready
-                self.on_trial = [one for one in ready if self.outliers.on_trial(one.id)]
+        self.ready, self.on_trial = self.ejection.divide(ready)
         for endpoint in self.endpoints.values():
             endpoint.counted = False
         for endpoint in self.ready:
@@ -168,10 +159,8 @@ class Station:
 
     def pick(self, ask: Ask | None, without: Collection[str]) -> Endpoint | None:
         """One usable endpoint, or None; as `router.endpoints.Pool.pick`. `ask` may be absent where the pool picks by load."""
-        if self.on_trial:
-            for endpoint in self.on_trial:
-                if endpoint.in_flight == 0 and endpoint.id not in without:
-                    return endpoint
+        if self.on_trial and (tried := next_trial(self.on_trial, without)) is not None:
+            return tried
         if self._index is not None and not without and self._max_in_flight is None:
             return self._index.pick() if self.can_take else None
         candidates = self.usable(without)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from global_planner.replay.lanes import NEVER, Flight
 from global_planner.replay.stations import Endpoint, Station
-from router.admission import Room
+from router.openings import Room
 from router.policy import Path
 
 
@@ -32,9 +32,7 @@ class Ways:
         return any(stations[name].can_serve(without) for name in path.serve)
 
     def room(self, path: Path) -> Room:
-        """What the first stage of a way can take yet; nothing where another stage cannot serve."""
-        if not self.usable(path, NEVER):
-            return Room(0.0, 0.0)
+        """What the first stage of a usable way can take yet."""
         rooms = [self._stations[name].room() for name in path.prefill or path.serve]
         return Room(sum([room.requests for room in rooms]), sum([room.tokens for room in rooms]))
 

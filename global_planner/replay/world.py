@@ -26,7 +26,7 @@ from global_planner.types import Cancel, Grow, Holding, PoolSpec, Shrink
 from global_planner.types import Replica as ReplicaSeen
 from global_planner.woken import Woken
 from pool_planner.types import ClusterUnavailable, Conflict, Report
-from router.admission import RateLimit
+from router.limits import RateLimit
 
 T = TypeVar("T")
 

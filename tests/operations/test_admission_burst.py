@@ -11,7 +11,8 @@ from global_planner import memory
 from global_planner.round import RoundConfig
 from global_planner.topology_file import parse_topology
 from global_planner.types import Budget
-from router.admission import Admission, RateLimit, Ticket
+from router.admission import Admission, Ticket
+from router.limits import RateLimit
 from tests.rollout.play import Play, grant_in_order
 from tests.rollout.world import World, specs
 from tests.topology.refusals import EXAMPLE, changed, put

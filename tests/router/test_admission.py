@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.admission import Admission, RateLimit, Refusal, RetryBudget, Room, Ticket, TokenBucket
+from router.admission import Admission, Refusal, Ticket
+from router.limits import RateLimit, RetryBudget, TokenBucket
 
 
 def door(room: int = 10, **models: tuple[int, RateLimit]) -> Admission:
@@ -198,37 +199,6 @@ def test_a_bucket_never_lets_in_more_than_rate_and_burst(rate: float, burst: flo
             assert bucket.wait_s(now + bucket.wait_s(now)) == 0.0 or bucket.wait_s(now) < 1e-6
             now = max(now, bucket._at)
     assert taken <= max(1.0, burst) + rate * now + 1e-6
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 2), st.floats(0.5, 4.0), st.floats(1.0, 50.0)), max_size=30),
-    st.dictionaries(st.sampled_from("ab"), st.tuples(st.integers(0, 3), st.floats(0.0, 80.0))),
-    st.sampled_from([None, 1.0, 5.0]),
-)
-def test_a_crowd_that_is_not_asked_one_by_one_fares_the_same(
-    crowd: list[tuple[str, int, float, float]], free: dict[str, tuple[int, float]], rate: float | None
-) -> None:
-    """Who comes in, who is refused and who stays, at three times, with `full` and without."""
-
-    def fares(*, told_full: bool) -> list[tuple[list[int], list[int]]]:
-        admission = door(100, **{model: (index, RateLimit(rate_rps=rate)) for index, model in enumerate("ab")})
-        for model, priority, deadline_s, tokens in crowd:
-            admission.offer(
-                Ticket(model=model, priority=priority, tokens=tokens, length=tokens, deadline_s=deadline_s), 0.0, False
-            )
-        seen = []
-        for now in (0.4, 1.5, 3.0):
-            rooms = {model: Room(*free.get(model, (0, 0.0))) for model in "ab"}
-            admitted, refused = admission.pump(
-                now,
-                always,
-                lambda one, rooms=rooms: rooms[one.model].take(one.tokens),
-                (lambda rooms=rooms: not any(room.is_open for room in rooms.values())) if told_full else None,
-            )
-            seen.append(([one.seq for one in admitted], [one.seq for one, _ in refused]))
-        return seen
-
-    assert fares(told_full=True) == fares(told_full=False)
 
 
 def test_retry_budget() -> None:

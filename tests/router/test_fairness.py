@@ -10,7 +10,8 @@ from hashlib import sha256
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.admission import Admission, RateLimit, Refusal, Ticket
+from router.admission import Admission, Refusal, Ticket
+from router.limits import RateLimit
 from tests.router.conftest import MODEL, StartEngine, StartRouter, until
 from tests.router.engines import FakeEngine, Seen
 
