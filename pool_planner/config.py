@@ -74,7 +74,7 @@ class Extensions(BaseModel):
     forecast_quantile: Share | None = Field(
         default=0.8,
         description="Plan on this quantile of the forecast rate (0.8 is best where a replica too few costs four times one too "
-        "many). null: on its mean, as the guide does.",
+        "many), where no reserve is kept (remember_starts). null: on its mean, as the guide does.",
     )
     react_early: bool = Field(
         default=True,
@@ -88,7 +88,7 @@ class Extensions(BaseModel):
     violation_price: Annotated[float, Field(gt=1, allow_inf_nan=False)] = Field(
         default=15.0,
         description="What a request outside its SLA costs, in the GPU time that a request takes of a busy replica: a replica "
-        "is kept for bursts while they need it for more than 1/violation_price of the time. 10: frugal; 60: careful.",
+        "is kept for bursts while they keep it busy for more than 1/violation_price of the time. 10: frugal; 60: careful.",
     )
     length_distribution: bool = Field(
         default=True, description="Plan on the distribution of ISL and OSL where histograms have it. Off: on their means."

@@ -1,28 +1,22 @@
-"""What load a pool plans for: forecast up to its horizon, arrivals already above it, and what waits. Pure."""
+"""What a pool plans for: the load up to its horizon (`planned_load`), what waits already, and what requests are like. Pure."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 
 from pool_planner.config import PlannerConfig
 from pool_planner.performance.lengths import LengthMix
 from pool_planner.performance.work import Shape
+from pool_planner.planned_load import planned_load
 from pool_planner.setup import PoolSetup
 from pool_planner.state import PoolState
 from pool_planner.types import Forecast, Grant, Observation
 
 PRIOR_REQUESTS = 5.0  # weight of the lengths that the configuration expects, in requests
-_DEVIATE = NormalDist()
 LOST = 0.6  # of what was expected: a share of hits below it is a cache that is gone, above it noise
 MOST_CACHED = 0.95  # whatever the caches say now: a new replica begins with an empty one
 LEAST_PATIENCE = 0.1  # of the TTFT target, where prefill alone takes nearly all of it
 FULL = 0.9  # of the places in engines: above it, whoever comes waits
-BURST = 1.25  # times what was forecast: less is noise, which must move nothing
-# A forecast reaches as far as one start, but a GPU that is moved has to pay for this long (s): in that time a load that has
-# just risen or fallen is back at its mean of as long before, but for the share of it that goes on by what its past shows.
-GOES_BACK_S = 300.0
 DEFAULT_QUANTILE = 0.9  # what a forecast is asked for when planning reads its mean only
 
 
@@ -62,32 +56,8 @@ def expect(
     far = forecasts[-1] or _observed(state, observation, pool, config, now, reach_s)
     if far is None:
         return None
-    # Capacity that is given up now is gone now, so what is needed on the way to the horizon counts too.
-    load = max(_planned_rps(each, state, config) for each in (*forecasts, far) if each is not None)
-    forecast_rps = max(each.requests_per_s for each in (*forecasts, far) if each is not None)
-    mean = state.arrivals.mean_rps(GOES_BACK_S)
-    mean += state.arrivals.goes_on(reach_s, GOES_BACK_S) * (forecast_rps - mean)
-    reasons: list[str] = []
-    reserve = _reserve_rps(state, pool, grant, config)
-    paying = max(forecast_rps, BURST * reserve) if reserve > 0.0 else load
-    if load > paying:
-        # Just after a burst the forecast's upper quantile asks for replicas that come when it is over.
-        reasons.append(f"{load:.2f} requests/s may come; what is beyond {paying:.2f} comes too seldom to pay for its GPUs")
-        load = paying
-    if extensions.react_early:
-        sparse = state.arrivals.sparse_rps(interval_s)
-        load, mean = max(load, sparse), max(mean, sparse)
-        already = state.arrivals.at_least_rps(interval_s)  # what came before is the forecast's to judge
-        if already > load:
-            reasons.append(f"{already:.2f} requests/s arrive already, {load:.2f} were forecast")
-            load = already
-    if reserve > BURST * load:
-        price = extensions.violation_price
-        reasons.append(
-            f"a reserve up to {reserve:.2f} requests/s, which bursts shorter than a start exceeded for 1/{price:g} of the time "
-            f"(violation_price {price:g}); {load:.2f} were forecast"
-        )
-        load = reserve
+    planned = planned_load(state, [each for each in (*forecasts[:-1], far) if each is not None], grant, pool, config, reach_s)
+    load, mean, reasons = planned.load_rps, planned.expected_rps, list(planned.reasons)
     prompt_tokens = far.isl_tokens
     if extensions.length_distribution:
         far = replace(
@@ -156,21 +126,6 @@ def _grounded(forecast: float, seen: float, prior: float) -> float:
     return max(1.0, (seen * forecast + PRIOR_REQUESTS * prior) / (seen + PRIOR_REQUESTS))
 
 
-def _planned_rps(forecast: Forecast, state: PoolState, config: PlannerConfig) -> float:
-    """The rate to plan for. The forecast's quantile is of counts in an interval, which vary by chance even at a known rate;
-    the queueing model covers that part already, so here it is taken out (variances add), and what is left is the doubt about
-    the rate itself."""
-    quantile = config.extensions.forecast_quantile
-    if quantile is None:
-        return forecast.requests_per_s
-    excess = forecast.requests_per_s_high - forecast.requests_per_s
-    if not config.extensions.queueing:
-        return forecast.requests_per_s + excess
-    interval_s = float(config.throughput_adjustment_interval)
-    chance = _DEVIATE.inv_cdf(quantile) * math.sqrt(state.arrivals.cv2 * forecast.requests_per_s / interval_s)
-    return forecast.requests_per_s + math.sqrt(max(0.0, excess * excess - chance * chance))
-
-
 def _waiting_inside(observation: Observation, grant: Grant | None, pool: PoolSetup) -> float:
     """How many requests wait inside decoding engines for a place in their batch: neither the router's queue nor ITL shows it.
 
@@ -186,18 +141,6 @@ def _waiting_inside(observation: Observation, grant: Grant | None, pool: PoolSet
     if rate * osl * itl_ms / 1e3 < FULL * places:
         return 0.0
     return max(0.0, rate * duration_s - places)
-
-
-def _reserve_rps(state: PoolState, pool: PoolSetup, grant: Grant | None, config: PlannerConfig) -> float:
-    """What to be ready for because it came lately. Who releases capacity has it back after a cold start, so a burst that is
-    shorter finds nothing: what it would need is kept as far as that is worth its GPUs. A start that takes no longer than
-    deciding needs no reserve."""
-    extensions = config.extensions
-    measured = grant.cold_start_s if grant is not None else None
-    cold_start_s = measured if measured is not None else pool.cold_start_s
-    if extensions.remember_starts <= 0.0 or cold_start_s <= config.tick_s:
-        return 0.0
-    return state.arrivals.reserve_rps(extensions.remember_starts * cold_start_s, extensions.violation_price)
 
 
 def _observed(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -101,12 +103,13 @@ class Arrivals:
         share = min(1.0, max(0.0, float((off * after).sum()) / spread))
         return (evidence * share + GOES_ON_PRIOR * GOES_ON) / (evidence + GOES_ON_PRIOR)
 
-    def reserve_rps(self, window_s: float, price: float) -> float:
-        """The rate (requests/s) up to which capacity for bursts pays, by the last `window_s`: the highest that was reached for
-        more than 1/`price` of the time. A replica kept for what lies above it would be busy for less, and so cost more GPU time
+    def reserve_replicas(self, window_s: float, price: float, carried_rps: Sequence[float]) -> int:
+        """How many replicas for bursts pay, by the last `window_s`, where n of them carry `carried_rps[n]`: the last is the one
+        that had enough to do for more than 1/`price` of the time. One more would be busy for less, and so cost more GPU time
         than the requests that it saves are worth, where one is worth `price` times the GPU time that it takes (the newsvendor's
-        quantile, 1 - 1/price). Counts are taken over times in which SMOOTH requests come in the mean, so that chance makes no
-        bursts."""
+        quantile, 1 - 1/price, of whole replicas). How long a burst goes beyond what the others carry does not count, but how
+        much of a replica it takes. Counts are taken over times in which SMOOTH requests come in the mean, so that chance makes
+        no bursts."""
         counted: list[tuple[float, float]] = []
         seconds = requests = 0.0
         for interval_s, count in reversed(self.past):
@@ -115,17 +118,16 @@ class Arrivals:
             seconds, requests = seconds + interval_s, requests + count
             counted.append((interval_s, count))
         if requests <= 0.0:
-            return 0.0
+            return 0
         together = max(1, round(SMOOTH * len(counted) / requests))
         bins = [counted[begin : begin + together] for begin in range(0, len(counted), together)]
         spans = [(sum(each_s for each_s, _ in each), sum(count for _, count in each)) for each in bins]
-        rates = sorted(((count / span_s, span_s) for span_s, count in spans), reverse=True)
-        above_s = 0.0
-        for rate, span_s in rates:
-            above_s += span_s
-            if above_s * price > seconds:
-                return rate
-        return rates[-1][0]
+        for replicas, (fewer, more) in enumerate(pairwise(carried_rps)):
+            # Requests that the last of `replicas` + 1 takes over: each bin's, beyond what the others carry.
+            taken = sum(min(count, more * span_s) - min(count, fewer * span_s) for span_s, count in spans)
+            if taken * price <= (more - fewer) * seconds:
+                return replicas
+        return len(carried_rps) - 1
 
     def sparse_rps(self, interval_s: float) -> float:
         """The rate (requests/s) of the newest ENOUGH requests, where they took longer than `interval_s` to come; else 0.

@@ -205,7 +205,6 @@ def test_every_switch_changes_what_it_says() -> None:
         ("pending_tokens", False),
         ("uncached_tokens", False),
         ("cover_cold_start", False),
-        ("forecast_quantile", None),
         ("length_distribution", False),
         ("queueing", False),
         ("attainment_target", 0.999),
@@ -213,8 +212,14 @@ def test_every_switch_changes_what_it_says() -> None:
         ("plain", True),
     ):
         assert told(switched(**{name: value})) != base, name
-    # A reserve for bursts keeps as much as any hold.
-    assert told(switched(remember_starts=0.0, hold_s=300.0)) != told(switched(remember_starts=0.0))
+    # A reserve for bursts stands for all that is not sure, and keeps as much as any hold.
+    alone = told(switched(remember_starts=0.0))
+    assert told(switched(remember_starts=0.0, forecast_quantile=None)) != alone
+    held, lowered = (switched(remember_starts=0.0, hold_s=hold_s) for hold_s in (300.0, 0.0))
+    for story in (held, lowered):
+        story.run(120.0, 5.0)
+        story.run(180.0, 1.0)
+    assert held.wanted > lowered.wanted
     assert told(Story(have=1, no_correction=False)) != base
     divided = [Story(have=1, extensions={"queueing": False}, no_correction=off) for off in (False, True)]
     assert told(divided[0], ttft_ms=500.0) != told(divided[1], ttft_ms=500.0)
