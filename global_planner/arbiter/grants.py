@@ -233,7 +233,8 @@ def _reason(
     if needed is not None and granted <= pool.wanted:
         told += f"; {_of_doubt(pool, granted, needed)}"
     if pool.current is not None and granted > pool.current:
-        told += "; paid by a group where the GPUs are worth less" if g in plan.moved else "; paid from free GPUs"
+        moves = g in plan.moved or granted == pool.promised
+        told += "; paid by a group where the GPUs are worth less" if moves else "; paid from free GPUs"
     if binding is not None:
         told += f"; {_why_no_more(plan, binding, marginal, sure, runner_up)}"
     return told
@@ -280,7 +281,7 @@ def _why_lowered(pool: PoolView, granted: int, runner_up: RunnerUp | None, neede
         return f"{rules.max_from or f'max_replicas is {rules.maximum}'}"
     if not policy.stability:
         return f"{pool.load:.3g} req/s needs {pool.wanted}"
-    if granted >= pool.low:
+    if granted >= pool.low and granted != pool.promised:
         return f"{granted} would have carried 1.1 x its load for the last {pool.hold_s:.0f} s"
     doubt = needed is not None and needed <= granted
     kept = f"{granted} carry the {pool.expected:.3g} req/s expected, the others were only for a doubt: " if doubt else ""

@@ -25,6 +25,7 @@ def remember(state: ArbiterState, plan: Plan, policy: ArbiterPolicy) -> ArbiterS
         pools={name: _history(pool, at_s) for name, pool in plan.view.pools.items()},
         debts=_debts(state, plan, policy),
         moves=_moves(state, plan),
+        under_way=_under_way(plan),
     )
 
 
@@ -89,3 +90,20 @@ def _moves(state: ArbiterState, plan: Plan) -> tuple[tuple[float, int], ...]:
     at_s = plan.view.at_s
     kept = tuple(entry for entry in state.moves if at_s - HOUR_S < entry[0] <= at_s)
     return (*kept, (at_s, len(plan.moved))) if plan.moved else kept
+
+
+def _under_way(plan: Plan) -> Mapping[str, tuple[int, int]]:
+    """By pool (replicas in force, granted), where GPUs move between groups: of who was raised with GPUs of others, and of who
+    was lowered beyond what it would have let go of its own accord. What was promised before stays so until it is there or
+    taken back."""
+    found = {}
+    for g, group in enumerate(plan.groups):
+        for p, pool in enumerate(group.pools):
+            granted, current, promised = plan.counts[g][p], pool.current, pool.promised
+            if current is None or granted == current or pool.held is not None:
+                continue
+            if g in plan.moved if granted > current else granted < pool.low:
+                found[pool.spec.name] = (current, granted)
+            elif promised is not None and min(current, granted) <= promised <= max(current, granted):
+                found[pool.spec.name] = (current, promised)
+    return found

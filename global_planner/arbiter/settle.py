@@ -45,7 +45,7 @@ def view_of(state: ArbiterState, inputs: RoundInputs, policy: ArbiterPolicy) -> 
     plain = not (policy.selectors or policy.schedules)
     shared: dict[tuple[int, int | None, int], PoolRules] = {}
     ranks: dict[tuple[int, float], GroupRules] = {}
-    remembered, at_s = state.pools, inputs.at_s
+    remembered, under_way, at_s = state.pools, state.under_way, inputs.at_s
     groups = []
     pools: dict[str, PoolView] = {}
     for group in sorted(inputs.groups, key=_BY_NAME):
@@ -63,7 +63,7 @@ def view_of(state: ArbiterState, inputs: RoundInputs, policy: ArbiterPolicy) -> 
             else:
                 rules = pool_rules(spec, group, policy, overrides.get(name, ()), at_s)
             history = remembered.get(name, _NO_HISTORY)
-            seen = _pool_view(spec, rules, holdings.get(name), reports.get(name), history, at_s, policy)
+            seen = _pool_view(spec, rules, holdings.get(name), reports.get(name), history, at_s, policy, under_way.get(name))
             pools[name] = seen
             views.append(seen)
         if policy.stability and len(views) == 2:
@@ -87,6 +87,7 @@ def _pool_view(
     history: DemandHistory,
     at_s: float,
     policy: ArbiterPolicy,
+    under_way: tuple[int, int] | None,
 ) -> PoolView:
     before = None if holding is None else ordered_replicas(holding)
     current = before
@@ -96,6 +97,8 @@ def _pool_view(
         gpus = holding.gpus_per_replica or gpus
     pool = PoolView(spec=spec, rules=rules, holding=holding, gpus=gpus, current=current, before=before, history=history)
     pool.hold_s = _hold_s(holding, policy)
+    if under_way is not None and current is not None and policy.stability:
+        pool.promised = _promised(current, *under_way)
     proposal = report if isinstance(report, Proposal) and at_s < report.expires_at_s else None
     fault = None if proposal is None else fault_of(proposal)
     if proposal is not None and fault is None:
@@ -107,6 +110,12 @@ def _pool_view(
         pool.remembered = True
     _settle_bounds(pool, _why_held(pool, report, fault, at_s), at_s, policy)
     return pool
+
+
+def _promised(current: int, was: int, granted: int) -> int | None:
+    """What an earlier move grants a pool that has got no further than `current` on the way there; None where it is there, or
+    where somebody set it to something else."""
+    return granted if current != granted and min(was, granted) <= current <= max(was, granted) else None
 
 
 def _hold_s(holding: Holding | None, policy: ArbiterPolicy) -> float:
@@ -172,7 +181,9 @@ def _settle_bounds(pool: PoolView, held: str | None, at_s: float, policy: Arbite
     pool.cap = most if most > minimum else minimum
     pool.reserved = minimum if rules.guarantee <= minimum else max(minimum, min(rules.guarantee, most))
     if policy.stability:
-        kept = _kept(pool, current, at_s)
+        # A move that is under way counts as done. Were it decided anew from what is still there, noise or a tie would choose
+        # another giver in every round, and nobody would ever have drained when the next was asked.
+        kept = _kept(pool, current if pool.promised is None else pool.promised, at_s)
         low = kept if kept > minimum else minimum
         pool.low = low if maximum is None or low < maximum else maximum
         if pool.low > pool.cap:

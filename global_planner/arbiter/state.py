@@ -41,12 +41,14 @@ class DemandHistory:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArbiterState:
     """`pools` by pool. `debts` by group: GPU-seconds used beyond guarantees while others went short, decaying. `moves`:
-    (at_s, groups that were raised with GPUs taken from another) of the last hour."""
+    (at_s, groups that were raised with GPUs taken from another) of the last hour. `under_way` by pool: (replicas in force,
+    granted) of moves that were decided and have not taken effect yet, on both sides."""
 
     at_s: float | None = None
     pools: Mapping[str, DemandHistory] = field(default_factory=dict)
     debts: Mapping[str, float] = field(default_factory=dict)
     moves: tuple[tuple[float, int], ...] = ()
+    under_way: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 # ---- set by people ---------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ class PoolView:
     `load` that comes in the mean (None: all of it). `remembered`: its demand is what it last said. `by_priority`: its load by
     request priority, in any unit; empty or None: not known. `hit_rate`: the share of its prompt tokens that its replicas have
     in their caches, None: not known. `hold_s`: how long fewer must have sufficed. `kept_for`: the partner for whose hold it
-    keeps more than for its own.
+    keeps more than for its own. `promised`: what an earlier move grants it and has not taken effect yet, None: nothing.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class PoolView:
         self.hit_rate: float | None = None
         self.hold_s: float = 0.0
         self.kept_for: str | None = None
+        self.promised: int | None = None
 
     def at_load(self, load: float, now: Curve, hi: Curve) -> PoolView:
         """The same pool, with its demand at another load."""
@@ -82,7 +83,7 @@ class PoolView:
         other.capacity, other.in_flight = self.capacity, self.in_flight
         other.floor, other.reserved, other.low, other.cap = self.floor, self.reserved, self.low, self.cap
         other.held, other.fixed_gpus, other.kept_for = self.held, self.fixed_gpus, self.kept_for
-        other.hold_s = self.hold_s
+        other.hold_s, other.promised = self.hold_s, self.promised
         other.unknown_charge, other.remembered = self.unknown_charge, self.remembered
         other.by_priority, other.hit_rate = self.by_priority, self.hit_rate
         return other

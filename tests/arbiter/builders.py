@@ -131,7 +131,8 @@ def line(allocation: Allocation, name: str) -> PoolGrant:
 
 @dataclass
 class Fleet:
-    """Rounds on a virtual clock: what is granted is there and ready in the next round."""
+    """Rounds on a virtual clock: what is granted is there and ready in the next round. With `drains` a pool is lowered only
+    once it was to be lowered in more than so many rounds in a row, and another grows only into GPUs that are free then."""
 
     pools: Sequence[PoolSpec]
     groups: Sequence[GroupSpec]
@@ -140,7 +141,9 @@ class Fleet:
     per_replica: Mapping[str, float]
     interval_s: float = 10.0
     cold_start_s: float = 60.0
+    drains: int = 0
     at_s: float = 0.0
+    draining: dict[str, int] = field(default_factory=dict)
     have: dict[str, int] = field(default_factory=dict)
     state: ArbiterState = field(default_factory=ArbiterState)
     overrides: tuple[Override, ...] = ()
@@ -173,6 +176,24 @@ class Fleet:
         self.state, self.last = arbitrate(self.state, told, self.policy)
         after = granted(self.last)
         changes = {name: n - self.have[name] for name, n in after.items() if n != self.have[name]}
-        self.have = after
+        self._carry_out(after)
         self.at_s += self.interval_s
         return changes
+
+    def _carry_out(self, after: Mapping[str, int]) -> None:
+        if not self.drains:
+            self.have = dict(after)
+            return
+        for spec in self.pools:
+            goes = after[spec.name] < self.have[spec.name]
+            self.draining[spec.name] = self.draining.get(spec.name, 0) + 1 if goes else 0
+            if self.draining[spec.name] > self.drains:
+                self.have[spec.name], self.draining[spec.name] = after[spec.name], 0
+        free = dict(self.budget)
+        for spec in self.pools:
+            free[spec.gpu_type] -= self.have[spec.name] * spec.gpus_per_replica
+        for spec in self.pools:
+            grows = min(after[spec.name] - self.have[spec.name], free[spec.gpu_type] // spec.gpus_per_replica)
+            if grows > 0:
+                self.have[spec.name] += grows
+                free[spec.gpu_type] -= grows * spec.gpus_per_replica

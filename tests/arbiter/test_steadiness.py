@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 
 from global_planner.arbiter import ArbiterPolicy
-from tests.arbiter.builders import EXAMPLES, Fleet, group, pool
+from tests.arbiter.builders import EXAMPLES, Fleet, group, line, pool
 from tests.arbiter.test_stories import SPLIT, two_models
 from tests.dice import Dice, thrown
 
@@ -82,6 +82,69 @@ def test_a_square_wave_faster_than_the_hold_is_ridden_out() -> None:
     assert len(changed) <= 6 and changed[-1] < 40, changed
 
 
+def payers(**policy: int) -> Fleet:
+    """Ann and Ben have two replicas each and use them; Eve, who counts more, has one. A replica needs six rounds to drain."""
+    fleet = Fleet(
+        pools=[pool(name, least=1) for name in ("ann", "ben", "eve")],
+        groups=[group("ann"), group("ben"), group("eve", weight=5.0)],
+        budget={"h100": 5},
+        policy=ArbiterPolicy(hold_s=60.0, move_horizon_s=600.0, **policy),
+        per_replica=dict.fromkeys(("ann", "ben", "eve"), 1.0),
+        drains=5,
+    )
+    for _ in range(10):
+        fleet.round({"ann": 1.9, "ben": 1.9, "eve": 0.9})
+    assert fleet.have == {"ann": 2, "ben": 2, "eve": 1}
+    return fleet
+
+
+def test_who_was_chosen_to_pay_pays_though_noise_would_choose_another_in_every_round() -> None:
+    """While one drains, both still have two, and who of them loses less changes with every report. Were it asked anew each
+    time, nobody would ever have drained."""
+    rng = random.Random(4)
+    for noise in (0.0, 0.05):
+        fleet, lowered = payers(), set[str]()
+        for _ in range(12):
+            loads = {"ann": 1.9, "ben": 1.9, "eve": 1.9}
+            changes = fleet.round({name: load * rng.uniform(1.0 - noise, 1.0 + noise) for name, load in loads.items()})
+            lowered |= {name for name, change in changes.items() if change < 0}
+        assert len(lowered) == 1 and fleet.have["eve"] == 2, (noise, lowered, fleet.have)
+
+
+def test_a_move_that_takes_many_rounds_is_one_move() -> None:
+    fleet = payers(max_moves_per_hour=1)
+    for _ in range(12):
+        fleet.round({"ann": 1.9, "ben": 1.9, "eve": 1.9})
+    assert fleet.have["eve"] == 2 and [count for _, count in fleet.state.moves] == [1]
+    for _ in range(12):  # and a second one would be one too many
+        fleet.round({"ann": 1.9, "ben": 1.9, "eve": 2.9})
+    assert fleet.have["eve"] == 2
+
+
+def test_a_move_under_way_is_told_as_such_and_taken_back_when_its_reason_is_gone() -> None:
+    fleet = payers()
+    for _ in range(2):
+        changes = fleet.round({"ann": 1.9, "ben": 1.9, "eve": 1.9})
+        [payer] = [name for name, change in changes.items() if change < 0]
+        assert fleet.last is not None
+        assert "its GPUs are worth more elsewhere" in line(fleet.last, payer).reason
+        assert "paid by a group where the GPUs are worth less" in line(fleet.last, "eve").reason
+    assert set(fleet.state.under_way) == {payer, "eve"}
+    fleet.drains = 20
+    for _ in range(10):  # a hold later Eve does not keep what she never got
+        changes = fleet.round({"ann": 1.9, "ben": 1.9, "eve": 0.9})
+    assert fleet.have == {"ann": 2, "ben": 2, "eve": 1} and not changes and not fleet.state.under_way
+
+
+def test_people_who_set_a_pool_that_pays_are_believed() -> None:
+    fleet = payers()
+    changes = fleet.round({"ann": 1.9, "ben": 1.9, "eve": 1.9})
+    [payer] = [name for name, change in changes.items() if change < 0]
+    fleet.have[payer] = 1  # what was under way is done, by somebody else
+    assert fleet.round({"ann": 1.9, "ben": 1.9, "eve": 1.9}) == {"eve": 1}
+    assert fleet.have["eve"] == 2 and not set(fleet.state.under_way) - {"eve"}
+
+
 def noisy_fleet(dice: Dice) -> tuple[Fleet, dict[str, float], int]:
     """Two or three groups under a budget that is short or not, their loads, and a seed of the noise."""
     names = ("ann", "ben", "eve")[: dice.number(2, 3)]
@@ -98,6 +161,7 @@ def noisy_fleet(dice: Dice) -> tuple[Fleet, dict[str, float], int]:
         budget={"h100": sum(spec.gpus_per_replica for spec in pools) + dice.number(0, 60)},
         policy=ArbiterPolicy(hold_s=50.0, move_horizon_s=dice.pick((120.0, 600.0))),
         per_replica=carries,
+        drains=dice.pick((0, 0, 3)),
     )
     return fleet, loads, dice.number(0, 255) * 256 + dice.number(0, 255)
 
@@ -110,13 +174,14 @@ def test_noise_never_pays_for_a_move_and_the_way_back(instance: tuple[Fleet, dic
     rng = random.Random(seed)
     up: set[str] = set()
     down: set[str] = set()
-    for number in range(14):
+    settled = 7 + 4 * fleet.drains
+    for number in range(2 * settled):
         if number < 2:  # all high, so that whatever noise can show to be needed is shown at once
             said = {spec.name: 1.05 * loads[spec.group] for spec in fleet.pools}
         else:
             said = {spec.name: loads[spec.group] * rng.uniform(0.95, 1.05) for spec in fleet.pools}
         changes = fleet.round(said)
-        if number >= 7:  # the hold over what stood there at first is over
+        if number >= settled:  # the hold over what stood there at first is over
             up |= {name for name, change in changes.items() if change > 0}
             down |= {name for name, change in changes.items() if change < 0}
             assert not up & down, (fleet.have, fleet.last)

@@ -61,7 +61,7 @@ AT_ONCE = replace(POLICY, stability=False)
 MILP_LIMIT_S = 60.0
 PROGRESS_S = 15.0
 SIZES = (20, 200, 1000, 5000)
-PLAN = {pools: (ROUNDS, (1, 3), (0.45, 0.60, 0.75, 0.90)) for pools in SIZES}
+PLAN = dict.fromkeys(SIZES, (ROUNDS, (1, 3), (0.45, 0.60, 0.75, 0.90)))
 """By pools: rounds, numbers of GPU types, budgets as shares of the sum of peaks."""
 
 
