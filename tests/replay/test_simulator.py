@@ -137,7 +137,8 @@ def test_a_replica_that_dies_is_replaced_and_its_unanswered_requests_are_tried_e
     # Those that were streaming are broken off; what had not begun to answer got a second try.
     assert 0 < rough.total().failed < 40 and rough.total().retried > 0
     assert rough.total().requests == calm.total().requests
-    assert min(rough.timeline.pools["m0-decode"]["ready"][30:32]) < max(rough.timeline.pools["m0-decode"]["ready"][40:])
+    ready = rough.timeline.pools["m0-decode"]["ready"]  # every 10 s
+    assert ready[29] > ready[30] > ready[33] < max(ready[36:40])
 
 
 def test_replicas_that_hang_are_cancelled_and_the_pool_backs_off() -> None:
