@@ -137,12 +137,13 @@ def test_a_move_under_way_is_told_as_such_and_taken_back_when_its_reason_is_gone
 
 
 def test_people_who_set_a_pool_that_pays_are_believed() -> None:
+    """Three is neither what it had nor what it was to have: somebody wants that, and 1.1 x its load needs it."""
     fleet = payers()
     changes = fleet.round({"ann": 1.9, "ben": 1.9, "eve": 1.9})
     [payer] = [name for name, change in changes.items() if change < 0]
-    fleet.have[payer] = 1  # what was under way is done, by somebody else
+    fleet.have[payer], fleet.budget = 3, {"h100": 9}
     assert fleet.round({"ann": 1.9, "ben": 1.9, "eve": 1.9}) == {"eve": 1}
-    assert fleet.have["eve"] == 2 and not set(fleet.state.under_way) - {"eve"}
+    assert fleet.have[payer] == 3 and payer not in fleet.state.under_way
 
 
 def noisy_fleet(dice: Dice) -> tuple[Fleet, dict[str, float], int]:
