@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from global_planner.compiled_sets import REPLAY
+from pool_planner.compiled import CannotCompile
 
 DATA = Path(__file__).parents[3] / "shared/data"
 PROFILE = DATA / "profiles/h200_llama31_8b_fp8_tp1"
@@ -126,7 +127,10 @@ def main() -> None:
         return
     if arguments.compiled:
         print("compiling what is not compiled yet …", file=sys.stderr)
-        REPLAY.build()
+        try:
+            REPLAY.build()
+        except CannotCompile as error:
+            parser.error(f"--compiled: {error}")
     kinds = ("conversation", "coding") if arguments.workload == "both" else (arguments.workload,)
     full = (arguments.replicas, arguments.shape, arguments.replicas, arguments.compiled)
     by_kind = {kind: alone(kind, arguments.requests, *full) for kind in kinds}
