@@ -31,6 +31,8 @@ SYSTEM = (
     "deploy",
     "planner/test_live_prometheus.py",
     "planner/test_prometheus.py",
+    "planner/test_scrape.py",
+    "planner/test_discovery.py",
     "replay/test_prometheus_source.py",
     "standalone",
     "test_command_line.py",

@@ -207,7 +207,7 @@ async def test_labels_in_other_spellings_and_worker_gauges_from_the_router_itsel
 @needs_prometheus
 async def test_missing_series_and_a_server_that_goes_away(targets: Targets, server: Server) -> None:
     unknown = PoolSeries(pool="other", role="decode", match={"pool": "no-such-pool"})
-    source = PrometheusSource(PrometheusAccess(endpoint=server.url, timeout_s=1.0), [unknown], first_interval_s=0.5)
+    source = PrometheusSource(PrometheusAccess(endpoint=server.url), [unknown], first_interval_s=0.5)
     try:
         await asyncio.sleep(0.6)
         with pytest.raises(MetricsUnavailable, match="no instance exposes dynamo_component_router_"):
@@ -250,7 +250,8 @@ async def test_every_failure_of_the_server_says_what_and_where(answer: Any, text
     url = "http://{}:{}".format(*runner.addresses[0][:2])
     token = tmp_path / "token"
     token.write_text("secret\n")
-    source = PrometheusSource(PrometheusAccess(endpoint=url, token_file=token, timeout_s=0.3), [POOL], first_interval_s=10.0)
+    access = PrometheusAccess(endpoint=url, token_file=token, timeout_s=0.3 if answer == "slow" else 10.0)
+    source = PrometheusSource(access, [POOL], first_interval_s=10.0)
     try:
         with pytest.raises(MetricsUnavailable, match=text) as caught:
             await source.observe(time.time())
