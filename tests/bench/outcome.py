@@ -14,8 +14,9 @@ what is between it and ours is arbitration alone. `existing` is such a system as
 as its guide describes it. `hpa` is Kubernetes' autoscaler. Beside each ratio stands the oracle's: where that is below what is
 asked, nobody who shares these GPUs could reach it.
 
-Against the oracle a violated request counts four times the GPU time that a request takes: the price at which
-the planners' default, the 0.8 quantile, is right. Budget violations must be 0 everywhere. The same seeds, so the same figures.
+Against the oracle a violated request counts four times the GPU time that a request takes. Who holds for bursts pays more than
+that by default (`violation_price`), because attainment is judged beside it. Budget violations must be 0 everywhere. The same
+seeds, so the same figures.
 """
 
 from __future__ import annotations
