@@ -29,6 +29,7 @@ ARBITER = CompiledSet(
         "global_planner.arbiter.baselines",
         "global_planner.arbiter.solve",
         "global_planner.charge",
+        "pool_planner.performance.door",
     ),
 )
 REPLAY = CompiledSet(
@@ -48,6 +49,7 @@ REPLAY = CompiledSet(
         "global_planner.replay.simulator",
         "pool_planner.performance.interpolation",
         "router.admission",
+        "router.crowds",
         "router.ejection",
         "router.limits",
         "router.openings",

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 
+import pool_planner.performance.door
 import pool_planner.types
 from global_planner.journal_format import JournalCorrupt, SegmentHeader, Torn, frame_bytes, header_bytes
 from global_planner.journal_reader import (
@@ -67,8 +68,8 @@ _DECIDING = (
 def deciding_sources() -> tuple[Path, ...]:
     """The sources of what decides a round, and of the records that it decides on."""
     here = Path(__file__).parent
-    reports = Path(pool_planner.types.__file__)
-    return (*(here / name for name in _DECIDING), reports, *sorted((here / "arbiter").glob("*.py")))
+    reports = (Path(pool_planner.types.__file__), Path(pool_planner.performance.door.__file__))
+    return (*(here / name for name in _DECIDING), *reports, *sorted((here / "arbiter").glob("*.py")))
 
 
 def code_version() -> str:

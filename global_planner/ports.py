@@ -106,12 +106,13 @@ class PoolEndpoints:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupAdmission:
     """The rate that the plan admits for a model now, requests/s of model time; None: unlimited. `by_priority` bounds single
-    request priorities within it, `in_flight` how many may be under way at once."""
+    request priorities within it, `in_flight` how many may be under way at once, `in_flight_by_pool` with single pools."""
 
     model: str
     admitted_rps: float | None
     burst: float | None = None
     in_flight: float | None = None
+    in_flight_by_pool: Mapping[str, float] = field(default_factory=dict)
     by_priority: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -358,9 +358,11 @@ def admission(
     would be to act.
 
     `by_sla`: the router's door knows how much prefill and decode engines begin in time. Then a rate, which is planned so that
-    nearly nobody is late, would only turn away who could have been in time; how many may be under way is still told."""
+    nearly nobody is late, would only turn away who could have been in time; how many may be under way is still told. Not of
+    single prefill pools: what the door knows of them, it knows by the tokens of their prompts."""
     grants = {grant.group: grant for grant in allocation.groups}
     mixed = {spec.group for spec in pools if spec.role == "agg"}
+    prefills = {spec.name for spec in pools if spec.role == "prefill"}
     watched = {spec.group for spec in pools if spec.mode != "act"}
     admitted = []
     for group in groups:
@@ -370,8 +372,15 @@ def admission(
         inside = None if grant is None else grant.in_flight
         if by_sla and inside is not None and group.name not in mixed:
             rate = burst = None
+        by_pool = {} if grant is None else grant.in_flight_by_pool
+        if by_sla:
+            by_pool = {pool: most for pool, most in by_pool.items() if pool not in prefills}
         less = {} if grant is None or rate is None else _less_than(rate, grant.by_priority)
-        admitted.append(GroupAdmission(model=group.model, admitted_rps=rate, burst=burst, in_flight=inside, by_priority=less))
+        admitted.append(
+            GroupAdmission(
+                model=group.model, admitted_rps=rate, burst=burst, in_flight=inside, in_flight_by_pool=by_pool, by_priority=less
+            )
+        )
     return tuple(admitted)
 
 

@@ -146,7 +146,7 @@ class RouterClient:
 
     async def put_admission(self, groups: Sequence[GroupAdmission]) -> None:
         """The rates of all models; models that are absent are unlimited."""
-        # Each process sees its part of the requests, and admits its part of the rate.
+        # Each process sees its part of the requests, and admits its part of the rate and of what may be under way.
         part = 1.0 / len(self._urls)
         message = [
             {
@@ -154,6 +154,7 @@ class RouterClient:
                 "admitted_rps": None if group.admitted_rps is None else group.admitted_rps * part,
                 "burst": None if group.burst is None else group.burst * part,
                 "in_flight": None if group.in_flight is None else group.in_flight * part,
+                "in_flight_by_pool": {pool: most * part for pool, most in group.in_flight_by_pool.items()},
                 "by_priority": {priority: rate * part for priority, rate in group.by_priority.items()},
             }
             for group in groups

@@ -184,9 +184,9 @@ class PriorityRate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupGrant:
     """What a group attains with its grant, and the rate the router may admit for it now (None: unlimited). `rules`: sentences
-    that name the selectors in force for it. `in_flight`: how many requests may be under way at once (None: any number).
-    `by_priority`: its rate by request priority, the most important first (empty: it is unlimited, or nobody tells the
-    priorities)."""
+    that name the selectors in force for it. `in_flight`: how many requests may be under way at once (None: any number);
+    `in_flight_by_pool`: with single pools of its stages (one that is absent: any number). `by_priority`: its rate by request
+    priority, the most important first (empty: it is unlimited, or nobody tells the priorities)."""
 
     group: str
     load_rps: float
@@ -196,6 +196,7 @@ class GroupGrant:
     value: float = 0.0
     rules: tuple[str, ...] = ()
     by_priority: tuple[PriorityRate, ...] = ()
+    in_flight_by_pool: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pool_planner.config import PlannerConfig
 from pool_planner.expectation import Expectation
-from pool_planner.performance.demand import HEADROOM, Capacity, attainment
+from pool_planner.performance.demand import HEADROOM, Capacity
 from pool_planner.performance.priorities import PriorityMix
 from pool_planner.scaling.limits import Want, fit_to_gpus
 from pool_planner.scaling.load import LoadNeed
@@ -42,7 +42,7 @@ def proposal(
     load_rps = observed_rps
     if capacity is not None and expectation is not None and not idle:
         load_rps = expectation.load_rps
-        curve, headroom = capacity.curve(load_rps), attainment(capacity.rps, HEADROOM * load_rps)
+        curve, headroom = capacity.curve(load_rps), capacity.attainment(HEADROOM * load_rps)
         if load is not None and load.verdict == "up" and load.replicas is not None:
             # Live load shows that fewer do not suffice, whatever the profile says.
             curve = replace(curve, attainment=_scaled(curve.attainment, load.replicas))

@@ -112,13 +112,16 @@ class DemandCurve:
     admitted: overload is a cliff there. `capacity_rps[n]` is the highest admitted rate (requests/s) with the SLA met,
     which is what the router may admit to n ready replicas. `in_flight[n]` is how many requests may be with n replicas at
     once: those that are there at that rate, and for decoding as many as still meet the SLA. A rate alone does not bring down a
-    crowd that is too large already, because decoding gets hardly faster with it.
+    crowd that is too large already, because decoding gets hardly faster with it. `full_rps[n]` is what n replicas carry when
+    they are kept as full as the SLA allows all the time, which is what overload behind the router's door comes to (None:
+    `capacity_rps`).
     """
 
     attainment: tuple[float, ...]
     attainment_open: tuple[float, ...] | None = None
     capacity_rps: tuple[float, ...] | None = None
     in_flight: tuple[float, ...] | None = None
+    full_rps: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,6 +70,7 @@ class _GroupMessage(_Message):
     admitted_rps: Rate | None
     burst: Rate | None = None
     in_flight: Rate | None = None
+    in_flight_by_pool: dict[str, Rate] = Field(default_factory=dict)
     by_priority: dict[str, Rate] = Field(default_factory=dict)
 
 
@@ -198,13 +199,22 @@ class Admin:
         message = _AdmissionMessage.model_validate_json(body)
         limits = {
             group.model: RateLimit(
-                rate_rps=group.admitted_rps, burst=group.burst, in_flight=group.in_flight, by_priority=group.by_priority
+                rate_rps=group.admitted_rps,
+                burst=group.burst,
+                in_flight=group.in_flight,
+                in_flight_by_pool=group.in_flight_by_pool,
+                by_priority=group.by_priority,
             )
             for group in message.groups
         }
         valid_s = message.valid_s if message.valid_s is not None else self._queue.plan_valid_s
         version = self._door.put_plan(message.version, limits, valid_s=valid_s)
-        return 200, {"version": version, "unknown_models": sorted(set(limits) - set(self._models))}
+        named = {pool for limit in limits.values() for pool in limit.in_flight_by_pool}
+        return 200, {
+            "version": version,
+            "unknown_models": sorted(set(limits) - set(self._models)),
+            "unknown_pools": sorted(named - set(self._endpoints.pools)),
+        }
 
     def _pool(self, name: str) -> Pool | None:
         return self._endpoints.pools.get(name)
@@ -225,6 +235,7 @@ class Admin:
                 "source": "plan" if admission.plan_in_force else "own",
                 "admitted_rps": {name: admission.limit_of(name).rate_rps for name in self._models},
                 "in_flight": {name: admission.limit_of(name).in_flight for name in self._models},
+                "in_flight_by_pool": {name: dict(admission.limit_of(name).in_flight_by_pool) for name in self._models},
                 "by_priority": {name: dict(admission.limit_of(name).by_priority) for name in self._models},
             },
             "pools": [

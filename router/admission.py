@@ -17,6 +17,7 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Literal
 
+from router.crowds import Crowds
 from router.fairness import Shares, gives_way, may_displace
 from router.limits import Gate, RateLimit
 from router.openings import Openings, Room
@@ -84,7 +85,8 @@ class _Line:
 
 class Admission:
     """The door of one router process. `own` gives each model's importance (priority class) and its own limit;
-    `under_way(model)` tells how many of its requests are with ready engines now."""
+    `under_way(model)` tells how many of its requests are with ready engines now, `inside(pool)` how many are with those of a
+    pool."""
 
     def __init__(
         self,
@@ -94,12 +96,14 @@ class Admission:
         starting_retry_after_s: float,
         now: float,
         under_way: Callable[[str], int] = lambda model: 0,
+        inside: Callable[[str], int] = lambda pool: 0,
     ) -> None:
         self._lines = {
             model: _Line(importance=importance, own=limit, gate=Gate(limit, now)) for model, (importance, limit) in own.items()
         }
         self._room = room
         self._under_way = under_way
+        self._crowds = Crowds(inside)
         self._starting_retry_after_s = starting_retry_after_s
         self._seq = 0
         self._waiting = 0
@@ -123,6 +127,7 @@ class Admission:
         self._plan_expires_s = now + valid_s
         for model, line in self._lines.items():
             line.gate.put(limits.get(model, RateLimit()), now)
+        self._count_crowds()
         return True
 
     def expire(self, now: float) -> bool:
@@ -132,7 +137,13 @@ class Admission:
         self._plan_expires_s = None
         for line in self._lines.values():
             line.gate.put(line.own, now)
+        self._count_crowds()
         return True
+
+    def _count_crowds(self) -> None:
+        """Pools have one model each, so the bounds of all models' pools are one table."""
+        limits = [line.gate.limit for line in self._lines.values()]
+        self._crowds.put({pool: most for limit in limits for pool, most in limit.in_flight_by_pool.items()})
 
     def limit_of(self, model: str) -> RateLimit:
         return self._lines[model].gate.limit
@@ -146,7 +157,7 @@ class Admission:
         ticket.seq = ticket.seq or self._seq
         if ticket.paid:
             line.shares.refund(ticket)
-        placed = ticket.paid or self._places(ticket.model, line) >= 1.0
+        placed = ticket.paid or (self._places(ticket.model, line) >= 1.0 and self._may_begin(ticket, now))
         if usable and not line.waiting and placed and self._affords(line, ticket, now):
             self._let_in(line, ticket)
             return "admitted"
@@ -165,6 +176,8 @@ class Admission:
         """Let a new request in if it can come in at once; else nothing has changed, and `offer` is for it."""
         line = self._lines[ticket.model]
         if line.waiting or self._places(ticket.model, line) < 1.0 or not self._affords(line, ticket, now):
+            return False
+        if not self._may_begin(ticket, now):
             return False
         self._let_in(line, ticket)
         return True
@@ -193,7 +206,7 @@ class Admission:
         self.expire(now)
         if not self._waiting:
             return [], []
-        openings = Openings(usable, room)
+        openings = Openings(usable, self._room_within(room, now))
         return self.pump(
             now,
             lambda ticket: openings.usable(ticket.paths),
@@ -282,13 +295,32 @@ class Admission:
 
     @property
     def bounds_in_flight(self) -> bool:
-        """Whether what ends may let somebody in who waits."""
-        return any(line.waiting and line.gate.limit.in_flight is not None for line in self._lines.values())
+        """Whether what ends, or goes from prefill to decode, may let somebody in who waits."""
+        for line in self._lines.values():
+            if line.waiting and (line.gate.limit.in_flight is not None or line.gate.limit.in_flight_by_pool):
+                return True
+        return False
 
     def _places(self, model: str, line: _Line) -> float:
         """How many more requests may be under way now."""
         most = line.gate.limit.in_flight
         return float("inf") if most is None else max(1.0, most) - self._under_way(model)
+
+    def _may_begin(self, ticket: Ticket, now: float) -> bool:
+        """Whether the pools on the way that it would rather take have room for one more."""
+        return not self._crowds.bounded or not ticket.paths or self._crowds.places(ticket.paths[0], now) >= 1.0
+
+    def _room_within(self, room: Callable[[Path], Room], now: float) -> Callable[[Path], Room]:
+        """The room on the ways, as far as their pools may have more."""
+        if not self._crowds.bounded:
+            return room
+
+        def within(path: Path) -> Room:
+            there = room(path)
+            there.requests = min(there.requests, self._crowds.places(path, now))
+            return there
+
+        return within
 
     def _affords(self, line: _Line, ticket: Ticket, now: float) -> bool:
         """Whether the rate lets it in now."""

@@ -109,6 +109,7 @@ class RouterApp:
             starting_retry_after_s=config.queue.starting_retry_after_s,
             now=now(),
             under_way=self._under_way,
+            inside=self._inside,
         )
         self.door = Door(
             admission,
@@ -242,6 +243,10 @@ class RouterApp:
     def _under_way(self, model: str) -> int:
         """Requests of a model that are with ready engines now."""
         return sum(one.in_flight for pool in self.endpoints.pools.values() if pool.model == model for one in pool.ready)
+
+    def _inside(self, pool: str) -> int:
+        """Requests that are with the ready engines of a pool now."""
+        return sum(one.in_flight for one in self.endpoints.pools[pool].ready)
 
     def _met_zero(self, model: str) -> None:
         """A request waits for an endpoint: ask the planner for one, not more than every few seconds."""

@@ -304,7 +304,11 @@ class Attempts:
         if not endpoint.known and endpoint.idle:
             pool.refresh()
         if self._door.waiting and (pool.bounded or self._door.admission.bounds_in_flight):
-            self._door.pump()
+            if pool.role == "prefill":
+                # Not before decode has what is handed over: for this moment it would count for neither.
+                self._loop.call_soon(self._door.pump)
+            else:
+                self._door.pump()
 
     # -- failures --------------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ ROUTER = CompiledSet(
         "router.handoff",
         "router.door",
         "router.admission",
+        "router.crowds",
         "router.limits",
         "router.openings",
         "router.fairness",

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimit:
     """`rate_rps` None: unlimited. `burst` is how many requests may come at once (default: one second's worth, at least 1).
-    `in_flight`: how many may be under way at once (None: any number; one is let in always). `by_priority` bounds single request
-    priorities within it; of the burst they may use as large a part as of the rate."""
+    `in_flight`: how many may be under way at once (None: any number; one is let in always), `in_flight_by_pool` with single
+    pools (see `router.crowds`). `by_priority` bounds single request priorities within it; of the burst they may use as large a
+    part as of the rate."""
 
     rate_rps: float | None = None
     burst: float | None = None
     in_flight: float | None = None
+    in_flight_by_pool: Mapping[str, float] = field(default_factory=dict)
     by_priority: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from global_planner.arbiter.view import GroupView, PoolView
+from global_planner.arbiter.view import Curve, GroupView, PoolView
 from global_planner.types import Holding, PriorityRate
 
 
@@ -44,6 +44,26 @@ def admitted_in_flight(group: GroupView, admitted: float | None) -> float | None
             passing = _stage_rps(group, stage) if pools[0].spec.role == "prefill" else None
             total += sum(known) * (min(1.0, admitted / passing) if passing else 1.0)
     return total
+
+
+def in_flight_by_pool(group: GroupView, admitted: float | None) -> Mapping[str, float]:
+    """How many requests may be with the ready replicas of each pool at once: of prefill as many as come in the time of its SLA
+    at its rate, because whoever comes behind them is late; of decode as many as meet theirs together. A pool that does not say
+    is absent.
+
+    Empty where the group is not limited; where it has but one stage, which `admitted_in_flight` bounds; and where aggregated
+    pools stand beside its stages: the router sends there whom the stages cannot take, and would make them wait instead.
+    """
+    if admitted is None or len(group.paths) != 1 or len(group.paths[0]) < 2:
+        return {}
+    bounds = {}
+    for pool in group.pools:
+        inside, rate = _ready_in_flight(pool), _of_ready(pool, pool.capacity)
+        if inside is not None and pool.spec.role == "prefill":
+            inside = None if rate is None else max(inside, rate * group.spec.ttft_ms / 1e3)
+        if inside is not None:
+            bounds[pool.spec.name] = inside
+    return bounds
 
 
 def rates_by_priority(group: GroupView, admitted: float | None) -> tuple[PriorityRate, ...]:
@@ -126,9 +146,14 @@ def _ready_rps(pool: PoolView) -> float | None:
 
 
 def _ready_in_flight(pool: PoolView) -> float | None:
-    if pool.in_flight is None or pool.holding is None or pool.holding.unknown is not None:
+    return _of_ready(pool, pool.in_flight)
+
+
+def _of_ready(pool: PoolView, curve: Curve | None) -> float | None:
+    """A curve at the pool's ready replicas; None: unknown."""
+    if curve is None or pool.holding is None or pool.holding.unknown is not None:
         return None
-    return pool.in_flight[min(_ready(pool.holding), len(pool.in_flight) - 1)]
+    return curve[min(_ready(pool.holding), len(curve) - 1)]
 
 
 def _ready(holding: Holding) -> int:

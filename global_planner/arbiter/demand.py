@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 
 from global_planner.arbiter.view import HEADROOM, Curve, PoolView
+from pool_planner.performance.door import share_served
 from pool_planner.types import Proposal
 
 FULLY = 0.999
@@ -31,6 +32,9 @@ def fault_of(proposal: Proposal) -> str | None:
     inside = None if proposal.curve is None else proposal.curve.in_flight
     if inside and not _are_amounts(tuple(inside)):
         return "in_flight is not finite and non-negative"
+    full = None if curve is None else curve.full_rps
+    if full and (not _are_amounts(tuple(full)) or len(full) != len(tuple(capacity or ()))):
+        return "full_rps is not finite, non-negative and as long as capacity_rps"
     if proposal.prefix_hit_rate is not None and not 0.0 <= proposal.prefix_hit_rate <= 1.0:
         return f"prefix_hit_rate is {proposal.prefix_hit_rate}"
     parts = proposal.load_by_priority
@@ -78,19 +82,29 @@ def take_demand(pool: PoolView, proposal: Proposal) -> None:
     else:
         pool.capacity = tuple(curve.capacity_rps) if curve.capacity_rps else None
         pool.in_flight = tuple(curve.in_flight) if curve.in_flight else None
+        pool.full = tuple(curve.full_rps) if curve.full_rps else None
         pool.now = tuple(curve.attainment)
         pool.hi = tuple(proposal.attainment_headroom or ())
         if factor != 1.0 or not pool.hi:
-            pool.hi = share_carried(pool.capacity, pool.load * HEADROOM) or slower(pool.now, factor * HEADROOM)
+            pool.hi = share_carried(pool.capacity, pool.load * HEADROOM, pool.full) or slower(pool.now, factor * HEADROOM)
         if factor != 1.0:
-            pool.now = share_carried(pool.capacity, pool.load) or slower(pool.now, factor)
+            pool.now = share_carried(pool.capacity, pool.load, pool.full) or slower(pool.now, factor)
     pool.need = max(wanted, bisect_left(pool.hi, FULLY * pool.hi[-1]))
 
 
-def share_carried(capacity: Curve | None, load: float) -> Curve:
+def share_carried(capacity: Curve | None, load: float, full: Curve | None = None) -> Curve:
+    """Attainment at a load, of the planned rates and those of replicas kept full (None: nobody knows); empty: unknown."""
     if capacity is None:
         return ()
-    return tuple([rate / load if rate < load else 1.0 for rate in capacity]) if load > 0 else (1.0,)
+    if load <= 0:
+        return (1.0,)
+    if full is None:
+        return tuple([rate / load if rate < load else 1.0 for rate in capacity])
+    most, shares = 0.0, []
+    for rate, kept in zip(capacity, full, strict=True):
+        most = max(most, share_served(load, rate, kept))
+        shares.append(most)
+    return tuple(shares)
 
 
 def slower(curve: Curve, factor: float) -> Curve:

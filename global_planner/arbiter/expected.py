@@ -56,4 +56,6 @@ def _expected_pool(pool: PoolView) -> PoolView:
     load = pool.expected
     if load is None or not _has_doubt(pool):
         return pool
-    return pool.at_load(load, share_carried(pool.capacity, load), share_carried(pool.capacity, HEADROOM * load))
+    return pool.at_load(
+        load, share_carried(pool.capacity, load, pool.full), share_carried(pool.capacity, HEADROOM * load, pool.full)
+    )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from global_planner.arbiter.admission import admitted_in_flight, admitted_rps, rates_by_priority
+from global_planner.arbiter.admission import admitted_in_flight, admitted_rps, in_flight_by_pool, rates_by_priority
 from global_planner.arbiter.choose import NO_LIMIT
 from global_planner.arbiter.expected import needed_for_sure
 from global_planner.arbiter.flat import floats_of
@@ -54,7 +54,8 @@ def allocation_of(plan: Plan, inputs: RoundInputs, policy: ArbiterPolicy) -> All
         admitted = admitted_rps(group)
         level = attained if attained < 1.0 else 1.0
         inside, rates = admitted_in_flight(group, admitted), rates_by_priority(group, admitted)
-        group_grants[name] = _GROUP_GRANT(name, group.load, level, admitted, inside, worth, group.rules, rates)
+        by_pool = in_flight_by_pool(group, admitted)
+        group_grants[name] = _GROUP_GRANT(name, group.load, level, admitted, inside, worth, group.rules, rates, by_pool)
         sure = _sure_value(plan, g, step)
         for p, pool in enumerate(group.pools):
             pool_grants[pool.spec.name] = _grant(plan, g, p, step, sure, ups, room, policy)

@@ -291,7 +291,7 @@ def _paths(roles: tuple[Role, ...]) -> tuple[tuple[tuple[int, ...], ...], ...]:
 def _keep_up(pool: PoolView, factor: float) -> None:
     """What a pool last said was about less load than its partner sees now: it faces as much more."""
     pool.load *= factor
-    pool.now = share_carried(pool.capacity, pool.load) or slower(pool.now, factor)
+    pool.now = share_carried(pool.capacity, pool.load, pool.full) or slower(pool.now, factor)
     pool.hi = slower(pool.now, HEADROOM)
 
 

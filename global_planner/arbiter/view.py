@@ -57,6 +57,7 @@ class PoolView:
         self.hi: Curve = ()
         self.capacity: Curve | None = None
         self.in_flight: Curve | None = None
+        self.full: Curve | None = None
         self.need: int | None = None
         self.floor: int = 0
         self.reserved: int = 0
@@ -80,7 +81,7 @@ class PoolView:
         )  # fmt: skip
         other.load, other.now, other.hi = load, now, hi
         other.expected, other.wanted, other.need = self.expected, self.wanted, self.need
-        other.capacity, other.in_flight = self.capacity, self.in_flight
+        other.capacity, other.in_flight, other.full = self.capacity, self.in_flight, self.full
         other.floor, other.reserved, other.low, other.cap = self.floor, self.reserved, self.low, self.cap
         other.held, other.fixed_gpus, other.kept_for = self.held, self.fixed_gpus, self.kept_for
         other.hold_s, other.promised = self.hold_s, self.promised

@@ -12,7 +12,7 @@ from global_planner.replay.arrivals import Workload
 from global_planner.replay.contenders import Contender, Reporter, Terrain, live_planners, with_arbiter
 from global_planner.replay.hpa import SYNC_S, Autoscaler
 from global_planner.replay.needs import PoolLoad, capacity_of, pool_loads, setups_by_pool, shares, static_replicas
-from pool_planner.performance.demand import HEADROOM, attainment
+from pool_planner.performance.demand import HEADROOM
 from pool_planner.performance.profile import Profile
 from pool_planner.setup import PoolSetup
 from pool_planner.types import Grant, Hold, Observation, PlannerStatus, Proposal, Report
@@ -325,7 +325,7 @@ class Oracle:
             expected_rps=ahead.at_s.size / (bins * BIN_S),
             wanted=max(setup.min_replicas, setup.max_replicas if needed is None else needed),
             curve=capacity.curve(rate),
-            attainment_headroom=attainment(capacity.rps, HEADROOM * rate),
+            attainment_headroom=capacity.attainment(HEADROOM * rate),
             reasons=(f"at most {rate:.2f} requests/s will come within {self._reach_s:.0f} s",),
         )
 

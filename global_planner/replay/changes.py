@@ -41,7 +41,8 @@ def _granted(grant: PoolGrant) -> str:
 
 def _admits(group: GroupGrant) -> str:
     rate = "any rate" if group.admitted_rps is None else f"{group.admitted_rps:.4g} req/s"
-    return rate if group.in_flight is None else f"{rate}, {group.in_flight:.4g} under way"
+    told = rate if group.in_flight is None else f"{rate}, {group.in_flight:.4g} under way"
+    return told + "".join(f", {most:.4g} with {pool}" for pool, most in group.in_flight_by_pool.items())
 
 
 def _acts(step: Step) -> tuple[object, ...]:

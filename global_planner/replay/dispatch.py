@@ -70,6 +70,7 @@ class Dispatch:
             starting_retry_after_s=queue.starting_retry_after_s,
             now=0.0,
             under_way=lambda model: self.lanes[model].under_way,
+            inside=lambda pool: self.stations[pool].crowd,
         )
         self.flights: dict[str, Flight] = {}
         self.pump_at_s = inf

@@ -281,7 +281,11 @@ class World:
         self.admitted = tuple(groups)
         limits = {
             group.model: RateLimit(
-                rate_rps=group.admitted_rps, burst=group.burst, in_flight=group.in_flight, by_priority=group.by_priority
+                rate_rps=group.admitted_rps,
+                burst=group.burst,
+                in_flight=group.in_flight,
+                in_flight_by_pool=group.in_flight_by_pool,
+                by_priority=group.by_priority,
             )
             for group in groups
         }

@@ -15,6 +15,7 @@ import numpy as np
 
 from pool_planner.performance import queueing
 from pool_planner.performance.correction import Correction
+from pool_planner.performance.door import share_served
 from pool_planner.performance.queueing import Array
 from pool_planner.performance.work import DecodeWork, Engine, PrefillWork, Shape, decode_curve, prefill_curve, unreachable
 from pool_planner.types import DemandCurve
@@ -26,20 +27,26 @@ HEADROOM = 1.1  # a lower number of replicas is safe only where it carries this 
 class Capacity:
     """`rps[n]`: the highest rate at which n replicas meet the target, n = 0..max; `share_met(rate)[n]` what share of the
     requests meets the SLA when all of `rate` is admitted. `in_flight[n]`: how many requests may be with n replicas at once
-    (None: nobody knows). `binding` names the constraint, `notes` what people must know."""
+    (None: nobody knows), `full_rps[n]` the rate that they carry when they are kept so full (None: `rps`). `binding` names the
+    constraint, `notes` what people must know."""
 
     rps: tuple[float, ...]
     share_met: Callable[[float], Sequence[float]]
     binding: Literal["ttft", "itl", "kv", "both"]
     notes: tuple[str, ...] = ()
     in_flight: tuple[float, ...] | None = None
+    full_rps: tuple[float, ...] | None = None
+
+    def attainment(self, load_rps: float) -> tuple[float, ...]:
+        return attainment(self.rps, load_rps, self.full_rps)
 
     def curve(self, load_rps: float) -> DemandCurve:
         return DemandCurve(
-            attainment=attainment(self.rps, load_rps),
+            attainment=self.attainment(load_rps),
             attainment_open=_rising(self.share_met(load_rps)),
             capacity_rps=self.rps,
             in_flight=self.in_flight,
+            full_rps=self.full_rps,
         )
 
     def needed(self, load_rps: float) -> int | None:
@@ -50,11 +57,14 @@ class Capacity:
         return None
 
 
-def attainment(capacity_rps: Sequence[float], load_rps: float) -> tuple[float, ...]:
-    """Share of the load that can be admitted with its SLA met, by replicas; without load there is nothing to miss."""
+def attainment(capacity_rps: Sequence[float], load_rps: float, full_rps: Sequence[float] | None = None) -> tuple[float, ...]:
+    """Share of the load that can be admitted with its SLA met, by replicas (see `door`); without load there is nothing to
+    miss."""
     if load_rps <= 0.0:
         return (1.0,) * len(capacity_rps)
-    return tuple(min(1.0, rps / load_rps) for rps in capacity_rps)
+    if full_rps is None:
+        return tuple(min(1.0, rps / load_rps) for rps in capacity_rps)
+    return _rising([share_served(load_rps, rps, full) for rps, full in zip(capacity_rps, full_rps, strict=True)])
 
 
 def queueing_capacity(engine: Engine, shape: Shape, correction: Correction, *, target: float, max_replicas: int) -> Capacity:
@@ -93,19 +103,24 @@ def queueing_capacity(engine: Engine, shape: Shape, correction: Correction, *, t
 
     inside = np.zeros_like(n)
     if decode is not None:
-        # The router balances as far as whole sequences divide (see `queueing.share_within`).
-        limit = decode.limit_beside(rps, n, None if prefill is None else prefill.mix)
-        inside += np.maximum(n, n * limit - np.sqrt(n))
+        inside += decode.held(rps, n, shape, None if prefill is None else prefill.mix)
     if prefill is not None:
         # By Little's law: those that wait and are computed at the planned rate.
         stay_s = queueing.mean_ttft_s(rps, n, prefill.mix, shape.arrival_cv2)
         inside += np.maximum(n, rps * np.where(np.isfinite(stay_s), stay_s, engine.ttft_ms / 1e3))
+    # Of aggregated replicas kept full nobody knows what prefill and decode do to each other: what is planned counts.
+    full = None
+    if prefill is None and decode is not None:
+        full = decode.kept_full_rps(inside, n, shape)
+    elif decode is None and prefill is not None:
+        full = prefill.kept_full_rps(rps, n, engine.ttft_ms / 1e3)
     return Capacity(
         rps=(0.0, *_rising(rps.tolist())),
         share_met=share_met,
         binding=binding,
         notes=tuple(notes),
         in_flight=(0.0, *_rising(inside.tolist())),
+        full_rps=None if full is None else (0.0, *_rising(np.maximum(rps, full).tolist())),
     )
 
 

@@ -57,16 +57,55 @@ def test_as_many_may_be_under_way_as_the_ready_replicas_hold() -> None:
     # Decode lets in 5 of the 12 req/s that prefill would carry, so prefill has 5/12 of the 36 that it could hold.
     grant = decide(replace(told, reports=tuple(reports))).groups[0]
     assert (grant.admitted_rps, grant.in_flight) == pytest.approx((5.0, 5 * 20.0 + 36.0 * 5 / 12))
+    # With a pool as many as it holds itself, whatever its partner lets in.
+    assert grant.in_flight_by_pool == {"chat-short": 27.0, "chat-long": 9.0, "chat-decode": 100.0}
     # Where the router's door itself turns away who cannot be in time, that is all it is told; else the rate as well.
     whole = replace(told, reports=tuple(reports))
     for by_sla, rate in ((True, None), (False, grant.admitted_rps)):
         [tells] = admission(told.groups, told.pools, decide(whole), by_sla=by_sla)
         assert (tells.admitted_rps, tells.in_flight) == (rate, grant.in_flight)
+        # And of prefill it knows more exactly what can be in time.
+        assert tells.in_flight_by_pool == ({"chat-decode": 100.0} if by_sla else grant.in_flight_by_pool)
     # Nobody tells what an aggregated pool begins in time: there the rate holds.
     agg = (*told.pools, pool("chat-agg"))
     assert admission(told.groups, agg, decide(whole), by_sla=True)[0].admitted_rps == grant.admitted_rps
-    # One pool does not say: nobody knows.
-    assert decide(replace(told, reports=(*reports[:2], told.reports[2]))).groups[0].in_flight is None
+    # One pool does not say: nobody knows of the sum, but of the others each speaks for itself.
+    partly = decide(replace(told, reports=(*reports[:2], told.reports[2]))).groups[0]
+    assert (partly.in_flight, partly.in_flight_by_pool) == (None, {"chat-short": 27.0, "chat-long": 9.0})
+
+
+def holding_many(told: RoundInputs, **changed: object) -> RoundInputs:
+    """Prefill has 3 requests a replica at its own rate of 1 req/s, decode holds 20."""
+    reports = []
+    for report in told.reports:
+        assert isinstance(report, Proposal) and report.curve is not None
+        each = 20.0 if report.pool.endswith("decode") else 3.0
+        inside = tuple(each * n for n in range(len(report.curve.attainment)))
+        reports.append(replace(report, curve=replace(report.curve, in_flight=inside)))
+    return replace(told, reports=tuple(reports), **changed)  # type: ignore[arg-type]
+
+
+def test_the_bound_of_a_pool_follows_what_is_ready() -> None:
+    for short, long, decode in ((9, 3, 5), (2, 3, 5), (0, 1, 0)):
+        told = holding_many(ready({"chat-short": short, "chat-long": long, "chat-decode": decode}))
+        bounds = decide(told).groups[0].in_flight_by_pool
+        assert bounds == {"chat-short": 3.0 * short, "chat-long": 3.0 * long, "chat-decode": 20.0 * decode}
+    # Who has 8 s for its first token may wait behind 8 others at 1 req/s.
+    patient = holding_many(told, groups=(replace(told.groups[0], ttft_ms=8000.0),))
+    assert decide(patient).groups[0].in_flight_by_pool == {"chat-short": 0.0, "chat-long": 8.0, "chat-decode": 0.0}
+    # Nobody tells what a pool holds: it is not bounded, and least of all at 0.
+    unknown = tuple(replace(one, unknown="away") if one.pool == "chat-decode" else one for one in told.holdings)
+    assert "chat-decode" not in decide(replace(told, holdings=unknown)).groups[0].in_flight_by_pool
+
+
+def test_aggregated_pools_are_bounded_by_their_sum_and_free_their_partners_of_bounds() -> None:
+    """The router sends requests to aggregated pools when the stages beside them cannot take them: they must not wait."""
+    agg = pool("chat-agg", "agg")
+    for specs in ([agg], [agg, SHORT, DECODE]):
+        told = inputs(specs, [proposal(spec.name, 4.0, 1.0) for spec in specs], budget={"h100": 40})
+        told = holding_many(replace(told, holdings=tuple(holding(spec, 9, ready=9) for spec in specs)))
+        grant = decide(told).groups[0]
+        assert grant.in_flight is not None and grant.in_flight_by_pool == {}
 
 
 def test_what_nobody_can_tell_is_not_limited() -> None:

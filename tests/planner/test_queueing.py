@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from global_planner.replay.engine_spec import EngineSpec
 from pool_planner.performance.correction import Correction
 from pool_planner.performance.demand import Capacity, plain_capacity, queueing_capacity
+from pool_planner.performance.door import share_served
 from pool_planner.performance.expected import expected
 from pool_planner.performance.lengths import LengthHistory, LengthMix
 from pool_planner.performance.profile import Profile, load_profile
 from pool_planner.performance.work import Engine, Shape
-from pool_planner.types import Histogram
+from pool_planner.types import Histogram, Role
 from tests.planner import simulate
 
 DEMO = load_profile(Path(__file__).parents[2] / "examples/two-models/profile")
@@ -162,9 +163,31 @@ def test_prompts_that_are_too_long_do_not_ask_for_idle_replicas() -> None:
 def test_overload_without_admission_is_a_cliff() -> None:
     found = capacity("prefill")
     curve = found.curve(1.5 * found.rps[4])
-    assert curve.attainment[4] == pytest.approx(1 / 1.5)
+    # The door keeps the replicas full, which are planned with room for chance, and lets the short prompts in first.
+    assert 1 / 1.5 < curve.attainment[4] < 0.9
     assert curve.attainment_open is not None
     assert curve.attainment_open[4] < 0.1
+
+
+@given(st.floats(0.01, 50.0), st.floats(1.0, 3.0), st.lists(st.floats(0.01, 500.0), min_size=2, max_size=6))
+def test_what_a_door_serves_falls_from_all_to_what_full_replicas_carry(planned: float, more: float, loads: list[float]) -> None:
+    full = planned * more
+    shares = [share_served(load, planned, full) for load in sorted(loads)]
+    assert all(before >= after - 1e-9 for before, after in pairwise(shares))
+    for load, share in zip(sorted(loads), shares, strict=True):
+        assert share == 1.0 if load <= planned else planned / load - 1e-9 <= share <= min(1.0, full / load) + 1e-9
+    assert share_served(20.0 * full, planned, full) == pytest.approx(0.05, rel=1e-3)
+    assert share_served(1e12, planned, full) == pytest.approx(full / 1e12)
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_replicas_that_are_kept_full_carry_more_than_what_is_planned(role: Role) -> None:
+    """One keeps the largest room for chance; of aggregated ones nobody knows."""
+    found = capacity(role)
+    assert found.full_rps is not None and len(found.full_rps) == len(found.rps) and found.full_rps[0] == 0.0
+    more = [full / planned for full, planned in zip(found.full_rps[1:], found.rps[1:], strict=True)]
+    assert min(more) >= 1.0 and 1.1 < more[0] < 2.5 and more[0] > more[7]
+    assert capacity("agg").full_rps is None
 
 
 def test_plain_formulas_of_the_guide() -> None:

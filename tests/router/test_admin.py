@@ -160,7 +160,7 @@ async def test_the_plans_rate_holds_until_it_expires(start_router: StartRouter, 
     router = await start_router([{"name": "a", "role": "agg", "endpoints": [engine.url]}], queue=queue, speed=10.0)
     groups = [{"model": MODEL, "admitted_rps": 1.0, "burst": 2.0, "by_priority": {"-1": 0.0}}]
     answer = await call(router, "PUT", "/admin/admission", {"version": 1, "groups": groups, "valid_s": 4.0})
-    assert answer == (200, {"version": 1, "unknown_models": []})
+    assert answer == (200, {"version": 1, "unknown_models": [], "unknown_pools": []})
     assert (await router.state())["admission"]["source"] == "plan"
 
     statuses = [(await router.chat())[0] for _ in range(4)]
@@ -177,6 +177,7 @@ async def test_the_plans_rate_holds_until_it_expires(start_router: StartRouter, 
         "source": "own",
         "admitted_rps": {MODEL: None},
         "in_flight": {MODEL: None},
+        "in_flight_by_pool": {MODEL: {}},
         "by_priority": {MODEL: {}},
     }
     assert [(await router.chat())[0] for _ in range(4)] == [200] * 4
