@@ -24,7 +24,7 @@ def share_served(load: float, planned: float, full: float) -> float:
     if load <= planned:
         return 1.0
     least = planned / load
-    if planned <= 0.0 or full <= planned * (1.0 + 1e-6):  # beyond that a ratio of 1 would be divided by
+    if planned <= 0.0 or full <= planned * (1.0 + 1e-6):  # nearer than that the room below is noise
         return least
     ratio = planned / full
     room = log(LOST / (1.0 - ratio + LOST * ratio)) / log(ratio)
