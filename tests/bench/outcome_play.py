@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 OURS, FRUGAL, ANCHOR = "goodput", "frugal", "static_anchor"
 # Fleets that never move, for less than the peak, behind our door: the best of them is what can be had where no forecast helps.
-STATIC = {"static_p90": 0.90, "static_p95": 0.95, "static_p98": 0.98}
+STATIC = {f"static_p{percent}": percent / 100.0 for percent in (75, 80, 85, 90, 95, 98)}
 PEER = "dynamo:"  # before the name of a mode, among policies
 # Whoever pays for every GPU: a lower target, the forecast's mean instead of its upper quantile, late answers that cost less.
 FRUGAL_SETTINGS = {"attainment_target": 0.8, "forecast_quantile": 0.5, "violation_price": 10.0}
