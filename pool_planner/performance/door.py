@@ -8,6 +8,7 @@ turned away then is what a queue of finite room loses (M/M/1/K), of such a room 
 from __future__ import annotations
 
 from math import log
+from sys import float_info
 
 LOST = 0.03
 """Share of requests that the planned rate leaves to chance: what planners aim at by default leaves as many."""
@@ -26,7 +27,7 @@ def share_served(load: float, planned: float, full: float) -> float:
     least = planned / load
     if planned <= 0.0 or full <= planned * (1.0 + 1e-6):  # nearer than that the room below is noise
         return least
-    ratio = planned / full
+    ratio = max(planned / full, float_info.min)  # absurd rates divide to 0
     room = log(LOST / (1.0 - ratio + LOST * ratio)) / log(ratio)
     # (1 - x) x^K / (1 - x^(K + 1)) for x = load / full; above 1 by powers of 1 / x, which do not overflow.
     over = load / full

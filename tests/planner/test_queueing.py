@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from global_planner.replay.engine_spec import EngineSpec
@@ -178,6 +178,12 @@ def test_what_a_door_serves_falls_from_all_to_what_full_replicas_carry(planned: 
         assert share == 1.0 if load <= planned else planned / load - 1e-9 <= share <= min(1.0, full / load) + 1e-9
     assert share_served(20.0 * full, planned, full) == pytest.approx(0.05, rel=1e-3)
     assert share_served(1e12, planned, full) == pytest.approx(full / 1e12)
+
+
+@given(*[st.floats(0.0, allow_nan=False, allow_infinity=False)] * 3)
+@example(load=1e300, planned=1e-200, full=1e200)
+def test_of_any_rates_a_share_is_served(load: float, planned: float, full: float) -> None:
+    assert 0.0 <= share_served(load, planned, full) <= 1.0
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
