@@ -33,6 +33,10 @@ class _Ladder:
         """The first bundle that reaches the level, else the last."""
         return min(bisect_left(self.bundles.attainment, level - EPS), len(self.bundles.attainment) - 1)
 
+    def draws_no_more(self, other: _Ladder, level: float) -> bool:
+        """Whether the level takes no more of any limit here than there."""
+        return bool((self.draws[self.rung(level)] <= other.draws[other.rung(level)] + EPS).all())
+
 
 def solve_max_min(plan: Plan, policy: ArbiterPolicy, ranks: Mapping[str, int], moves_left: int | None) -> None:
     """Set `plan.counts`. `ranks` and `moves_left` as for `goodput`."""
@@ -145,7 +149,11 @@ def _move(
     counts_then = [list(row) for row in plan.counts]
     lowest_first = sorted(members, key=lambda g: (present[g], ranks[plan.groups[g].spec.name]))
     for g in lowest_first:
-        own = takers[g] if present[g] < level else givers[g]
+        # The level fits by what everybody needs for it at 1.1 x the load. The load itself needs no more, unless a planner's
+        # curves contradict each other; whatever they say, nobody takes more than was counted.
+        own = givers[g]
+        if present[g] < level and takers[g].draws_no_more(own, level):
+            own = takers[g]
         after = list(own.bundles.counts[own.rung(level)])
         if any(new > now for new, now in zip(after, counts[g], strict=True)):
             if present[g] < level and (moves_left is None or len(plan.moved) < moves_left):

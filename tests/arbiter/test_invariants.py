@@ -39,9 +39,11 @@ def troubled_round(dice: Dice) -> RoundInputs:
     reports: list[Report] = []
     for report in round_inputs.reports:
         assert isinstance(report, Proposal)
-        match dice.pick(("fine",) * 6 + ("missing", "expired", "hold", "nan", "falling", "no curve")):
+        match dice.pick(("fine",) * 6 + ("missing", "expired", "hold", "nan", "falling", "no curve", "full", "full", "full")):
             case "fine":
                 reports.append(report)
+            case "full":
+                reports.append(kept_full(report, dice))
             case "expired":
                 reports.append(replace(report, expires_at_s=-1.0))
             case "hold":
@@ -72,6 +74,16 @@ def troubled_round(dice: Dice) -> RoundInputs:
         if dice.number(0, 9) == 9
     )
     return replace(round_inputs, reports=tuple(reports), holdings=tuple(holdings), overrides=overrides)
+
+
+def kept_full(report: Proposal, dice: Dice) -> Proposal:
+    """A report that tells what replicas kept full carry, and that less is expected than is planned for; some tell nonsense."""
+    assert report.curve is not None
+    capacity = tuple(5.0 * share for share in report.curve.attainment)
+    more = dice.pick((1.0, 1.25, 2.0, 2.0, 1e200, math.nan))
+    full = tuple(more * rate for rate in capacity)
+    curve = replace(report.curve, capacity_rps=capacity, in_flight=full, full_rps=full[dice.pick((0, 0, 0, 1)) :])
+    return replace(report, curve=curve, expected_rps=report.load_rps * dice.number(0, 4) / 4.0)
 
 
 TROUBLED = thrown(2 * CHOICES, troubled_round)
