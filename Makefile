@@ -28,4 +28,4 @@ test: setup lint ## lint and all tests
 	@$(PY) -m pytest -m alone --durations 15 --reruns 1
 
 clean: ## remove what the commands above made (not .venv)
-	@rm -rf demo-report* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf demo-report* replay-report* whatif-report* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
