@@ -7,6 +7,7 @@ kept beside its environment, so a run that was interrupted goes on where it was,
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -56,16 +57,22 @@ def environment(family: str, folder: Path) -> Path:
     home = folder / family
     python, finished = home / "bin" / "python", home / ".installed"
     wanted = " ".join(FAMILIES[family][0])
-    if finished.exists() and finished.read_text() == wanted:
-        return python
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".{family}.lock").open("w") as lock:  # runs side by side need it at the same time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (finished.exists() and finished.read_text() == wanted):
+            _fill(home, family)
+            finished.write_text(wanted)
+    return python
+
+
+def _fill(home: Path, family: str) -> None:
     uv = shutil.which("uv") or (str(OWN_UV) if OWN_UV.exists() else None)
     if uv is None:
         raise SystemExit("--peer: `uv` is needed to make the environments; run `make setup`, or install it")
-    say(f"{family}: installing {wanted} into {home}")
+    say(f"{family}: installing {' '.join(FAMILIES[family][0])} into {home}")
     subprocess.run([uv, "venv", "-q", "--clear", "--python", sys.executable, str(home)], check=True)
-    subprocess.run([uv, "pip", "install", "-q", "--python", str(python), *FAMILIES[family][0]], check=True)
-    finished.write_text(wanted)
-    return python
+    subprocess.run([uv, "pip", "install", "-q", "--python", str(home / "bin" / "python"), *FAMILIES[family][0]], check=True)
 
 
 def say(text: str) -> None:

@@ -23,9 +23,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from global_planner.compiled_sets import REPLAY
 from global_planner.replay.policies import POLICIES
 from pool_planner.compiled import CannotCompile
 from tests.bench.outcome_kept import KEPT, Job, Kept, Runs
-from tests.bench.outcome_peer import MODES, has_peer
+from tests.bench.outcome_peer import LIMIT_S, MODES, has_peer
 from tests.bench.outcome_play import ANCHOR, FRUGAL, OURS, PEER, STATIC
 from tests.bench.outcome_scenarios import CASES, Case, case
 from tests.bench.outcome_traces import TRACES
@@ -114,9 +116,11 @@ def applies(name: str, who: str) -> bool:
 
 
 def run(
-    names: Sequence[str], policies: Sequence[str], *, quick: bool, jobs: int, fast: bool, kept: Kept | None
-) -> dict[str, Any]:
-    """Play what is not kept yet. A run that fails is left out, and told on standard error."""
+    names: Sequence[str], policies: Sequence[str], *, quick: bool, jobs: int, fast: bool, kept: Kept | None,
+    peer_limit_s: float = LIMIT_S,
+) -> dict[str, Any]:  # fmt: skip
+    """Play what is not kept yet. A run that fails is left out, and told on standard error; of a peer that was stopped at its
+    limit it is told how far it came."""
     told: dict[str, dict[str, Any]] = {name: {} for name in names}
     todo: list[Job] = []
     for name in names:
@@ -128,9 +132,14 @@ def run(
                 else:
                     told[name][who] = known
     failed: list[str] = []
-    for job, answer in _with_progress(todo, quick=quick, jobs=jobs, fast=fast, known=sum(map(len, told.values()))):
+    unfinished: dict[str, dict[str, Any]] = {name: {} for name in names}
+    runs = partial(Runs, quick=quick, compiled=fast, at_once=jobs, peer_limit_s=peer_limit_s)
+    for job, answer in _with_progress(todo, runs, known=sum(map(len, told.values()))):
         if answer is None:
             failed.append(" ".join(job))
+            continue
+        if "unfinished" in answer:
+            unfinished[job[0]][job[1]] = answer["unfinished"]
             continue
         told[job[0]][job[1]] = answer["figures"]
         if kept is not None:
@@ -142,11 +151,12 @@ def run(
             "about": case(name).about,
             "policies": ordered,
             "targets": judge(case(name), ordered, quick=quick),
+            "unfinished": unfinished[name],
         }
     return {"quick": quick, "scenarios": scenarios, "failed": failed}
 
 
-def _with_progress(todo: Sequence[Job], *, quick: bool, jobs: int, fast: bool, known: int) -> Any:
+def _with_progress(todo: Sequence[Job], runs: Callable[..., Runs], *, known: int) -> Any:
     """(job, what it told) as they end, with a bar for all and one for each that runs; lines where no terminal looks."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<28}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
@@ -162,11 +172,11 @@ def _with_progress(todo: Sequence[Job], *, quick: bool, jobs: int, fast: bool, k
             progress.update(bars[job], completed=share)
 
         began = time.monotonic()
-        for count, (job, answer) in enumerate(Runs(quick=quick, compiled=fast, at_once=jobs, told=hear).results(todo), start=1):
+        for count, (job, answer) in enumerate(runs(told=hear).results(todo), start=1):
             if job in bars:
                 progress.remove_task(bars.pop(job))
             progress.update(whole, completed=count)
-            said = "FAILED" if answer is None else _line(answer["figures"])
+            said = "FAILED" if answer is None else _line(answer)
             console.print(
                 f"[{count}/{len(todo)}, {time.monotonic() - began:.0f} s] {' '.join(job)}: {said}",
                 highlight=False,
@@ -175,8 +185,15 @@ def _with_progress(todo: Sequence[Job], *, quick: bool, jobs: int, fast: bool, k
             yield job, answer
 
 
-def _line(figures: Mapping[str, Any]) -> str:
+def _line(answer: Mapping[str, Any]) -> str:
+    if "unfinished" in answer:
+        return _stopped(answer["unfinished"])
+    figures = answer["figures"]
     return f"{figures['attainment']:.3f} at {figures['gpu_hours']:.2f} GPU-hours ({figures['cpu_s']:.0f} CPU s)"
+
+
+def _stopped(unfinished: Mapping[str, float]) -> str:
+    return f"not finished after {unfinished['after_s']:.0f} s, {unfinished['played']:.0%} of the trace (--peer-limit)"
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -194,6 +211,7 @@ def table(result: Mapping[str, Any]) -> str:
                 f"  {who:15} {shares} {figures['gpu_hours']:8.2f} {figures['violations']:10d} {figures['moves']:6d} "
                 f"{'-' if half is None else format(half, '.2f'):>6} {'-' if jain is None else format(jain, '.3f'):>6}"
             )
+        lines += [f"  {who:15} {_stopped(one)}" for who, one in scenario["unfinished"].items()]
         told = {who: figures["violations_by_priority"] for who, figures in scenario["policies"].items()}
         if any(len(by_class) > 1 for by_class in told.values()):
             lines.append(
@@ -232,6 +250,10 @@ def main() -> None:
         "--peer", nargs="?", const=",".join(MODES), metavar="MODE,…",
         help=f"also ai-dynamo's own replay and planner, in scenarios of one model (default: all its modes, {', '.join(MODES)})",
     )  # fmt: skip
+    parser.add_argument(
+        "--peer-limit", type=float, default=LIMIT_S, metavar="SECONDS",
+        help="how long one of its runs may take before it is stopped, and told how far it came (default: %(default).0f)",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at once (default: 1)")
     parser.add_argument("--compiled", action="store_true", help="the hot path compiled, built on first use (extra: fast)")
     parser.add_argument(
@@ -251,6 +273,8 @@ def main() -> None:
         parser.error(f"--peer: no mode {strange[0]!r} (has: {', '.join(MODES)})")
     if options.jobs < 1:
         parser.error(f"--jobs: {options.jobs} must be 1 or more")
+    if not 0.0 < options.peer_limit < math.inf:
+        parser.error(f"--peer-limit: {options.peer_limit} must be a number of seconds above 0")
     if not TRACES.is_dir():
         parser.error(f"the public traces are not at {TRACES}")
     if options.compiled:
@@ -264,7 +288,7 @@ def main() -> None:
         kept.forget()
     result = run(
         asked, [*policies, *(PEER + mode for mode in modes)], quick=options.quick, jobs=options.jobs, fast=options.compiled,
-        kept=kept,
+        kept=kept, peer_limit_s=options.peer_limit,
     )  # fmt: skip
     print(table(result))
     if options.json is not None:

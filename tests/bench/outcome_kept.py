@@ -65,8 +65,17 @@ class Runs:
     """The jobs of one benchmark, `at_once` of them at a time. `told(job, share)` hears of every one that goes on, in some
     thread."""
 
-    def __init__(self, *, quick: bool, compiled: bool, at_once: int, told: Callable[[Job, float], None]) -> None:
+    def __init__(
+        self,
+        *,
+        quick: bool,
+        compiled: bool,
+        at_once: int,
+        told: Callable[[Job, float], None],
+        peer_limit_s: float | None = None,
+    ) -> None:
         self._options = [*(["--quick"] if quick else []), *(["--compiled"] if compiled else [])]
+        self._options += [] if peer_limit_s is None else ["--limit", str(peer_limit_s)]
         self._at_once = at_once
         self._told = told
         self._lock = Lock()

@@ -7,8 +7,10 @@ router (requests by turns), the planner, and that nobody is turned away. Its rep
 one model have a peer.
 
 Told for each of its modes: `sla` (throughput- and load-based scaling together), `sla-load` (load-based alone), and the two
-that need no targets, `throughput` (its default) and `latency`. GPUs count while they start and drain, as ours do; a change
-between two of its ticks counts from the next.
+that need no targets, `throughput` (its default) and `latency`. Where one of them lets requests pile up, its engine model
+becomes slow: its time goes with the requests that wait (a replay of 400 s of `conv-90s` in mode `latency`: up to a CPU second
+for each second of the trace, of which its planner takes a thousandth). So it is stopped after a limit, and what is told then
+is how far it came. GPUs count while they start and drain, as ours do; a change between two of its ticks counts from the next.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +39,16 @@ MODES: Mapping[str, Mapping[str, Any]] = {
 THROUGHPUT_EVERY = 12  # of its load-based ticks: 60 s where those come every 5 s, so that it can act within the scenario
 WORKER = Path(__file__).with_name("outcome_peer_worker.py")
 ENVIRONMENTS = Path(__file__).parents[2] / ".cache/peers"
-LIMIT_S = 7200.0
+LIMIT_S = 1200.0
+
+
+class NotFinished(Exception):
+    """A run that was stopped `after_s` seconds, when the share `played` of the trace's time had been played."""
+
+    def __init__(self, after_s: float, played: float) -> None:
+        super().__init__(f"not finished after {after_s:.0f} s, {played:.0%} of the trace")
+        self.after_s = after_s
+        self.played = played
 
 
 def has_peer(each: Case) -> bool:
@@ -43,19 +56,56 @@ def has_peer(each: Case) -> bool:
     return len(each.models) == 1
 
 
-def peer_figures(each: Case, mode: str, *, quick: bool, folder: Path = ENVIRONMENTS) -> dict[str, Any]:
+def peer_figures(
+    each: Case, mode: str, *, quick: bool, limit_s: float = LIMIT_S, progress: Callable[[float], None] | None = None,
+    folder: Path = ENVIRONMENTS,
+) -> dict[str, Any]:  # fmt: skip
     """What came of a scenario with one of its modes, by the names that `outcome` uses; None for what its replay does not
-    tell. Ends the process when the peer fails."""
+    tell. `progress` is told the share of the trace's time. Raises NotFinished; ends the process when the peer fails."""
     python = environment("dynamo-replay", folder)
     with tempfile.TemporaryDirectory(prefix="outcome-peer-") as place:
         asked = _asked(each, MODES[mode], Path(place), quick=quick)
-        done = subprocess.run(
-            [str(python), str(WORKER)], input=json.dumps(asked), capture_output=True, text=True, check=False, cwd=place,
-            timeout=LIMIT_S,
+        told = watched([str(python), str(WORKER)], asked, Path(place), limit_s, progress or (lambda share: None))
+    return _figures(told, asked["window_s"])
+
+
+def watched(
+    command: list[str], asked: Mapping[str, Any], place: Path, limit_s: float, progress: Callable[[float], None]
+) -> dict[str, Any]:
+    """What a worker tells last. Raises NotFinished when it takes longer than `limit_s`, and SystemExit when it fails."""
+    played, began, late = 0.0, time.monotonic(), threading.Event()
+    last: dict[str, Any] = {}
+    with (place / "errors.log").open("w+") as errors:
+        worker = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=place
         )  # fmt: skip
-    if done.returncode != 0:
-        raise SystemExit(f"--peer: ai-dynamo's replay failed in {python}:\n{done.stderr[-2000:]}")
-    return _figures(json.loads(done.stdout.splitlines()[-1]), asked["window_s"])
+
+        def stop() -> None:
+            late.set()
+            worker.kill()
+
+        watch = threading.Timer(limit_s, stop)
+        watch.start()
+        try:
+            assert worker.stdin is not None and worker.stdout is not None
+            with worker.stdin as stdin:
+                json.dump(asked, stdin)
+            for line in worker.stdout:
+                last = json.loads(line)
+                if "now_s" in last:
+                    played = min(1.0, last["now_s"] / asked["window_s"])
+                    progress(played)
+        finally:
+            watch.cancel()
+            worker.kill()
+            failed = worker.wait() != 0 and "requests" not in last
+            worker.stdout.close()
+        if late.is_set():
+            raise NotFinished(time.monotonic() - began, played)
+        if failed:
+            errors.seek(0)
+            raise SystemExit(f"--peer: ai-dynamo's replay failed in {command[0]}:\n{errors.read()[-2000:]}")
+    return last
 
 
 def _asked(each: Case, mode: Mapping[str, Any], place: Path, *, quick: bool) -> dict[str, Any]:

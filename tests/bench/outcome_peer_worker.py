@@ -1,6 +1,9 @@
 """[I/O] Plays a trace through the replay of ai-dynamo inside its own environment: JSON in, JSON out. Imports nothing of this
 project.
 
+While it plays, a line {"now_s"} comes out at every tick of its planner. It ends itself when whoever asked is gone: a trace that
+overloads its engines can take hours.
+
 Input: {"trace", "profile": paths, "start": [prefill, decode], "window_s", "sla_ms": [ttft, itl], "engine": arguments of its
 mock engines, "planner": its PlannerConfig}. Output, the last line: counts of requests by what they met (a request's ITL is the
 mean over its tokens, as its own report has it), GPU-hours over the window with starting and draining workers, and orders.
@@ -13,6 +16,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,10 +25,11 @@ os.environ["DYN_LOG"] = "error"
 
 
 class Account:
-    """Stands before the planner's adapter: passes everything on, and adds up GPUs and orders."""
+    """Stands before the planner's adapter: passes everything on, adds up GPUs and orders, and tells how far it is."""
 
-    def __init__(self, adapter: Any, window_s: float) -> None:
+    def __init__(self, adapter: Any, window_s: float, tell: Callable[[float], None] = lambda now_s: None) -> None:
         self._adapter = adapter
+        self._tell = tell
         self._window_s = window_s
         self._since_s, self._gpus = 0.0, 0
         self.gpu_s = 0.0
@@ -37,6 +42,7 @@ class Account:
         return float(self._adapter.initial_tick_ms())
 
     def on_tick(self, seen: dict[str, Any]) -> dict[str, Any]:
+        self._tell(seen["now_ms"] / 1e3)
         answer: dict[str, Any] = self._adapter.on_tick(seen)
         self.until(seen["now_ms"] / 1e3)
         self._gpus = 0
@@ -54,7 +60,7 @@ class Account:
         self._since_s = max(self._since_s, end_s)
 
 
-def play(asked: dict[str, Any]) -> dict[str, Any]:
+def play(asked: dict[str, Any], tell: Callable[[float], None]) -> dict[str, Any]:
     replay = import_module("dynamo.replay.main")
     measured = import_module("dynamo.planner.monitoring.perf_metrics")
     converter = import_module("dynamo.mocker.utils.planner_profiler_perf_data_converter")
@@ -76,7 +82,7 @@ def play(asked: dict[str, Any]) -> dict[str, Any]:
                 prefill_fpms=measured._convert_prefill_profiling(profile),
                 decode_fpms=measured._convert_decode_profiling(profile),
             )
-        account = Account(adapter, asked["window_s"])
+        account = Account(adapter, asked["window_s"], tell)
         account.begin(sum(asked["start"]))
         run(
             [asked["trace"]],
@@ -105,8 +111,19 @@ def play(asked: dict[str, Any]) -> dict[str, Any]:
     return {**told, "gpu_hours": account.gpu_s / 3600.0, "moves": account.moves, "cpu_s": round(time.process_time() - began, 1)}
 
 
-if __name__ == "__main__":
+def main() -> None:
+    out, parent = sys.stdout, os.getppid()
+
+    def tell(now_s: float) -> None:
+        if os.getppid() != parent:
+            os._exit(1)  # in the middle of its replay, which swallows what a tick raises
+        print(json.dumps({"now_s": now_s}), file=out, flush=True)
+
     asked = json.load(sys.stdin)
     with contextlib.redirect_stdout(sys.stderr):
-        told = play(asked)
+        told = play(asked, tell)
     print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,9 @@
 """[I/O] One policy in one scenario of the judge, in a process of its own: `python -m tests.bench.outcome_play SCENARIO POLICY`.
 
-Lines of JSON come out: {"done": share} while it runs, and at last {"figures", "sources", "versions"}: the figures, and the
-digests of the project's files that made them, so that whoever keeps the figures knows when they are no longer true. With
-`--compiled` the hot path runs compiled (it must be built); nothing of it may be imported before, which is why imports stand
-where they do.
+Lines of JSON come out: {"done": share} while it runs, and at last {"figures", "sources", "versions"} (or, of a peer that was
+stopped at its limit, {"unfinished": {"after_s", "played"}}): the figures, and the digests of the project's files that made
+them, so that whoever keeps the figures knows when they are no longer true. With `--compiled` the hot path runs compiled (it
+must be built); nothing of it may be imported before, which is why imports stand where they do.
 """
 
 from __future__ import annotations
@@ -65,14 +65,18 @@ def contender(name: str) -> Contender:
     return replace(ours, name=FRUGAL, deploy=frugal)
 
 
-def run_one(name: str, who: str, quick: bool, progress: Callable[[float], None] | None = None) -> dict[str, Any]:
-    """The figures of one policy in one scenario, or of a mode of the peer. `progress` is told the share that is done."""
+def run_one(
+    name: str, who: str, quick: bool, progress: Callable[[float], None] | None = None, *, limit_s: float | None = None
+) -> dict[str, Any]:
+    """The figures of one policy in one scenario, or of a mode of the peer, for which `limit_s` counts (NotFinished).
+    `progress` is told the share that is done."""
     from tests.bench.outcome_scenarios import case
 
     if who.startswith(PEER):
-        from tests.bench.outcome_peer import peer_figures
+        from tests.bench.outcome_peer import LIMIT_S, peer_figures
 
-        return peer_figures(case(name), who.removeprefix(PEER), quick=quick)
+        mode, limit = who.removeprefix(PEER), LIMIT_S if limit_s is None else limit_s
+        return peer_figures(case(name), mode, quick=quick, limit_s=limit, progress=progress)
     from global_planner.replay.simulator import simulate
     from global_planner.replay.summary import summarise
 
@@ -147,6 +151,7 @@ def main() -> None:
     parser.add_argument("policy")
     parser.add_argument("--quick", action="store_true", help="a part of the scenario")
     parser.add_argument("--compiled", action="store_true", help="the hot path compiled; it must be built")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="of a peer: how long it may take")
     options = parser.parse_args()
     if options.compiled:
         from global_planner.compiled_sets import REPLAY
@@ -166,7 +171,15 @@ def main() -> None:
             told_at = time.monotonic()
             print(json.dumps({"done": round(share, 4)}), flush=True)
 
-    figures = run_one(options.scenario, options.policy, options.quick, progress)
+    from tests.bench.outcome_peer import NotFinished
+
+    try:
+        figures = run_one(options.scenario, options.policy, options.quick, progress, limit_s=options.limit)
+    except NotFinished as stopped:
+        print(
+            json.dumps({"unfinished": {"after_s": round(stopped.after_s, 1), "played": round(stopped.played, 4)}}), flush=True
+        )
+        return
     sources.look()
     print(json.dumps({"figures": figures, "sources": sources.digests, "versions": versions()}), flush=True)
 

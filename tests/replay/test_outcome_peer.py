@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 import pytest
 
 from pool_planner.performance.profile import load_profile
-from tests.bench.outcome_peer import MODES, _asked, _figures, has_peer
+from tests.bench.outcome import table
+from tests.bench.outcome_peer import MODES, NotFinished, _asked, _figures, has_peer, watched
 from tests.bench.outcome_peer_worker import Account
 from tests.bench.outcome_scenarios import CASES, H200, case, slowed
 from tests.bench.outcome_traces import TRACES
 
 needs_traces = pytest.mark.skipif(not TRACES.is_dir(), reason=f"no {TRACES}: the public traces are not in the repository")
+
+COUNTS = {"requests": 10, "streams": 8, "ttft_met": 9, "itl_met": 4, "met": 5, "gpu_hours": 1.5, "moves": 3, "cpu_s": 1.0}
 
 
 class Adapter:
@@ -56,8 +60,7 @@ def test_gpus_count_from_the_order_until_the_worker_is_gone_and_only_within_the_
 
 
 def test_counts_become_the_benchmarks_figures() -> None:
-    told = {"requests": 10, "streams": 8, "ttft_met": 9, "itl_met": 4, "met": 5, "gpu_hours": 1.5, "moves": 3, "cpu_s": 1.0}
-    figures = _figures(told, 1800.0)
+    figures = _figures(COUNTS, 1800.0)
     assert (figures["ttft_attainment"], figures["itl_attainment"], figures["attainment"]) == (0.9, 0.5, 0.5)
     assert figures["violations"] == 5 and figures["reconfigurations_per_hour"] == 6.0
 
@@ -86,3 +89,34 @@ def test_the_peer_gets_the_same_requests_the_same_curves_and_the_same_start(tmp_
         assert written.decode.itl_ms(0.3, 1500) == ours.decode.itl_ms(0.3, 1500)
         assert asked["engine"]["startup_time"] == 90.0 and asked["start"] == each.models[0].start
     assert sum(map(has_peer, CASES)) >= 6
+
+
+SLOW = "import json, sys, time; json.load(sys.stdin); [print(json.dumps({'now_s': at}), flush=True) for at in (10, 30)]; "
+
+
+def test_a_run_that_takes_too_long_is_stopped_and_tells_how_far_it_came(tmp_path: Path) -> None:
+    heard: list[float] = []
+    with pytest.raises(NotFinished) as stopped:
+        watched([sys.executable, "-c", SLOW + "time.sleep(60)"], {"window_s": 120.0}, tmp_path, 1.5, heard.append)
+    assert stopped.value.played == 0.25 and stopped.value.after_s < 30.0
+    assert heard == [pytest.approx(10 / 120), 0.25]
+
+
+def test_what_a_run_tells_last_is_its_result_and_a_failure_says_why(tmp_path: Path) -> None:
+    ends = SLOW + f"print({json.dumps(COUNTS)!r})"
+    assert watched([sys.executable, "-c", ends], {"window_s": 120.0}, tmp_path, 60.0, lambda share: None) == COUNTS
+    with pytest.raises(SystemExit, match="no such engine"):
+        watched(
+            [sys.executable, "-c", SLOW + "sys.exit('no such engine')"], {"window_s": 9.0}, tmp_path, 60.0, lambda share: None
+        )
+
+
+def test_an_unfinished_run_is_a_line_and_no_figures() -> None:
+    scenario = {
+        "about": "one model",
+        "policies": {},
+        "targets": [],
+        "unfinished": {"dynamo:latency": {"after_s": 600.2, "played": 0.431}},
+    }
+    told = table({"scenarios": {"conv-90s": scenario}, "failed": []})
+    assert "dynamo:latency  not finished after 600 s, 43% of the trace (--peer-limit)" in told
