@@ -125,7 +125,7 @@ class Progress:
         self._expected: list[tuple[Predictor, Prediction, float]] = []
         priority = call.priority or 0
         for pool in assigned:
-            pool.metrics.arrived(priority)
+            pool.metrics.arrived(priority, ask.isl_tokens)
         self.frontend = model.frontends[assigned[0].namespace]
         self.frontend.started += 1
         self._counts = model.outcomes.of(priority)

@@ -100,11 +100,13 @@ class Latencies:
 
 
 class PoolMetrics(Latencies):
-    """One pool's series (labels dynamo_namespace, model, pool, role). `offered`: arrivals by request priority. Of requests
-    whose engine tells it: `cache_queried_tokens` of their prompts, of which `cached_tokens` were in its prefix cache."""
+    """One pool's series (labels dynamo_namespace, model, pool, role). `offered`: arrivals by request priority, `offered_isl`
+    their prompt lengths, estimated: those of the answers say nothing of who was turned away. Of requests whose engine tells it:
+    `cache_queried_tokens` of their prompts, of which `cached_tokens` were in its prefix cache."""
 
     __slots__ = (
-        *("cache_queried_tokens", "cached_tokens", "completed", "ejected", "labels", "offered", "role", "shed", "started"),
+        *("cache_queried_tokens", "cached_tokens", "completed", "ejected", "labels", "offered", "offered_isl", "role"),
+        *("shed", "started"),
     )
 
     def __init__(self, *, model: str, pool: str, role: Role, namespace: str) -> None:
@@ -113,17 +115,20 @@ class PoolMetrics(Latencies):
         self.role = role
         self.started = 0
         self.offered: dict[str, int] = {"0": 0}
+        self.offered_isl = Histogram(TOKEN_EDGES)
         self.completed = 0
         self.shed = 0
         self.ejected = 0
         self.cache_queried_tokens = 0
         self.cached_tokens = 0
 
-    def arrived(self, priority: int) -> None:
-        """A request was assigned to the pool."""
+    def arrived(self, priority: int, isl: float | None = None) -> None:
+        """A request was assigned to the pool, of about so many prompt tokens (None: nobody can tell)."""
         self.started += 1
         name = priority_label(priority, self.offered)
         self.offered[name] = self.offered.get(name, 0) + 1
+        if isl is not None:
+            self.offered_isl.observe(isl)
 
 
 class FrontendMetrics(Latencies):
@@ -291,6 +296,9 @@ def render(scrape: Scrape) -> bytes:
     name = _OWN + "offered_total"
     offered = [f'{name}{{{p.labels},priority="{label}"}} {count}' for p, _ in pools for label, count in p.offered.items()]
     family(name, "counter", "Requests assigned to the pool on arrival, by priority.", offered)
+    name = _OWN + "offered_input_sequence_tokens"
+    about = "Their prompt lengths, estimated, whatever becomes of them."
+    family(name, "histogram", about, (line for pool, _ in pools for line in pool.offered_isl.lines(name, pool.labels)))
     for attribute, suffix, about in _HISTOGRAMS:
         name = _ROUTER + suffix
         of_role = [pool for pool, _ in pools if attribute in _OF_ROLE[pool.role]]

@@ -113,7 +113,7 @@ class Dispatch:
             )
         route = flight.route = lane.route(flight.isl, flight.ask)
         for station in route.assigned:
-            station.arrived(flight.priority)
+            station.arrived(flight.priority, flight.isl)
         self._budget.request()
         ticket = flight.ticket = Ticket(
             model=lane.model,

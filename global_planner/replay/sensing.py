@@ -52,6 +52,7 @@ class PoolSense:
         self._started, self._shed = station.started, station.shed
         offered, self._offered = self._offered, dict(station.offered)
         answers, station.answers = station.answers, []
+        prompts, station.prompts = station.prompts, []
         samples, self._samples = self._samples, []
         observation = {
             "pool": station.name,
@@ -66,14 +67,15 @@ class PoolSense:
             "workers": workers.average(samples) if samples else None,
             "requests_by_priority": _by_priority(offered, station.offered),
         }
+        if prompts:
+            isl = np.array(prompts)
+            observation |= {"isl_tokens": float(isl.mean()), "isl_histogram": _histogram(isl)}
         if answers:
             isl, osl, ttft_s, itl_s, duration_s = (np.array(column) for column in zip(*answers, strict=True))
             streams = itl_s == itl_s
-            observation |= {
-                "isl_tokens": float(isl.mean()),
-                "duration_s": float(duration_s.mean()),
-                "isl_histogram": _histogram(isl),
-            }
+            observation["duration_s"] = float(duration_s.mean())
+            if not prompts:
+                observation |= {"isl_tokens": float(isl.mean()), "isl_histogram": _histogram(isl)}
             if station.role != "decode":
                 observation["ttft_ms"] = 1e3 * float(ttft_s.mean())
             if station.role != "prefill":

@@ -69,8 +69,9 @@ class Endpoint:
 
 
 class Station:
-    """One pool. `started`, `offered` (by request priority), `shed` count as the router's series do; `answers` are (isl, osl,
-    TTFT s, ITL s or NaN, duration s) of the requests that were answered through it since somebody took them. `crowd`: requests
+    """One pool. `started`, `offered` (by request priority), `shed` count as the router's series do; `prompts`: lengths of
+    those that arrived since somebody took them, `answers`: (isl, osl, TTFT s, ITL s or NaN, duration s) of the requests that
+    were answered through it since then. `crowd`: requests
     that are with ready endpoints. `broken`: it has endpoints that should work and do not. `ready` may be picked; of
     those that were ejected as too slow, `on_trial` get one request at a time."""
 
@@ -88,6 +89,7 @@ class Station:
         "name",
         "offered",
         "on_trial",
+        "prompts",
         "ready",
         "role",
         "shed",
@@ -111,6 +113,7 @@ class Station:
         self.crowd = 0
         self.waiting = 0
         self.waiting_tokens = 0.0
+        self.prompts: list[int] = []
         self.answers: list[tuple[int, int, float, float, float]] = []
         self._picker = picker
         self._max_in_flight = config.max_in_flight
@@ -174,8 +177,9 @@ class Station:
             return float("inf")
         return sum(endpoint.outstanding_tokens for endpoint in self.ready) / len(self.ready)
 
-    def arrived(self, priority: int) -> None:
+    def arrived(self, priority: int, isl: int) -> None:
         """A request was assigned to the pool."""
+        self.prompts.append(isl)
         self.started += 1
         self.offered[priority] = self.offered.get(priority, 0) + 1
 

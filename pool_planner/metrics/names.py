@@ -23,8 +23,8 @@ START_TIME = "process_start_time_seconds"
 class SourceNames:
     """Metric names of one source. Counters: `started` (None: not exposed), `completed`, `shed`, and `offered` by request
     priority; `cache_queries` and `cache_hits` are prompt tokens looked for and found in prefix caches. Histograms without their
-    suffixes. `waiting` and `running` are gauges of requests; where `started` is missing, arrivals are completions plus what
-    these grew by, if both are there."""
+    suffixes; `offered_isl`: prompt lengths of arrivals (None: those of answers must do). `waiting` and `running` are gauges of
+    requests; where `started` is missing, arrivals are completions plus what these grew by, if both are there."""
 
     prefix: str
     completed: str
@@ -36,6 +36,7 @@ class SourceNames:
     started: str | None = None
     shed: str | None = None
     offered: str | None = None
+    offered_isl: str | None = None
     cache_queries: str | None = None
     cache_hits: str | None = None
     waiting: str | None = None
@@ -62,6 +63,7 @@ NAMES: Mapping[Source, SourceNames] = {
         "dynamo_component_router_",
         shed="global_planner_router_shed_total",
         offered="global_planner_router_offered_total",
+        offered_isl="global_planner_router_offered_input_sequence_tokens",
         cache_queries="global_planner_router_cache_queried_tokens_total",
         cache_hits="global_planner_router_cached_tokens_total",
         waiting="global_planner_router_queued_requests",
