@@ -34,11 +34,13 @@ class TokenBucket:
         self._at = now
 
     def change(self, rate: float, burst: float | None, now: float) -> None:
-        """Another rate from now on; what was saved is kept, up to the new burst."""
+        """Another rate from now on; what was saved is kept, up to the new burst. Where nobody was let in, nobody is inside: who
+        waited for a model to wake would wait once more for the first token."""
         self._fill(now)
+        closed = self._rate <= 0.0
         self._rate = rate
         self._burst = _burst(rate, burst)
-        self._level = min(self._level, self._burst)
+        self._level = self._burst if closed else min(self._level, self._burst)
 
     def _fill(self, now: float) -> None:
         self._level = min(self._burst, self._level + max(0.0, now - self._at) * self._rate)

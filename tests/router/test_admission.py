@@ -45,6 +45,19 @@ def test_a_rate_lets_in_a_burst_and_then_one_at_a_time() -> None:
     assert admission.next_event_s(1.0) is None
 
 
+def test_a_door_that_was_closed_opens_with_what_may_come_at_once() -> None:
+    """Who waited for a model to wake does not wait another 20 s for the first token of one in 20 s."""
+    admission = door(m=(0, RateLimit(rate_rps=0.0)))
+    early = [ticket() for _ in range(3)]
+    assert [admission.offer(one, 0.0, True) for one in early] == ["waiting"] * 3
+    assert admission.pump(30.0, always) == ([], [])
+    admission.put_plan(1, {"m": RateLimit(rate_rps=0.05, burst=1.0)}, valid_s=60.0, now=40.0)
+    assert admission.pump(40.0, always)[0] == early[:1]
+    # A lower rate that is not 0 saves nothing up: the next token comes in its time.
+    admission.put_plan(2, {"m": RateLimit(rate_rps=0.1, burst=2.0)}, valid_s=60.0, now=40.0)
+    assert admission.pump(49.9, always)[0] == [] and admission.pump(50.0, always)[0] == early[1:2]
+
+
 def test_no_more_are_under_way_than_the_plan_says_whatever_the_rate_allows() -> None:
     """Decoding is hardly faster with a larger crowd, so a crowd that is too large already would stay so at any rate that the
     replicas carry: it is waited for until it is small enough."""
