@@ -132,10 +132,11 @@ class ArbiterConfig(Section):
     applied; `approve`: they wait for `global-planner approve`.
 
     `stability` false: every round is decided from nothing, without holds, costs of moves or memory. `hold_s`: how long a
-    smaller number must have sufficed before a pool is lowered (absent: as long as the pool takes to start, at least two rounds
-    and at most 60 s: what is back at once need not be kept). `move_horizon_s`: taking from another group must pay off within
-    it; what it costs is the cold start, and the prefix hits that die with the replica: for `cache_loss_s`, until other replicas
-    have its prefixes, the reported hit rate of its load is lost (a pool whose hit rate nobody reports has no cache to lose).
+    smaller number must have sufficed before a pool is lowered (absent: as long as the pool takes to start, twice that up to two
+    rounds, at most 60 s: what is back at once need not be kept). `move_horizon_s`: taking from another group must pay off
+    within it; what it costs is the cold start, and the prefix hits that die with the replica: for `cache_loss_s`, until other
+    replicas have its prefixes, the reported hit rate of its load is lost (a pool whose hit rate nobody reports has no cache to
+    lose).
     `max_moves_per_hour` bounds the groups raised in this way (absent: any number). `trust_s`: so long a pool that says nothing
     is thought to carry what it last said. `debt_half_life_s`: how fast it is forgotten who borrowed, which decides between
     equals.

@@ -121,12 +121,13 @@ def _promised(current: int, was: int, granted: int) -> int | None:
 def _hold_s(holding: Holding | None, policy: ArbiterPolicy) -> float:
     """How long a pool keeps what it may not need any more. Who lets a replica go and wants it again waits for a cold start, and
     pays for it without using it: keeping one idle for as long costs the same, so a hold of one cold start never costs much
-    more than knowing what comes (as whoever rents skis buys them once the rents have cost as much)."""
+    more than knowing what comes (as whoever rents skis buys them once the rents have cost as much). Short starts are measured
+    to a round or so, so they count twice, up to `hold_least_s`; a start that takes nothing is worth no hold."""
     if policy.hold_least_s is None:
         return policy.hold_s
     measured = None if holding is None else holding.cold_start_s
     start_s = policy.cold_start_s if measured is None else measured
-    return min(policy.hold_s, max(policy.hold_least_s, start_s))
+    return min(policy.hold_s, max(min(policy.hold_least_s, 2.0 * start_s), start_s))
 
 
 def _why_held(pool: PoolView, report: Report | None, fault: str | None, at_s: float) -> str | None:

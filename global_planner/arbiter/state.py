@@ -106,11 +106,11 @@ class ArbiterPolicy:
     """How the arbiter decides.
 
     `stability` False: every round is solved from nothing, without holds, costs of moves or memory (for what-if questions).
-    `hold_s`: a pool is lowered of its own accord only after so long a time in which fewer replicas would have carried 1.1 x its
-    load; with `hold_least_s` it is as long as the pool takes to start, between the two. `move_horizon_s`: GPUs are taken from
-    another group only where the gain over this time exceeds the cost: the cold start (`cold_start_s` where none was measured)
-    for the load that moves, and, for `cache_loss_s`, the hit rate that was reported of the load whose prefixes die with a
-    replica. `max_moves_per_hour` bounds the groups raised in this way.
+    `hold_s`: a pool is lowered of its own accord only after so long a time in which fewer replicas would have carried 1.1 x
+    its load; with `hold_least_s` it is as long as the pool takes to start (twice that, up to `hold_least_s`).
+    `move_horizon_s`: GPUs are taken from another group only where the gain over this time exceeds the cost: the cold start
+    (`cold_start_s` where none was measured) for the load that moves, and, for `cache_loss_s`, the hit rate that was reported
+    of the load whose prefixes die with a replica. `max_moves_per_hour` bounds the groups raised in this way.
     `trust_s`: so long a held pool is thought to carry what it last said. `debt_half_life_s`: how fast borrowing is forgotten.
     `prices`: cost of one GPU-hour by GPU type. `surplus_pools` take, in this order, what `min_total_gpus` asks for beyond
     demand. `unix_at_zero_s`: Unix time at model time 0, which schedules need.

@@ -47,9 +47,9 @@ def test_a_day_of_two_models() -> None:
     assert fleet.round({"chat": 1.5, "code": 3.9}) == {"code-prefill": 3, "code-decode": 3}
 
 
-@pytest.mark.parametrize(("cold_start_s", "hold_s"), [(0.0, 20.0), (30.0, 30.0), (300.0, 60.0)])
+@pytest.mark.parametrize(("cold_start_s", "hold_s"), [(0.0, 0.0), (5.0, 10.0), (15.0, 20.0), (30.0, 30.0), (300.0, 60.0)])
 def test_what_is_back_soon_is_not_kept_for_long(cold_start_s: float, hold_s: float) -> None:
-    # As long as a start takes, at least two rounds of 10 s, at most a minute.
+    # As long as a start takes (twice that, up to two rounds of 10 s), at most a minute.
     fleet = two_models(18, hold_s=60.0, hold_least_s=20.0)
     fleet.cold_start_s = cold_start_s
     fleet.round({"chat": 3.5, "code": 0.9})
