@@ -179,6 +179,7 @@ def _pool_setup(topology: Topology, group: GroupConfig, pool: PoolConfig, profil
         max_num_seqs=group.engine.max_num_seqs,
         prefill_chunk_tokens=group.engine.prefill_chunk_tokens,
         isl_max_tokens=pool.isl_max_tokens,
+        shortest_first=topology.arbiter.admission == "sla",
     )
 
 

@@ -86,9 +86,10 @@ class Extensions(BaseModel):
         "comes sooner than a replica. How much: violation_price. 0: forget at once, no reserve.",
     )
     violation_price: Annotated[float, Field(gt=1, allow_inf_nan=False)] = Field(
-        default=15.0,
+        default=25.0,
         description="What a request outside its SLA costs, in the GPU time that a request takes of a busy replica: a replica "
-        "is kept for bursts while they keep it busy for more than 1/violation_price of the time. 10: frugal; 60: careful.",
+        "is kept for bursts while what it alone serves in time takes more than 1/violation_price of its own. 10: frugal; "
+        "60: careful.",
     )
     length_distribution: bool = Field(
         default=True, description="Plan on the distribution of ISL and OSL where histograms have it. Off: on their means."

@@ -23,6 +23,7 @@ class PoolSetup:
     prefill and the first token at the client (KV transfer, first decode step), before live correction learns the rest.
     `isl_max_tokens`: longer prompts are sent elsewhere (None: all come here).
     `max_num_seqs`, `prefill_chunk_tokens`: most sequences at once and most prompt tokens in one step of the engine.
+    `shortest_first`: the door in front lets in no more than engines begin in time, the shortest prompts first.
     """
 
     name: str
@@ -38,6 +39,7 @@ class PoolSetup:
     isl_max_tokens: int | None = None
     max_num_seqs: int = 256
     prefill_chunk_tokens: int = 8192
+    shortest_first: bool = False
 
     def expected_isl(self, usual: float) -> float:
         """Prompt tokens to plan for before any were measured, where prompts of the deployment usually have `usual`."""

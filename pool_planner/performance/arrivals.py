@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
+
+from pool_planner.performance.overload import Served
 
 DECAY = 0.97  # half of the estimate comes from the last 23 intervals
 PRIOR_REQUESTS = 30.0  # weight of the assumption that arrivals are Poisson, in requests
@@ -78,16 +78,17 @@ class Arrivals:
                 break
         return requests / seconds if seconds else 0.0
 
-    def goes_on(self, newest_s: float, window_s: float) -> float:
+    def goes_on(self, newest_s: float, window_s: float, *, lead_s: float = 0.0, after_s: float | None = None) -> float:
         """Of how far the newest `newest_s` are above or below the mean of the last `window_s`, the share that is still there in
-        the mean of the next `window_s`, as far as the past tells: near 0 for bursts, which come and go, near 1 where a rise
-        goes on. By least squares over the past (its windows overlap, so that only every whole one is evidence), with GOES_ON
-        assumed for GOES_ON_PRIOR windows; from 0 to 1."""
+        the mean of `after_s` (None: `window_s`), `lead_s` from now, as far as the past tells: near 0 for bursts, which come and
+        go, near 1 where a rise goes on. By least squares over the past (its windows overlap, so that only every whole one is
+        evidence), with GOES_ON assumed for GOES_ON_PRIOR windows; from 0 to 1."""
         if not self.past:
             return GOES_ON
         each_s = sum(interval_s for interval_s, _ in self.past) / len(self.past)
         wide, near = max(1, round(window_s / each_s)), max(1, round(newest_s / each_s))
-        ends = len(self.past) + 1 - 2 * wide  # moments with a whole window before and after them
+        lead, then = round(lead_s / each_s), wide if after_s is None else max(1, round(after_s / each_s))
+        ends = len(self.past) + 1 - wide - lead - then  # moments with all of this before and after them
         if ends < 1 or near >= wide:
             return GOES_ON
         rates = np.array([count / interval_s for interval_s, count in self.past])
@@ -95,25 +96,25 @@ class Arrivals:
         at = np.arange(wide, wide + ends)
         before = (sums[at] - sums[at - wide]) / wide
         off = (sums[at] - sums[at - near]) / near - before
-        after = (sums[at + wide] - sums[at]) / wide - before
+        after = (sums[at + lead + then] - sums[at + lead]) / then - before
         spread = float((off * off).sum())  # not a product of vectors: its last digits differ from processor to processor
         if spread <= 0.0:
             return GOES_ON
-        evidence = ends / wide
+        evidence = ends / max(wide if after_s is None else then, 1)
         share = min(1.0, max(0.0, float((off * after).sum()) / spread))
         return (evidence * share + GOES_ON_PRIOR * GOES_ON) / (evidence + GOES_ON_PRIOR)
 
-    def reserve_replicas(self, window_s: float, price: float, carried_rps: Sequence[float]) -> int:
-        """How many replicas for bursts pay, by the last `window_s`, where n of them carry `carried_rps[n]`: the last is the one
-        that had enough to do for more than 1/`price` of the time. One more would be busy for less, and so cost more GPU time
-        than the requests that it saves are worth, where one is worth `price` times the GPU time that it takes (the newsvendor's
-        quantile, 1 - 1/price, of whole replicas). How long a burst goes beyond what the others carry does not count, but how
-        much of a replica it takes. Counts are taken over times in which SMOOTH requests come in the mean, so that chance makes
-        no bursts."""
+    def reserve_replicas(self, window_s: float, price: float, served: Served, lull_s: float = 0.0) -> int:
+        """How many replicas for bursts pay, by the last `window_s`: the last is the one that served so many more in time that,
+        at `price` times the replica time which a request takes, they were worth its own time. One more would cost more than the
+        requests that it saves (the newsvendor's quantile, 1 - 1/price, of whole replicas). How long a burst goes beyond what
+        the others serve does not count, but how much of a replica it takes. What paid over a window that ended less than
+        `lull_s` ago is kept: that nothing came since tells little yet. Counts are taken over times in which SMOOTH requests
+        come in the mean, so that chance makes no bursts."""
         counted: list[tuple[float, float]] = []
         seconds = requests = 0.0
         for interval_s, count in reversed(self.past):
-            if seconds >= window_s:
+            if seconds >= window_s + lull_s:
                 break
             seconds, requests = seconds + interval_s, requests + count
             counted.append((interval_s, count))
@@ -121,13 +122,17 @@ class Arrivals:
             return 0
         together = max(1, round(SMOOTH * len(counted) / requests))
         bins = [counted[begin : begin + together] for begin in range(0, len(counted), together)]
-        spans = [(sum(each_s for each_s, _ in each), sum(count for _, count in each)) for each in bins]
-        for replicas, (fewer, more) in enumerate(pairwise(carried_rps)):
-            # Requests that the last of `replicas` + 1 takes over: each bin's, beyond what the others carry.
-            taken = sum(min(count, more * span_s) - min(count, fewer * span_s) for span_s, count in spans)
-            if taken * price <= (more - fewer) * seconds:
-                return replicas
-        return len(carried_rps) - 1
+        spans_s = np.array([sum(each_s for each_s, _ in each) for each in bins])
+        rates = np.array([sum(count for _, count in each) for each in bins]) / spans_s
+        gained_s = price * np.diff(served.rps(rates), axis=1) * np.array(served.busy_s[1:]) * spans_s[:, None]
+        # Sums from the newest bin back; windows are differences of them.
+        ago_s = np.concatenate(([0.0], np.cumsum(spans_s)))
+        gained_s = np.concatenate((np.zeros((1, gained_s.shape[1])), np.cumsum(gained_s, axis=0)))
+        ends = np.flatnonzero(ago_s[:-1] <= lull_s)
+        begins = np.minimum(np.searchsorted(ago_s, ago_s[ends] + window_s * (1.0 - 1e-9)), len(bins))
+        lasted_s = ago_s[begins] - ago_s[ends]
+        pays = gained_s[begins] - gained_s[ends] > lasted_s[:, None] * (1.0 + 1e-9)
+        return int(np.minimum.accumulate(pays, axis=1).sum(axis=1).max())
 
     def sparse_rps(self, interval_s: float) -> float:
         """The rate (requests/s) of the newest ENOUGH requests, where they took longer than `interval_s` to come; else 0.

@@ -16,10 +16,12 @@ import numpy as np
 from pool_planner.performance import queueing
 from pool_planner.performance.correction import Correction
 from pool_planner.performance.door import share_served
+from pool_planner.performance.overload import Served, shortest_first, up_to
 from pool_planner.performance.queueing import Array
 from pool_planner.performance.work import DecodeWork, Engine, PrefillWork, Shape, decode_curve, prefill_curve, unreachable
 from pool_planner.types import DemandCurve
 
+PATIENCE = 0.5  # of a TTFT target: so long who comes waits at the door that lets the shortest prompts in first
 HEADROOM = 1.1  # a lower number of replicas is safe only where it carries this many times the load
 
 
@@ -28,7 +30,8 @@ class Capacity:
     """`rps[n]`: the highest rate at which n replicas meet the target, n = 0..max; `share_met(rate)[n]` what share of the
     requests meets the SLA when all of `rate` is admitted. `in_flight[n]`: how many requests may be with n replicas at once
     (None: nobody knows), `full_rps[n]` the rate that they carry when they are kept so full (None: `rps`). `binding` names the
-    constraint, `notes` what people must know."""
+    constraint, `notes` what people must know. `shortest_first`: what is served in time of any rate where the shortest prompts
+    come in first (None: that is no matter of prompts, or not known)."""
 
     rps: tuple[float, ...]
     share_met: Callable[[float], Sequence[float]]
@@ -36,6 +39,12 @@ class Capacity:
     notes: tuple[str, ...] = ()
     in_flight: tuple[float, ...] | None = None
     full_rps: tuple[float, ...] | None = None
+    shortest_first: Served | None = None
+
+    def served(self, *, shortest_first: bool) -> Served:
+        """What n replicas serve in time of any rate, by who is let in."""
+        chosen = self.shortest_first if shortest_first else None
+        return up_to(self.rps) if chosen is None else chosen
 
     def attainment(self, load_rps: float) -> tuple[float, ...]:
         return attainment(self.rps, load_rps, self.full_rps)
@@ -101,6 +110,11 @@ def queueing_capacity(engine: Engine, shape: Shape, correction: Correction, *, t
     def share_met(rate: float) -> tuple[float, ...]:
         return (0.0 if rate > 0.0 else 1.0, *share(np.full_like(n, rate), planned=False).tolist())
 
+    first: Served | None = None
+    if prefill is not None and decode is None:
+        first = shortest_first(
+            prefill.mix, max_replicas, arrival_cv2=shape.arrival_cv2, patience_s=PATIENCE * engine.ttft_ms / 1e3
+        )
     inside = np.zeros_like(n)
     if decode is not None:
         inside += decode.held(rps, n, shape, None if prefill is None else prefill.mix)
@@ -121,6 +135,7 @@ def queueing_capacity(engine: Engine, shape: Shape, correction: Correction, *, t
         notes=tuple(notes),
         in_flight=(0.0, *_rising(inside.tolist())),
         full_rps=None if full is None else (0.0, *_rising(np.maximum(rps, full).tolist())),
+        shortest_first=first,
     )
 
 

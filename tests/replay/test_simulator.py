@@ -88,7 +88,7 @@ def test_a_slow_replica_is_left_alone_and_comes_back_when_it_is_as_fast_as_the_o
 def test_a_request_that_meets_a_model_at_zero_wakes_it_at_once() -> None:
     """Asleep for five minutes; the request at 301 s hurries the next round (two seconds after the one at 300 s at the soonest),
     which grows to one before any planner has seen it. It waits for the cold start of 30 s, and for the round after it, which
-    tells the router; then it is answered."""
+    tells the router; then it is answered, without waiting for a first token of the rate."""
     here = topology(agg=True, minimum=0)
     here = here.model_copy(update={"router": here.router.model_copy(update={"queue_deadline_s": 60.0})})
     here = here.model_copy(update={"groups": tuple(
@@ -101,7 +101,7 @@ def test_a_request_that_meets_a_model_at_zero_wakes_it_at_once() -> None:
         each=lambda model, priority, at_s, ttft_s, itl_s, how: ended.append((at_s, ttft_s, how)),
     )
     [(_, ttft_s, how)] = ended
-    assert how == COMPLETED and 31.0 < ttft_s < 46.0
+    assert how == COMPLETED and 31.0 < ttft_s < 32.0
     at_s, ordered = outcome.timeline.at_s, outcome.timeline.pools["m0-agg"]["granted"]
     assert next(now for now, count in zip(at_s, ordered, strict=True) if count) == pytest.approx(302.0)
 
@@ -130,15 +130,16 @@ def test_a_replica_that_dies_is_replaced_and_its_unanswered_requests_are_tried_e
     calm = simulate(scenario(here, workload), GOODPUT)
     faults = (
         *(Fault(at_s=at_s, pool="m0-prefill", kind="kill") for at_s in (200.0, 240.0, 280.0, 320.0)),
-        *(Fault(at_s=at_s, pool="m0-decode", kind="kill") for at_s in (300.0, 330.0)),  # one alone may have nothing to do
+        *(Fault(at_s=at_s, pool="m0-decode", kind="kill") for at_s in (295.0, 345.0)),  # one alone may have nothing to do
     )
     rough = simulate(scenario(here, workload, faults=faults), GOODPUT)
     assert calm.total().failed == 0
     # Those that were streaming are broken off; what had not begun to answer got a second try.
     assert 0 < rough.total().failed < 40 and rough.total().retried > 0
     assert rough.total().requests == calm.total().requests
-    ready = rough.timeline.pools["m0-decode"]["ready"]  # every 10 s
-    assert ready[29] > ready[30] > ready[33] < max(ready[36:40])
+    ready = dict(zip(rough.timeline.at_s, rough.timeline.pools["m0-decode"]["ready"], strict=True))  # every 10 s
+    # Both times one is gone at the next round, and back after a cold start of 30 s and the round that ordered it.
+    assert ready[290.0] > ready[310.0] < ready[330.0] > ready[350.0] < ready[390.0]
 
 
 def test_replicas_that_hang_are_cancelled_and_the_pool_backs_off() -> None:
@@ -197,7 +198,7 @@ def test_prefixes_that_were_computed_before_cost_nothing_again() -> None:
     [
         pytest.param(6, 1.5, 120, False, id="decode is short"),
         pytest.param(6, 1.5, 120, True, id="aggregated"),
-        pytest.param(4, 3.0, 20, False, id="prefill is short"),
+        pytest.param(4, 3.5, 20, False, id="prefill is short"),
     ],
 )
 def test_replay_shows_which_of_the_two_attainment_curves_is_true(budget: int, rps: float, osl: int, agg: bool) -> None:
