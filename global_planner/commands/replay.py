@@ -12,6 +12,7 @@ from global_planner.commands.look import told_errors
 from global_planner.commands.options import chosen, compiled_option, duration
 
 if TYPE_CHECKING:  # imports happen in the command, so that --help is quick
+    from global_planner.config import Topology
     from global_planner.replay.scenario import ColdStart
     from global_planner.replay.world import Fault
 
@@ -32,8 +33,8 @@ _FAULTS = ("kill", "slow", "hang", "recover")
 @click.option(
     "--trace", "traces", multiple=True, metavar="MODEL=SOURCE[,OPTION=VALUE…]", help="Requests of a model; see above."
 )
-@click.option("--policy", default="goodput", show_default=True, metavar="NAME", help="Who decides; see above.")
-@click.option("--compare", metavar="A,B,…", help="Play these policies one after the other instead, side by side in the report.")
+@click.option("--policy", show_default="goodput", metavar="NAME", help="Who decides; see above.")
+@click.option("--compare", metavar="A,B,…", help="Instead: play all these, side by side in the report.")
 @click.option("--out", type=_FOLDER, default=Path("replay-report"), show_default=True, help="Where the outputs are written.")
 @click.option("--budget", type=click.IntRange(1), help="GPUs of the budget, instead of the topology's.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of everything that is random.")
@@ -61,7 +62,7 @@ def replay(
     show_changes: bool,
     topology_path: Path | None,
     traces: tuple[str, ...],
-    policy: str,
+    policy: str | None,
     compare: str | None,
     out: Path,
     budget: int | None,
@@ -126,10 +127,12 @@ def replay(
         raise click.UsageError("--show-changes goes with --check.")
     if topology_path is None or not traces:
         raise click.UsageError("Give --topology and at least one --trace, or --check. See --help.")
+    if policy is not None and compare is not None:
+        raise click.UsageError("Give --policy or --compare, not both: --compare plays all that it names.")
     from global_planner.compiled_sets import REPLAY
 
     click.echo(chosen(REPLAY, compiled), err=True)
-    from global_planner.replay.policies import POLICIES
+    from global_planner.replay.policies import names_of
     from global_planner.replay.run import ReplayOptions, play, read_sources, table
     from global_planner.replay.scenario import Scenario
     from global_planner.replay.sources import parse_source
@@ -138,19 +141,20 @@ def replay(
     with told_errors():
         topology = load_topology(topology_path)
         topology = topology if budget is None else with_budget(topology, budget)
-        names = tuple(dict.fromkeys((compare or policy).split(",")))
-        unknown = [name for name in names if name not in POLICIES]
-        if unknown:
-            raise ValueError(f"no policy {unknown[0]!r} (has: {', '.join(POLICIES)})")
+        names = names_of(next((text for text in (compare, policy) if text is not None), "goodput"))
         pools = [pool.name for _, pool in topology.placed_pools()]
         workload = read_sources([parse_source(text) for text in traces], topology, seed)
+        if window is None and workload.span_s <= 0.0:
+            raise ValueError("all requests come at one moment: --window TIME says for how long to account")
+        standing = dict(_start(text, pools) for text in start)
+        _fits(standing, topology)
         scenario = Scenario(
             topology=topology,
             profiles=load_profiles(topology),
             workload=workload,
             seed=seed,
             window_s=window,
-            start=dict(_start(text, pools) for text in start),
+            start=standing,
             cold_start=None if cold_start is None else _cold_start(cold_start),
             faults=tuple(_fault(text, pools) for text in fault),
             pick=pick,  # type: ignore[arg-type]
@@ -186,6 +190,20 @@ def _start(text: str, pools: list[str]) -> tuple[str, int]:
     if not count.isdecimal():
         raise ValueError(f"--start {text}: must be POOL=N with a whole number")
     return pool, int(count)
+
+
+def _fits(standing: dict[str, int], topology: Topology) -> None:
+    """Refuses a beginning that the deployment would not allow. Raises ValueError."""
+    charged: dict[str, int] = {}
+    for _, pool in topology.placed_pools():
+        count = standing.get(pool.name, pool.min_replicas)
+        charged[pool.gpu_type] = charged.get(pool.gpu_type, 0) + count * pool.gpus_per_replica
+        if pool.name in standing and pool.max_replicas is not None and count > pool.max_replicas:
+            raise ValueError(f"--start {pool.name}={count}: its max_replicas is {pool.max_replicas}")
+    for name, gpus in charged.items():
+        budget = topology.budget.gpus[name].max
+        if standing and budget is not None and gpus > budget:
+            raise ValueError(f"--start: {gpus} {name} together, the minima of other pools among them; the budget is {budget}")
 
 
 def _cold_start(text: str) -> ColdStart:

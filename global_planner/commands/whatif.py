@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from global_planner.commands.look import told_errors
+from global_planner.commands.options import chosen, compiled_option
 
 if TYPE_CHECKING:  # imports happen in the command, so that --help is quick
     from global_planner.replay.scenario import Scenario
     from global_planner.replay.summary import Numbers
+    from global_planner.replay.sweep import Variant
 
 
 @click.command()
@@ -24,6 +26,7 @@ if TYPE_CHECKING:  # imports happen in the command, so that --help is quick
 @click.option("--priority", "priorities", multiple=True, metavar="GROUP=N,N,…", help="Priorities to try. Repeatable.")
 @click.option("--policy", "policies", default="goodput", show_default=True, metavar="A,B,…", help="As for replay --compare.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of everything that is random.")
+@compiled_option
 @click.option("--jobs", type=click.IntRange(1), show_default="a CPU each", help="How many runs at a time.")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default=Path("whatif-report"), show_default=True,
@@ -36,6 +39,7 @@ def whatif(
     priorities: tuple[str, ...],
     policies: str,
     seed: int,
+    compiled: bool | None,
     jobs: int | None,
     out: Path,
 ) -> None:
@@ -51,41 +55,57 @@ def whatif(
       global-planner whatif --topology T --trace chat=… --trace code=… --budget 16,24,32 --priority chat=900,500
       global-planner whatif --topology T --trace chat=… --policy goodput,hpa --budget 8,16
     """
-    from global_planner.ray_environment import prepare
+    from global_planner.compiled_sets import REPLAY
+
+    click.echo(chosen(REPLAY, compiled), err=True)
+    from global_planner.replay.policies import names_of
+    from global_planner.replay.run import read_sources, writable
+    from global_planner.replay.scenario import Scenario
+    from global_planner.replay.sources import parse_source
+    from global_planner.replay.sweep import variants, varied
+    from global_planner.topology_file import load_profiles, load_topology
 
     with told_errors():
-        folder = prepare()
-        from global_planner.ray_local import LocalRay
-        from global_planner.ray_sweep import swept
-        from global_planner.replay.policies import POLICIES
-        from global_planner.replay.run import read_sources
-        from global_planner.replay.scenario import Scenario
-        from global_planner.replay.sources import parse_source
-        from global_planner.replay.sweep import variants, varied
-        from global_planner.topology_file import load_profiles, load_topology
-
         topology = load_topology(topology_path)
-        names = tuple(dict.fromkeys(policies.split(",")))
-        for name in names:
-            if name not in POLICIES:
-                raise ValueError(f"no policy {name!r} (has: {', '.join(POLICIES)})")
-        asked = dict(_priorities(text) for text in priorities)
-        chosen = variants(names, [] if budgets is None else _numbers(budgets, f"--budget {budgets}"), asked)
-        deployed = [varied(topology, each) for each in chosen]
+        asked: dict[str, list[int]] = {}
+        for group, numbers in map(_priorities, priorities):
+            if group in asked:
+                raise ValueError(f"--priority {group}=…: is given twice; list its numbers with commas between")
+            asked[group] = numbers
+        tried = variants(names_of(policies), [] if budgets is None else _numbers(budgets, f"--budget {budgets}"), asked)
+        deployed = [varied(topology, each) for each in tried]
         workload = read_sources([parse_source(text) for text in traces], topology, seed)
         profiles = load_profiles(topology)
         scenarios = [Scenario(topology=each, profiles=profiles, workload=workload, seed=seed) for each in deployed]
-        local = LocalRay(folder)
-        try:
-            local.start()
-            results = swept(scenarios, chosen, jobs or os.cpu_count() or 1)
-        finally:
-            local.stop()
-    _write(out, topology_path, traces, scenarios[0], results)
-    sys.exit(1 if any(one["budget_violations"] for one in results.values()) else 0)
+        writable(out)
+    results, failed = _swept(scenarios, tried, jobs or os.cpu_count() or 1)
+    for label, reason in failed.items():
+        click.echo(f"error: {label}: {reason}", err=True)
+    if results:
+        _write(out, traces, scenarios[0], results, failed)
+    sys.exit(1 if failed or any(one["budget_violations"] for one in results.values()) else 0)
 
 
-def _write(out: Path, topology_path: Path, traces: tuple[str, ...], scenario: Scenario, results: Mapping[str, Numbers]) -> None:
+def _swept(scenarios: Sequence[Scenario], tried: Sequence[Variant], jobs: int) -> tuple[dict[str, Numbers], dict[str, str]]:
+    """Ray is only imported once there is something to do for it, and its environment is prepared."""
+    from global_planner.ray_environment import prepare
+
+    folder = prepare()
+    from global_planner.ray_local import LocalRay
+    from global_planner.ray_sweep import swept
+
+    local = LocalRay(folder)
+    try:
+        local.start()
+        return swept(scenarios, tried, jobs)
+    finally:
+        local.stop()
+
+
+def _write(
+    out: Path, traces: tuple[str, ...], scenario: Scenario, results: Mapping[str, Numbers],
+    failed: Mapping[str, str],
+) -> None:  # fmt: skip
     import orjson
 
     from global_planner.commands.page import show
@@ -93,13 +113,13 @@ def _write(out: Path, topology_path: Path, traces: tuple[str, ...], scenario: Sc
     from global_planner.replay.summary import plain
     from global_planner.replay.sweep import render, rows_of
 
-    out.mkdir(parents=True, exist_ok=True)
     whole = {
         "topology": scenario.topology.name,
         "sources": list(traces),
         "requests": len(scenario.workload),
         "seed": scenario.seed,
         "variants": dict(results),
+        "failed": dict(failed),
     }
     (out / "summary.json").write_bytes(orjson.dumps(plain(whole), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     (out / "report.html").write_text(render(scenario.topology, results, sources=traces), encoding="utf-8")

@@ -26,6 +26,7 @@ for (const figure of figures) {
   if (narrow) layout.legend.font = { size: 10 };
   Plotly.newPlot(figure.id, dark ? figure.data.map(shown) : figure.data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
 }
+const withDecisions = document.getElementById("decisions") !== null;
 const rows = Array.from(document.querySelectorAll("#decisions tbody tr"));
 const pool = document.getElementById("pool");
 const kind = document.getElementById("kind");
@@ -37,6 +38,8 @@ function filter() {
   }
   document.getElementById("shown").textContent = shown + " of " + rows.length;
 }
-pool.addEventListener("change", filter);
-kind.addEventListener("change", filter);
-filter();
+if (withDecisions) {
+  pool.addEventListener("change", filter);
+  kind.addEventListener("change", filter);
+  filter();
+}

@@ -23,6 +23,18 @@ POLICIES: Mapping[str, tuple[Callable[[], Contender], str]] = {
 }
 
 
+def names_of(text: str) -> tuple[str, ...]:
+    """The policies of `A,B,…`, each once. Raises ValueError with the names that there are.
+
+    >>> names_of("goodput, hpa,goodput")
+    ('goodput', 'hpa')
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names or (text,):
+        policy(name)
+    return names
+
+
 def policy(name: str) -> Contender:
     """The contender of that name. Raises ValueError with the names that there are."""
     if name not in POLICIES:

@@ -113,7 +113,10 @@ def parse_clients(lines: Iterator[str], columns: Sequence[str], *, name: str, li
         shape = _number(row, places[4], name, number)
         if shape <= 0.0:
             raise TraceError(name, number, f"param1 {shape:g}, the shape, must be above 0")
-        read.append((_number(row, places[1], name, number), _number(row, places[2], name, number), pattern, shape))
+        rps = _number(row, places[2], name, number)
+        if rps < 0.0:
+            raise TraceError(name, number, f"rate_rps {rps:g} is below 0")
+        read.append((_number(row, places[1], name, number), rps, pattern, shape))
     times = np.unique([at for at, *_ in read])
     if times.size < 2:
         raise TraceError(name, line, "needs clients in at least two windows")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,9 +65,19 @@ def read_sources(sources: Sequence[Source], topology: Topology, seed: int) -> Wo
     return whole
 
 
+def writable(out: Path) -> None:
+    """Makes the folder for the outputs, before hours are spent on what they are to hold. Raises ValueError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot be written: {error.strerror}") from error
+
+
 def play(scenario: Scenario, options: ReplayOptions, sources: Sequence[str]) -> dict[str, Numbers]:
     """Play every policy, write the outputs, and give the numbers by policy."""
-    options.out.mkdir(parents=True, exist_ok=True)
+    writable(options.out)
     outcomes: list[Outcome] = []
     why: list[Decision] = []
     columns = (

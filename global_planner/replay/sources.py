@@ -8,6 +8,7 @@ rates give requests drawn from a seeded generator, with lengths from a log-norma
 from __future__ import annotations
 
 import difflib
+import http.client
 import math
 import urllib.error
 import urllib.parse
@@ -39,6 +40,7 @@ from pool_planner.types import PlannerStatus
 
 PROMETHEUS = "prometheus:"
 ASK_S = 30.0
+MOST_REQUESTS = 50_000_000  # more is a slip in a rate or a scale: a replay of so many takes half an hour, and gigabytes
 PROMPTS = Lengths(mean=1000.0, cv=1.0)  # about those of published conversation traces
 ANSWERS = Lengths(mean=200.0, cv=0.8)
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -119,9 +121,11 @@ def load(source: Source, rng: np.random.Generator) -> Arrivals:
         if first.startswith("#"):
             skipped, columns = header_of(lines)
             return _of_csv(source, lines, columns, skipped, rng)
-        if set(CLIENT_COLUMNS) <= set(columns) or not (first.lstrip().startswith("{") or "ContextTokens" in columns):
+        requests = first.lstrip().startswith("{") or {"ContextTokens", "GeneratedTokens"} & set(columns)
+        if set(CLIENT_COLUMNS) <= set(columns) or not requests:
             skipped, columns = header_of(lines)
             return _of_csv(source, lines, columns, skipped, rng)
+        _unread(source, ("isl", "osl", "cv", "time", "rate", "pool"), "a trace of requests")
         trace = parse_trace(lines, name=source.place)
     at_s = np.array([each.at_s for each in trace.arrivals])
     isl = np.array([each.isl_tokens for each in trace.arrivals], dtype=np.int32)
@@ -142,7 +146,12 @@ def load(source: Source, rng: np.random.Generator) -> Arrivals:
 def _of_csv(source: Source, lines: Iterator[str], columns: list[str], line: int, rng: np.random.Generator) -> Arrivals:
     if not columns:
         raise TraceError(source.place, None, "is empty: expected a trace or a CSV of rates")
-    if set(CLIENT_COLUMNS) <= set(columns):
+    missing = [column for column in CLIENT_COLUMNS if column not in columns]
+    if "client" in columns and missing and source.time is None and source.rate is None:
+        has = f"(has: {', '.join(columns)}; time=COLUMN and rate=COLUMN read it as rates)"
+        raise TraceError(source.place, line, f"column {' and '.join(missing)} of ServeGen's client rates is missing {has}")
+    if not missing:
+        _unread(source, ("cv", "time", "rate", "pool", "prefixes"), "ServeGen's client rates")
         clients = parse_clients(lines, columns, name=source.place, line=line)
         # Windows are long (ten minutes) beside what may be asked for: of those at both ends only the part inside is played.
         length_s = math.inf if source.duration_s is None else source.duration_s
@@ -151,9 +160,11 @@ def _of_csv(source: Source, lines: Iterator[str], columns: list[str], line: int,
             for one in clients
             if one.since_s + one.lasts_s > source.start_s and one.since_s < source.start_s + length_s
         ]
+        _few(source, sum(one.rps * one.lasts_s for one in kept))
         at_s = draw_clients(kept, scale=source.scale, rng=rng)
         span_s = min(length_s, max((one.since_s + one.lasts_s for one in kept), default=0.0))
         return _with_lengths(source, at_s[(at_s >= 0.0) & (at_s < length_s)], span_s, rng)
+    _unread(source, ("pool", "prefixes"), "a CSV of rates")
     rates = parse_rates(lines, columns, name=source.place, line=line, time=source.time, rate=source.rate)
     return _of_rates(source, rates, rng)
 
@@ -165,6 +176,7 @@ def _of_rates(source: Source, rates: Rates, rng: np.random.Generator) -> Arrival
     lasts = np.minimum(until, end) - np.maximum(since, begin)
     kept = lasts > 0.0
     cut = Rates(since_s=np.maximum(since, begin)[kept] - begin, lasts_s=lasts[kept], rps=rates.rps[kept])
+    _few(source, float((cut.lasts_s * cut.rps).sum()))
     at_s = draw_rates(cut, cv=source.cv, scale=source.scale, rng=rng)
     span_s = float((cut.since_s + cut.lasts_s).max()) if kept.any() else 0.0
     return _with_lengths(source, at_s, span_s, rng)
@@ -183,6 +195,7 @@ def _placed(source: Source, at_s: Floats, whole_s: float, rng: np.random.Generat
     above, copies come up to `COPY_JITTER_S` from their originals, within the part that is played."""
     length_s = min(whole_s - source.start_s, math.inf if source.duration_s is None else source.duration_s)
     inside = np.flatnonzero((at_s >= source.start_s) & (at_s - source.start_s <= length_s))
+    _few(source, inside.size)
     times = math.floor(source.scale) + (rng.uniform(size=inside.size) < source.scale - math.floor(source.scale)).astype(int)
     rows = np.repeat(inside, times)
     copies = np.arange(rows.size) - np.repeat(np.cumsum(times) - times, times)
@@ -200,12 +213,29 @@ def _some(source: Source, left: int, of: str) -> None:
         raise TraceError(source.place, None, f"no request{of} is left with start, duration and scale as given")
 
 
+def _few(source: Source, once: float) -> None:
+    """Refuses more requests than can be played; `once`: how many there are at a scale of 1, without repeats."""
+    count = once * source.scale * source.repeat
+    if count > MOST_REQUESTS:
+        reason = f"would be about {count:,.3g} requests, more than {MOST_REQUESTS:,}: use a smaller scale, repeat or duration"
+        raise TraceError(source.place, None, reason)
+
+
+def _unread(source: Source, options: tuple[str, ...], what: str) -> None:
+    """Refuses options that this kind of source has no use for: who gives them believes that they change something."""
+    plain = Source(model=source.model, place=source.place)
+    given = [option for option in options if getattr(source, option) != getattr(plain, option)]
+    if given:
+        raise TraceError(source.place, None, f"{' and '.join(f'{option}=' for option in given)} says nothing of {what}")
+
+
 # ---- our own journals ------------------------------------------------------------------------------------------------------
 
 
 def _of_journal(source: Source, folder: Path) -> tuple[Source, Rates]:
     """What a system saw: the arrivals that its planners observed, tick by tick, of the pool that prompts of the model come
     to, and the mean lengths. Requests themselves are not in a journal."""
+    _unread(source, ("time", "rate", "prefixes"), "a journal")
     path = folder if segments(folder) else folder / "journal"
     if not segments(path):
         raise TraceError(source.place, None, "is a folder without a journal")
@@ -249,8 +279,9 @@ def _mean(weighted: list[tuple[float | None, float]]) -> float | None:
 
 
 def _ask_prometheus(source: Source) -> Rates:
-    """`prometheus:http://host:9090?query=sum(rate(…))&from=UNIX|-7d&to=UNIX|now&step=60`: the expression's value is
-    requests/s; its series are summed. Raises TraceError."""
+    """`prometheus:http://host:9090?query=sum(rate(…))&start=UNIX&end=UNIX&step=60`: the expression's value is requests/s; its
+    series are summed. `start` and `end` may also be RFC 3339, `step` a duration. Raises TraceError."""
+    _unread(source, ("time", "rate", "pool", "prefixes"), "a Prometheus")
     base, _, asked = source.place.removeprefix(PROMETHEUS).partition("?")
     options = dict(urllib.parse.parse_qsl(asked.replace("+", "%2B")))
     missing = [key for key in ("query", "start", "end") if key not in options]
@@ -258,7 +289,11 @@ def _ask_prometheus(source: Source) -> Rates:
         raise TraceError(
             source.place, None, f"{' and '.join(missing)} missing: prometheus:URL?query=EXPR&start=UNIX&end=UNIX[&step=SECONDS]"
         )
-    step_s = float(options.setdefault("step", "60"))
+    try:
+        step_s = _some_time(options.get("step", "60"))
+    except ValueError as error:
+        raise TraceError(source.place, None, f"step={options['step']}: {error}") from None
+    options["step"] = f"{step_s:g}"
     url = f"{base.rstrip('/')}/api/v1/query_range?{urllib.parse.urlencode(options)}"
     if not url.startswith(("http://", "https://")):
         raise TraceError(source.place, None, "the address must begin with http:// or https://")
@@ -267,10 +302,12 @@ def _ask_prometheus(source: Source) -> Rates:
             body = orjson.loads(answer.read())
     except urllib.error.HTTPError as error:
         raise TraceError(source.place, None, f"answered {error.code}: {error.read()[:200].decode(errors='replace')}") from error
-    except (OSError, orjson.JSONDecodeError) as error:
+    except (OSError, http.client.HTTPException, orjson.JSONDecodeError) as error:
         raise TraceError(source.place, None, f"cannot be asked: {error}") from error
+    if not isinstance(body, dict) or not isinstance(body.get("data"), dict):
+        raise TraceError(source.place, None, "answers, but not as a Prometheus does")
     summed: dict[float, float] = {}
-    for series in body.get("data", {}).get("result", []):
+    for series in body["data"].get("result", []):
         for at, value in series.get("values", []):
             number = float(value)
             if math.isfinite(number) and number >= 0.0:

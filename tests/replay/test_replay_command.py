@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from global_planner.__main__ import EXAMPLE, main
 
+PLAY = ("--topology", str(EXAMPLE), "--trace", "chat=RATES")
 RATES = "t_s,rps\n0,0.4\n120,1.2\n240,0.4\n"
 
 
@@ -96,8 +97,18 @@ def test_the_report_shows_who_was_served_first(rates: Path, tmp_path: Path) -> N
         (("--topology", str(EXAMPLE), "--trace", "chat=RATES", "--fault", "slow=1:chat-decode@5m"), "which must be above 1"),
         (("--topology", str(EXAMPLE), "--trace", "chat=RATES", "--fault", "kill=2:chat-decode@5m"), "only slow takes a number"),
         (("--show-changes",), "--show-changes goes with --check"),
+        ((*PLAY, "--compare", "hpa,", "--policy", "hpa"), "Give --policy or --compare, not both"),
+        ((*PLAY, "--compare", ","), "no policy ',' (has: goodput"),
+        ((*PLAY, "--start", "chat-decode=99"), "--start chat-decode=99: its max_replicas is 8"),
+        ((*PLAY, "--start", "chat-decode=8", "--start", "code-decode=8"), "20 h100 together"),
+        ((*PLAY, "--out", "RATES/x"), "RATES/x: cannot be written: Not a directory"),
+        (("--topology", str(EXAMPLE), "--trace", "chat=ONE"), "all requests come at one moment: --window TIME"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_played(rates: Path, words: tuple[str, ...], expected: str) -> None:
-    status, told = run(*(word.replace("RATES", str(rates)) for word in words))
-    assert status == 2 and expected in told
+    one = rates.with_name("one.csv")
+    one.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,374,12\n")
+    before = sorted(rates.parent.iterdir())
+    status, told = run(*(word.replace("RATES", str(rates)).replace("ONE", str(one)) for word in words))
+    assert status == 2 and expected.replace("RATES", str(rates)) in told and "Traceback" not in told
+    assert sorted(rates.parent.iterdir()) == before

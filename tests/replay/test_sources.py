@@ -165,6 +165,10 @@ def test_options_are_refused_with_what_is_allowed(text: str, expected: str) -> N
         ("t_s,rps\n0,1\n5,x\n", "line 3: 'x' is not a number"),
         ("t_s,rps\n0,1\n5\n", "line 3: has 1 values, the header has 2 columns"),
         ("client,t_s,rate_rps,cv,pattern,param1\n0,0,1,1,Pareto,1\n", "line 2: pattern 'Pareto' is neither"),
+        ("client,t_s,rate_rps,cv,pattern,param1\n0,0,-3,1,Gamma,1\n", "line 2: rate_rps -3 is below 0"),
+        ("client,t_s,rate_rps,cv,pattern\n0,0,1,1,Gamma\n", "line 1: column param1 of ServeGen's client rates is missing"),
+        ("TIMESTAMP,GeneratedTokens\n2023-11-16 18:15:46,4\n", "line 1: column ContextTokens is missing"),
+        ("t_s,rps\n0,1e12\n60,1e12\n", r"would be about 1.2e\+14 requests, more than 50,000,000"),
         ("", "is empty"),
     ],
 )
@@ -173,6 +177,19 @@ def test_files_are_refused_with_the_line(tmp_path: Path, content: str, expected:
     path.write_text(content)
     with pytest.raises(TraceError, match=expected):
         read(f"m={path}")
+
+
+def test_options_that_a_source_has_no_use_for_are_refused(azure: Path, tmp_path: Path) -> None:
+    (tmp_path / "rates.csv").write_text("t_s,rps\n0,1\n60,1\n")
+    for text, expected in (
+        (f"m={azure},isl=500,cv=2", "isl= and cv= says nothing of a trace of requests"),
+        (f"m={tmp_path / 'rates.csv'},prefixes=off", "prefixes= says nothing of a CSV of rates"),
+        ("m=prometheus:http://127.0.0.1:1?query=x&start=0&end=1,rate=rps", "rate= says nothing of a Prometheus"),
+        ("m=prometheus:http://127.0.0.1:1?query=x&start=0&end=1&step=often", "step=often: must be a duration"),
+        (f"m={azure},scale=1e9", "more than 50,000,000"),
+    ):
+        with pytest.raises(TraceError, match=expected):
+            read(text)
 
 
 def test_nothing_left_is_said(azure: Path) -> None:
