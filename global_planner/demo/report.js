@@ -11,7 +11,23 @@ function shown(value) {
   if (Array.isArray(value) || value === null || typeof value !== "object") return value;
   return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, shown(inner)]));
 }
+// Legends stand above their plots: one of several rows makes the whole taller, not the plot smaller.
+function legendRows(figure, width) {
+  const names = figure.data.filter(line => line.showlegend !== false).map(line => line.name.length);
+  if (figure.layout.showlegend === false || names.length < 2) return 0;
+  const across = Math.max(1, Math.floor((width - 62) / (46 + 6.6 * Math.max(...names))));
+  return Math.ceil(names.length / across);
+}
 for (const figure of figures) {
+  const place = document.getElementById(figure.id);
+  if (narrow) {
+    // Labels beside points would cover each other and the axis: the legend names them.
+    const labelled = figure.data.filter(line => line.mode === "markers+text");
+    for (const line of labelled) line.mode = "markers";
+    if (labelled.length) figure.layout.showlegend = true;
+  }
+  const more = legendRows(figure, place.clientWidth) - 2;
+  if (more > 0) place.style.height = Math.max(place.clientHeight + 19 * more, 38 * (more + 2) + 60) + "px";
   const layout = Object.assign({
     font: { family: "system-ui, -apple-system, Segoe UI, DejaVu Sans, sans-serif", size: 12, color: ink },
     margin: { l: 48, r: 14, t: 8, b: 40 },

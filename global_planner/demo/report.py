@@ -26,6 +26,7 @@ from pool_planner.types import PlannerStatus
 KINDS = {"Grow": "raised", "Shrink": "lowered", "Drain": "drained", "Cancel": "start cancelled"}
 DONE = "done"
 MAX_DECISIONS = 2000
+MANY_ROWS = 12  # a longer table scrolls, so that what comes after it is not out of sight
 LEAD_SHARE = 0.02  # how much of the time before the load the figures show
 
 _TRAFFIC = "What the load offered, whatever became of it."
@@ -295,9 +296,9 @@ def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, 
     body = "\n".join(
         "<tr>" + "".join(f"<td{kind(column)}>{escape(cell)}</td>" for column, cell in enumerate(row)) + "</tr>" for row in rows
     )
-    name = escape(caption)
+    name, low = escape(caption), " low" if len(rows) > MANY_ROWS else ""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table><caption>{name}</caption>'
+        f'<div class="scroll{low}" tabindex="0" role="region" aria-label="{name}"><table><caption>{name}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -6,18 +6,21 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from global_planner.compile import budget_of
 from global_planner.config import Topology
-from global_planner.demo.figures import LIMIT, QUIET, Figure, figure, hue, pale, pool_colors, trace
+from global_planner.demo.figures import HUES, LIMIT, QUIET, Figure, figure, hue, pale, pool_colors, trace
 from global_planner.demo.series import Line
 from global_planner.replay.labels import across, placed
 from global_planner.replay.scenario import Outcome
 from global_planner.replay.scores import EDGES_S, OverTime
+from global_planner.types import Budget
 
 POINTS = 600
+MANY_POOLS = 12  # more are told apart by nobody: then a model's are one area
+MANY_LINES = 6
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8f3f00", "#566274")
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "cross")  # of points, once all colours are used
@@ -25,12 +28,15 @@ PATTERNS = ("", "/", "x", ".", "-", "\\", "+", "|")  # bars differ in more than 
 
 
 def traffic(topology: Topology, outcome: Outcome) -> list[Figure]:
-    """Offered requests/s of every model, in one figure."""
-    data = []
+    """Offered requests/s of every model, in one figure; of many models stacked, so that their sum is seen."""
+    stacked, data = len(topology.groups) > MANY_LINES, []
     for index, group in enumerate(topology.groups):
         over_time = outcome.over_time[group.model]
         line = _binned(over_time, over_time.requests / over_time.width_s)
-        data.append(trace(line, group.model, color=hue(index), dash=("solid", "dash")[index % 2]))
+        if stacked:
+            data.append(_area(line, group.model, _shade(index)))
+        else:
+            data.append(trace(line, group.model, color=hue(index), dash=("solid", "dash")[index % 2]))
     return [figure("traffic", "Offered requests/s", data, y="requests/s")]
 
 
@@ -56,24 +62,23 @@ def expectations(outcome: Outcome) -> list[Figure]:
     return figures
 
 
-def charged(outcome: Outcome) -> list[Figure]:
-    """GPUs charged by pool, stacked, against the budget: a figure for each GPU type."""
+def charged(outcome: Outcome, budget: Budget) -> list[Figure]:
+    """GPUs charged by pool (of many pools: by model), stacked, against the budget that was asked for: a figure for each GPU
+    type. A fixed fleet brings a budget of its own, and may stand above."""
     topology, timeline, figures = outcome.topology, outcome.timeline, []
-    colors, limits = pool_colors(topology), budget_of(topology).max_gpus
+    colors, limits = pool_colors(topology), budget.max_gpus
+    numbers = {group.name: index for index, group in enumerate(topology.groups)}
     for gpu_type in topology.budget.gpus:
-        pools = [pool for _, pool in topology.placed_pools() if pool.gpu_type == gpu_type]
-        data = [
-            trace(
-                _thinned(timeline.at_s, timeline.pools[pool.name]["charged_gpus"]),
-                pool.name,
-                color=colors[pool.name],
-                shape="hv",
-                width=0.8,
-                stackgroup="gpus",
-                fillcolor=colors[pool.name],
-            )
-            for pool in pools
-        ]
+        pools = [(group, pool) for group, pool in topology.placed_pools() if pool.gpu_type == gpu_type]
+        if len(pools) > MANY_POOLS:
+            together: dict[str, np.ndarray] = {}
+            for group, pool in pools:
+                column = np.asarray(timeline.pools[pool.name]["charged_gpus"], dtype=np.float64)
+                together[group.name] = together.get(group.name, np.zeros_like(column)) + column
+            areas = [(name, array("d", gpus), _shade(numbers[name])) for name, gpus in together.items()]
+        else:
+            areas = [(pool.name, timeline.pools[pool.name]["charged_gpus"], colors[pool.name]) for _, pool in pools]
+        data = [_area(_thinned(timeline.at_s, column), name, color, shape="hv") for name, column, color in areas]
         if gpu_type in limits and len(timeline.at_s):
             ends = Line(x=(0.0, timeline.at_s[-1] / 60.0), y=(limits[gpu_type], limits[gpu_type]))
             data.append(trace(ends, "budget", color=LIMIT, dash="dash", width=2.5))
@@ -155,18 +160,27 @@ def priorities(topology: Topology, outcomes: Sequence[Outcome]) -> list[Figure]:
 
 
 def latencies(topology: Topology, outcomes: Sequence[Outcome]) -> list[Figure]:
-    """p50 and p95 of TTFT and ITL over time against the SLA: two figures for each model."""
+    """p50 and p95 (of many policies: p95) of TTFT and ITL over time against the SLA: two figures for each model."""
     figures = []
+    shares = [(0.95, "dot")] if 2 * len(outcomes) > MANY_LINES else [(0.5, "solid"), (0.95, "dot")]
+    alike = len(shares) > 1  # dashes tell the quantiles, else the policies
     for group in topology.groups:
         for metric, limit in (("ttft", group.sla.ttft_ms), ("itl", group.sla.itl_ms)):
             data, end = [], 0.0
             for index, outcome in enumerate(outcomes):
                 over_time = outcome.over_time[group.model]
                 counts = over_time.ttft if metric == "ttft" else over_time.itl
-                for share, dash in ((0.5, "solid"), (0.95, "dot")):
+                for share, dash in shares:
                     line = _binned(over_time, 1e3 * _quantiles(counts, share))
                     end = max(end, line.x[-1] if line.x else 0.0)
-                    data.append(trace(line, f"{outcome.policy} p{100 * share:.0f}", color=_color(index), dash=dash))
+                    data.append(
+                        trace(
+                            line,
+                            f"{outcome.policy} p{100 * share:.0f}",
+                            color=_color(index),
+                            dash=dash if alike else _dash(index),
+                        )
+                    )
             data.append(trace(Line(x=(0.0, end), y=(limit, limit)), "SLA", color=LIMIT, dash="dash"))
             figures.append(figure(f"{metric}-{group.name}", f"{group.model}: {metric.upper()}", data, y="ms"))
     return figures
@@ -254,6 +268,16 @@ def _percent(drawn: Figure) -> Figure:
     """With an axis of shares from 0 to 100 %."""
     drawn["layout"]["yaxis"] |= {"range": [0, 1.02], "tickformat": ".0%"}
     return drawn
+
+
+def _area(line: Line, name: str, color: str, *, shape: str = "linear") -> dict[str, Any]:
+    """One layer of a stack."""
+    return trace(line, name, color=color, shape=shape, width=0.8, stackgroup="one", fillcolor=color)
+
+
+def _shade(index: int) -> str:
+    """Colours for many layers: the darkest of each hue, then the next."""
+    return HUES[index % len(HUES)][index // len(HUES) % len(HUES[0])]
 
 
 def _color(index: int) -> str:

@@ -12,16 +12,22 @@ from global_planner.demo.words import percent_text
 from global_planner.replay import figures
 from global_planner.replay.scenario import Outcome
 from global_planner.replay.summary import Numbers
+from global_planner.types import Budget
+
+MANY_SOURCES = 6
 
 _TRAFFIC = "What the workload offers, whatever became of it."
 _COST = "GPU-hours over the whole time, starting and ending replicas included, against the share of all offered requests."
-_GPUS = "Running, starting and still ending replicas count. Stacked by pool."
+_GPUS = (
+    "Running, starting and still ending replicas count. The dashed line is the budget that was asked for; fleets that never "
+    "move are sized without one, and may stand above it."
+)
 _ATTAINMENT = "By the time of arrival, over all offered requests: who is shed or fails misses."
 _PRIORITIES = (
     "Over all offered requests of the whole time. Classes that are served first stand on the left; with requests of several "
     "priorities in one group, each has its own bar."
 )
-_LATENCY = "Of answered requests, by the time of arrival: median and 95 %."
+_LATENCY = "Of answered requests, by the time of arrival: median and 95 % (of many policies 95 % only)."
 _CDF = "Of answered requests. The dashed line is the SLA."
 _REPLICAS = "What each pool's planner wanted, what the arbiter granted, and what was ready to serve."
 _FORECAST = "Each forecast stands at the moment that it is about. Planners plan for the upper quantile."
@@ -38,14 +44,17 @@ def render(
     *,
     title: str,
     sources: Sequence[str],
+    budget: Budget,
 ) -> str:
-    """The page. `numbers` by policy, as in summary.json."""
+    """The page. `numbers` by policy, as in summary.json; `budget`: what was asked for."""
     first = outcomes[0]
     beside = "two" if len(outcomes) > 1 else "wide"
     sections = (
         Section("traffic", "Traffic", _TRAFFIC, "wide", figures.traffic(first.topology, first)),
         Section("cost", "What it costs and what it gives", _COST, "wide", figures.cost(outcomes)),
-        Section("gpus", "Charged GPUs against the budget", _GPUS, beside, [f for o in outcomes for f in figures.charged(o)]),
+        Section(
+            "gpus", "Charged GPUs against the budget", _GPUS, beside, [f for o in outcomes for f in figures.charged(o, budget)]
+        ),
         Section("attainment", "Attainment over time", _ATTAINMENT, "two", figures.attainment(first.topology, outcomes)),
         Section("priorities", "Attainment by priority", _PRIORITIES, "wide", figures.priorities(first.topology, outcomes)),
         Section("latency", "Latency against the SLA", _LATENCY, "two", figures.latencies(first.topology, outcomes)),
@@ -73,7 +82,10 @@ def render(
 
 
 def _words(outcome: Outcome, sources: Sequence[str]) -> str:
-    return f"{outcome.total().requests:,} requests in {outcome.window_s / 60.0:,.0f} minutes, from {'; '.join(sources)}."
+    told = "; ".join(sources)
+    if len(sources) > MANY_SOURCES:
+        told = f"{len(sources)} traces, the first of them {sources[0]} (all are in summary.json)"
+    return f"{outcome.total().requests:,} requests in {outcome.window_s / 60.0:,.0f} minutes, from {told}."
 
 
 def _side_by_side(outcomes: Sequence[Outcome]) -> list[Figure]:
@@ -90,14 +102,15 @@ def _side_by_side(outcomes: Sequence[Outcome]) -> list[Figure]:
 
 def _policies(numbers: Mapping[str, Numbers]) -> str:
     heads = (
-        "policy", "attainment", "TTFT met", "ITL met", "violations", "shed", "GPU-hours", "cost", "moves", "budget violations",
-        "half-granted GPU-h", "fairness",
+        "policy", "attainment", "TTFT met", "ITL met", "violations", "shed", "GPU-hours", "most GPUs", "cost", "moves",
+        "budget violations", "half-granted GPU-hours", "fairness",
     )  # fmt: skip
     rows = [
         (
             name, percent(one["attainment"]), percent(one["ttft_attainment"]), percent(one["itl_attainment"]),
-            f"{one['violations']:,}", f"{one['shed']:,}", f"{one['gpu_hours']:.2f}", number(one["cost"]), str(one["moves"]),
-            str(one["budget_violations"]), f"{one['half_granted_gpu_hours']:.2f}", number(one["jain_fairness"]),
+            f"{one['violations']:,}", f"{one['shed']:,}", f"{one['gpu_hours']:.2f}", most_gpus(one), number(one["cost"]),
+            str(one["moves"]), str(one["budget_violations"]), f"{one['half_granted_gpu_hours']:.2f}",
+            number(one["jain_fairness"]),
         )
         for name, one in numbers.items()
     ]  # fmt: skip
@@ -135,6 +148,11 @@ def _curves(numbers: Mapping[str, Numbers]) -> str:
         if its["curves"]["with_admission"] is not None
     ]
     return table("What the planners' curves said of the ready replicas, and what came", heads, rows, left=2) if rows else ""
+
+
+def most_gpus(one: Numbers) -> str:
+    """The most that was charged at any moment: of each GPU type, added up."""
+    return str(sum(held["most_held"] for held in one["gpu_types"].values()))  # type: ignore[attr-defined]
 
 
 def percent(value: object) -> str:

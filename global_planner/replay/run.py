@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from global_planner.compile import budget_of
 from global_planner.config import Topology
 from global_planner.demo.report import Decision
 from global_planner.journal import Journal
@@ -27,7 +28,7 @@ from global_planner.policies import policies_of
 from global_planner.replay.arrivals import Workload, merge
 from global_planner.replay.contenders import Contender
 from global_planner.replay.policies import policy
-from global_planner.replay.report import number, percent, render
+from global_planner.replay.report import most_gpus, number, percent, render
 from global_planner.replay.scenario import Outcome, Scenario
 from global_planner.replay.simulator import Simulation
 from global_planner.replay.sources import Source, load
@@ -93,7 +94,14 @@ def play(scenario: Scenario, options: ReplayOptions, sources: Sequence[str]) -> 
             why += rows
     numbers = {outcome.policy: summarise(outcome, scenario.profiles, scenario.workload) for outcome in outcomes}
     title = f"Replay of {scenario.topology.name}: {', '.join(options.policies)}"
-    report = render(outcomes, numbers, sorted(why, key=lambda row: row.at_s), title=title, sources=sources)
+    report = render(
+        outcomes,
+        numbers,
+        sorted(why, key=lambda row: row.at_s),
+        title=title,
+        sources=sources,
+        budget=budget_of(scenario.topology),
+    )
     (options.out / "summary.json").write_bytes(
         summary_bytes(scenario, outcomes[0].window_s, numbers, sources, options.admission)
     )
@@ -147,14 +155,26 @@ def _play_one(
 def table(numbers: dict[str, Numbers]) -> str:
     """The policies side by side, for a terminal."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    heads = ("policy", "attainment", "TTFT met", "ITL met", "violations", "shed", "GPU-hours", "cost", "moves", "over budget")
+    heads = (
+        "policy",
+        "attainment",
+        "TTFT met",
+        "ITL met",
+        "violations",
+        "shed",
+        "GPU-hours",
+        "most GPUs",
+        "cost",
+        "moves",
+        "over budget",
+    )
     for name in heads:
         shown.add_column(name, justify="left" if name == "policy" else "right")
     for name, one in numbers.items():
         shown.add_row(
             name, percent(one["attainment"]), percent(one["ttft_attainment"]), percent(one["itl_attainment"]),
-            f"{one['violations']:,}", f"{one['shed']:,}", f"{one['gpu_hours']:.2f}", number(one["cost"]), str(one["moves"]),
-            str(one["budget_violations"]),
+            f"{one['violations']:,}", f"{one['shed']:,}", f"{one['gpu_hours']:.2f}", most_gpus(one), number(one["cost"]),
+            str(one["moves"]), str(one["budget_violations"]),
         )  # fmt: skip
     out = Console(file=io.StringIO(), width=128, color_system=None, highlight=False)
     out.print(shown)

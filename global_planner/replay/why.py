@@ -24,20 +24,23 @@ class Reasons:
             self._kept.append(record)
         if not isinstance(record, Round) or len(self.rows) >= MOST:
             return
+        told = [order._replace(kind=f"{self._policy}: {order.kind}") for order in orders([record], 0.0)]
+        ordered = {(order.pool, order.change) for order in told}  # a grant that is carried out at once is one event
         for grant in record.allocation.pools:
             now = (grant.granted, grant.reason)
             before = self._told.get(grant.pool, (grant.before, ""))[0]
-            if before != grant.granted:
+            change = f"{'?' if grant.before is None else grant.before} → {grant.granted}"
+            if before != grant.granted and (grant.pool, change) not in ordered:
                 self.rows.append(
                     Decision(
                         at_s=record.inputs.at_s,
                         round_no=record.inputs.round_no,
                         pool=grant.pool,
                         kind=f"{self._policy}: granted",
-                        change=f"{'?' if grant.before is None else grant.before} → {grant.granted}",
+                        change=change,
                         reason=grant.reason,
                         became=DONE,
                     )
                 )
             self._told[grant.pool] = now
-        self.rows += [order._replace(kind=f"{self._policy}: {order.kind}") for order in orders([record], 0.0)]
+        self.rows += told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,46 @@ def test_two_policies_side_by_side_and_the_same_bytes_again(rates: Path, tmp_pat
     ours, theirs = (drawn[f"plot-replicas-{name}-chat-decode"]["layout"]["yaxis"]["range"] for name in summary["policies"])
     assert ours == theirs
     assert {"1,000", "2,000", "5,000"} <= set(drawn["plot-cdf-ttft-chat"]["layout"]["xaxis"]["ticktext"])
+    # A grant that is carried out in its round is one line of the decisions, not two.
+    rows = re.findall(
+        r'<tr data-pool="(.*?)".*?<td class="number">(.*?)</td><td class="number">.*?</td>.*?<td>(\S+ → \S+)</td>', page
+    )
+    assert len(rows) == len(set(rows)) > 5
     assert "static_peak: granted" not in page and not any(f"{count} → {count}<" in page for count in range(9))
     # The journal beside it is one like any other: every round comes out again.
     assert run("--check", str(first / "goodput" / "journal"))[0] == 0
     run(*words, "--out", str(again))
     assert (again / "summary.json").read_bytes() == (first / "summary.json").read_bytes()
     assert (again / "report.html").read_bytes() == (first / "report.html").read_bytes()
+
+
+def test_the_report_of_many_pools_and_of_a_fleet_beyond_the_budget(rates: Path, tmp_path: Path) -> None:
+    """Seven models: traffic and GPUs are stacked by model. A fleet for the peak stands above the budget that was asked for."""
+    profile = EXAMPLE.parent / "profile"
+    pools = [("prefill", 6), ("decode", 8)]
+    groups = [
+        {
+            "name": f"m{number}", "model": f"made/m{number}", "sla": {"ttft_ms": 6000, "itl_ms": 500},
+            "pools": [
+                {"name": f"m{number}-{role}", "role": role, "dgd": f"m{number}", "gpu_type": "h100", "min_replicas": 1,
+                 "max_replicas": most, "profile": str(profile)}
+                for role, most in pools
+            ],
+        }
+        for number in range(7)
+    ]  # fmt: skip
+    topology = tmp_path / "seven.json"
+    topology.write_text(json.dumps({"name": "seven", "budget": {"gpus": {"h100": {"max": 14}}}, "groups": groups}))
+    traces = [word for number in range(7) for word in ("--trace", f"m{number}={rates},isl=300,osl=60,scale=3")]
+    status, told = run("--topology", str(topology), *traces, "--policy", "static_peak", "--out", str(tmp_path / "out"))
+    assert status == 0, told
+    drawn = {figure["id"]: figure for figure in figures_of((tmp_path / "out" / "report.html").read_text())}
+    areas, budget = (drawn["plot-gpus-static_peak-h100"]["data"][part] for part in (slice(None, -1), -1))
+    assert [area["name"] for area in areas] == [f"m{number}" for number in range(7)]
+    assert budget["name"] == "budget" and set(budget["y"]) == {14}
+    most = json.loads((tmp_path / "out" / "summary.json").read_text())["policies"]["static_peak"]["gpu_types"]["h100"]
+    assert sum(area["y"][0] for area in areas) == most["most_held"] > 14 and f" {most['most_held']} " in told
+    assert all(line["stackgroup"] for line in drawn["plot-traffic"]["data"])
 
 
 def test_the_report_shows_who_was_served_first(rates: Path, tmp_path: Path) -> None:
