@@ -163,6 +163,8 @@ def replay(
         )
         options = ReplayOptions(out=out, policies=names, admission=not no_admission)
         numbers = play(scenario, options, [Path(text).name if "=" not in text else text for text in traces])
+    if not any(one["requests"] for one in numbers.values()):
+        click.echo("no request comes within the time that is accounted for (--window): only the fleet is told", err=True)
     click.echo(table(numbers))
     click.echo(f"\n{out / 'report.html'}  {out / 'summary.json'}")
     sys.exit(1 if any(one["budget_violations"] for one in numbers.values()) else 0)

@@ -233,7 +233,8 @@ def decade_ticks(low: float, high: float) -> list[float]:
 def cost(outcomes: Sequence[Outcome]) -> list[Figure]:
     """GPU-hours against attainment, a point for each policy."""
     points = [(outcome, sum(outcome.gpu_hours.values()), outcome.total().attainment) for outcome in outcomes]
-    return [frontier("cost", [(outcome.policy, hours, share) for outcome, hours, share in points if share is not None])]
+    known = [(outcome.policy, hours, share) for outcome, hours, share in points if share is not None]
+    return [frontier("cost", known)] if known else []
 
 
 def frontier(name: str, points: Sequence[tuple[str, float, float]]) -> Figure:
