@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,10 @@ _FAULTS = ("kill", "slow", "hang", "recover")
 )
 @click.option("--policy", show_default="goodput", metavar="NAME", help="Who decides; see above.")
 @click.option("--compare", metavar="A,B,…", help="Instead: play all these, side by side in the report.")
+@click.option(
+    "--beside", "others", multiple=True, type=_FILE, metavar="FILE",
+    help="Another topology of the same models, which gets the same requests: side by side in the report. Repeatable.",
+)  # fmt: skip
 @click.option("--out", type=_FOLDER, default=Path("replay-report"), show_default=True, help="Where the outputs are written.")
 @click.option("--budget", type=click.IntRange(1), help="GPUs of the budget, instead of the topology's.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of everything that is random.")
@@ -64,6 +69,7 @@ def replay(
     traces: tuple[str, ...],
     policy: str | None,
     compare: str | None,
+    others: tuple[Path, ...],
     out: Path,
     budget: int | None,
     seed: int,
@@ -119,6 +125,7 @@ def replay(
           --trace chat=azure_conv.csv.gz,scale=0.1,duration=20m --trace code=azure_code.csv.gz,scale=0.1,duration=20m
       global-planner replay --topology T --trace chat=week.csv,rate=rpm,isl=1100:1,osl=210:0.8 --compare goodput,hpa,static_peak
       global-planner replay --topology T --trace chat=trace.jsonl.gz --pick prefix_affinity --fault kill:chat-decode@10m
+      global-planner replay --topology now.yaml --beside cheaper.yaml --trace chat=trace.jsonl.gz
       global-planner replay --check demo-report/run/journal
     """
     if journal is not None:
@@ -139,15 +146,19 @@ def replay(
     from global_planner.topology_file import load_profiles, load_topology, with_budget
 
     with told_errors():
-        topology = load_topology(topology_path)
-        topology = topology if budget is None else with_budget(topology, budget)
+        topologies = _called([(each.stem, load_topology(each)) for each in (topology_path, *others)])
+        if budget is not None:
+            topologies = {place: with_budget(each, budget) for place, each in topologies.items()}
+        topology = next(iter(topologies.values()))
+        _same_models(topologies)
         names = names_of(next((text for text in (compare, policy) if text is not None), "goodput"))
-        pools = [pool.name for _, pool in topology.placed_pools()]
+        everywhere = [name for name in _pools(topology) if all(name in _pools(each) for each in topologies.values())]
         workload = read_sources([parse_source(text) for text in traces], topology, seed)
         if window is None and workload.span_s <= 0.0:
             raise ValueError("all requests come at one moment: --window TIME says for how long to account")
-        standing = dict(_start(text, pools) for text in start)
-        _fits(standing, topology)
+        standing = dict(_start(text, everywhere) for text in start)
+        for each in topologies.values():
+            _fits(standing, each)
         scenario = Scenario(
             topology=topology,
             profiles=load_profiles(topology),
@@ -156,13 +167,14 @@ def replay(
             window_s=window,
             start=standing,
             cold_start=None if cold_start is None else _cold_start(cold_start),
-            faults=tuple(_fault(text, pools) for text in fault),
+            faults=tuple(_fault(text, everywhere) for text in fault),
             pick=pick,  # type: ignore[arg-type]
             prefix_cache=not no_prefix_cache,
             told_lengths=told_lengths,
         )
         options = ReplayOptions(out=out, policies=names, admission=not no_admission)
-        numbers = play(scenario, options, [Path(text).name if "=" not in text else text for text in traces])
+        beside = {place: replace(scenario, topology=each, profiles=load_profiles(each)) for place, each in topologies.items()}
+        numbers = play(scenario, options, traces, beside=beside if others else None)
     if not any(one["requests"] for one in numbers.values()):
         click.echo("no request comes within the time that is accounted for (--window): only the fleet is told", err=True)
     click.echo(table(numbers))
@@ -192,6 +204,29 @@ def _start(text: str, pools: list[str]) -> tuple[str, int]:
     if not count.isdecimal():
         raise ValueError(f"--start {text}: must be POOL=N with a whole number")
     return pool, int(count)
+
+
+def _pools(topology: Topology) -> list[str]:
+    return [pool.name for _, pool in topology.placed_pools()]
+
+
+def _called(read: list[tuple[str, Topology]]) -> dict[str, Topology]:
+    """The deployments by the names of their files; by their own where those are the same. Raises ValueError."""
+    by_file = dict(read)
+    by_name = {each.name: each for _, each in read}
+    if len(read) > max(len(by_file), len(by_name)):
+        raise ValueError("--beside: neither the files' names nor the topologies' (`name:`) differ; runs are called by them")
+    return by_file if len(by_file) == len(read) else by_name
+
+
+def _same_models(topologies: dict[str, Topology]) -> None:
+    """Refuses deployments that cannot stand side by side. Raises ValueError."""
+    said = {place: {group.model: group.sla for group in each.groups} for place, each in topologies.items()}
+    (first, models), *more = said.items()
+    for place, other in more:
+        if other != models:
+            differ = sorted(model for model in {*models, *other} if models.get(model) != other.get(model))
+            raise ValueError(f"--beside {place}: not the models and SLAs of {first}: {', '.join(differ)}")
 
 
 def _fits(standing: dict[str, int], topology: Topology) -> None:

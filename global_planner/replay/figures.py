@@ -82,7 +82,10 @@ def charged(outcome: Outcome, budget: Budget) -> list[Figure]:
         if gpu_type in limits and len(timeline.at_s):
             ends = Line(x=(0.0, timeline.at_s[-1] / 60.0), y=(limits[gpu_type], limits[gpu_type]))
             data.append(trace(ends, "budget", color=LIMIT, dash="dash", width=2.5))
-        figures.append(figure(f"gpus-{outcome.policy}-{gpu_type}", f"{outcome.policy}: {gpu_type}", data, y="GPUs"))
+        drawn = figure(f"gpus-{outcome.policy}-{gpu_type}", f"{gpu_type} ({outcome.policy})", data, y="GPUs")
+        stacked = [sum(y or 0.0 for y in column) for column in zip(*(line["y"] for line in data[: len(areas)]), strict=True)]
+        drawn["layout"]["yaxis"]["range"] = [0, 1.04 * max(1.0, limits.get(gpu_type) or 0.0, *stacked)]
+        figures.append(drawn)
     return figures
 
 
@@ -127,9 +130,17 @@ def priorities(topology: Topology, outcomes: Sequence[Outcome]) -> list[Figure]:
     ]
     if len(rows) < 2:
         return []
+    classes = {
+        group.name: "/".join(
+            dict.fromkeys(
+                str(each.priority) for outcome in outcomes for each in outcome.topology.groups if each.model == group.model
+            )
+        )
+        for group in topology.groups
+    }
     several = {group.name for group, _ in rows if sum(other.name == group.name for other, _ in rows) > 1}
     labels = [
-        f"{group.name}<br>class {group.priority}" + (f", requests of {priority}" if group.name in several else "")
+        f"{group.name}<br>class {classes[group.name]}" + (f", requests of {priority}" if group.name in several else "")
         for group, priority in rows
     ]
     data = []

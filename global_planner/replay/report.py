@@ -44,30 +44,32 @@ def render(
     *,
     title: str,
     sources: Sequence[str],
-    budget: Budget,
+    budgets: Sequence[Budget],
 ) -> str:
-    """The page. `numbers` by policy, as in summary.json; `budget`: what was asked for."""
+    """The page. `numbers` by policy, as in summary.json; `budgets`: what was asked for, of each outcome."""
     first = outcomes[0]
     beside = "two" if len(outcomes) > 1 else "wide"
+    gpus = _side_by_side([figures.charged(*pair) for pair in zip(outcomes, budgets, strict=True)])
+    replicas = _side_by_side([figures.replicas(outcome) for outcome in outcomes])
+    forecasts = [drawn for each in (outcomes if len(outcomes) == 2 else outcomes[:1]) if (drawn := figures.expectations(each))]
+    expected = _side_by_side(forecasts)
     sections = (
         Section("traffic", "Traffic", _TRAFFIC, "wide", figures.traffic(first.topology, first)),
         Section("cost", "What it costs and what it gives", _COST, "wide", figures.cost(outcomes)),
-        Section(
-            "gpus", "Charged GPUs against the budget", _GPUS, beside, [f for o in outcomes for f in figures.charged(o, budget)]
-        ),
+        Section("gpus", "Charged GPUs against the budget", _GPUS, beside, gpus),
         Section("attainment", "Attainment over time", _ATTAINMENT, "two", figures.attainment(first.topology, outcomes)),
         Section("priorities", "Attainment by priority", _PRIORITIES, "wide", figures.priorities(first.topology, outcomes)),
         Section("latency", "Latency against the SLA", _LATENCY, "two", figures.latencies(first.topology, outcomes)),
         Section("cdf", "How latencies are distributed", _CDF, "two", figures.distributions(first.topology, outcomes)),
-        Section("replicas", "Replicas", _REPLICAS, "two" if len(outcomes) == 2 else "", _side_by_side(outcomes)),
-        Section("forecast", "Forecast and what came", _FORECAST, "", figures.expectations(first)),
+        Section("replicas", "Replicas", _REPLICAS, "two" if len(outcomes) == 2 else "", replicas),
+        Section("forecast", "Forecast and what came", _FORECAST, "two" if len(forecasts) == 2 else "", expected),
     )
     shown = [each for each in sections if each.figures]
     drawn = [figure for each in shown for figure in each.figures]
     for figure in drawn:
         figure["layout"].setdefault("xaxis", {"range": [0, first.window_s / 60.0]})
     links = " ".join(f'<a href="#{each.anchor}">{escape(each.title)}</a>' for each in shown)
-    pools = [pool.name for _, pool in first.topology.placed_pools()]
+    pools = list(dict.fromkeys(pool.name for each in outcomes for _, pool in each.topology.placed_pools()))
     body = [
         f"<header>\n<h1>{escape(title)}</h1>\n<p>{escape(_words(first, sources))}</p>",
         f'<nav aria-label="Sections">{links} <a href="#decisions">Decisions</a></nav>\n</header>\n<main>',
@@ -88,16 +90,17 @@ def _words(outcome: Outcome, sources: Sequence[str]) -> str:
     return f"{outcome.total().requests:,} requests in {outcome.window_s / 60.0:,.0f} minutes, from {told}."
 
 
-def _side_by_side(outcomes: Sequence[Outcome]) -> list[Figure]:
-    """Pool by pool, each policy beside the others and on the same scale."""
-    columns = [figures.replicas(outcome) for outcome in outcomes]
-    rows = list(zip(*columns, strict=True))
-    for row in rows:
-        axes = [figure["layout"]["yaxis"] for figure in row]
-        tallest = max(axes, key=lambda axis: axis["range"][1])
+def _side_by_side(columns: Sequence[Sequence[Figure]]) -> list[Figure]:
+    """Of every policy's figures, called `WHAT (POLICY)`: those of one thing beside each other, and on the same scale."""
+    rows: dict[str, list[Figure]] = {}
+    for drawn in (figure for column in columns for figure in column):
+        rows.setdefault(drawn["title"].rpartition(" (")[0], []).append(drawn)
+    for row in rows.values():
+        axes = [figure["layout"]["yaxis"] for figure in row if "range" in figure["layout"]["yaxis"]]
+        tallest: Figure = max(axes, key=lambda axis: axis["range"][1], default={})
         for axis in axes:
-            axis |= {key: tallest[key] for key in ("range", "dtick")}
-    return [figure for row in rows for figure in row]
+            axis |= {key: tallest[key] for key in ("range", "dtick") if key in tallest}
+    return [figure for row in rows.values() for figure in row]
 
 
 def _policies(numbers: Mapping[str, Numbers]) -> str:

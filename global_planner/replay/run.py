@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,9 +76,15 @@ def writable(out: Path) -> None:
         raise ValueError(f"--out {out}: cannot be written: {error.strerror}") from error
 
 
-def play(scenario: Scenario, options: ReplayOptions, sources: Sequence[str]) -> dict[str, Numbers]:
-    """Play every policy, write the outputs, and give the numbers by policy."""
+def play(
+    scenario: Scenario, options: ReplayOptions, sources: Sequence[str], *, beside: Mapping[str, Scenario] | None = None
+) -> dict[str, Numbers]:
+    """Play every policy, write the outputs, and give the numbers by policy. With `beside`, deployments by name for the same
+    workload, every policy is played in each of these instead, and is called POLICY@NAME."""
     writable(options.out)
+    runs = {name: (name, scenario) for name in options.policies}
+    if beside:
+        runs = {f"{name}@{place}": (name, each) for name in options.policies for place, each in beside.items()}
     outcomes: list[Outcome] = []
     why: list[Decision] = []
     columns = (
@@ -86,21 +92,25 @@ def play(scenario: Scenario, options: ReplayOptions, sources: Sequence[str]) -> 
         TextColumn("{task.fields[told]}"), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        for name in options.policies:
-            contender = policy(name) if options.admission else replace(policy(name), admission=False)
-            task = progress.add_task(name, total=None, told="")
-            outcome, rows = _play_one(scenario, contender, options, progress, task)
+        for label, (name, each) in runs.items():
+            contender = replace(policy(name), name=label)
+            contender = contender if options.admission else replace(contender, admission=False)
+            task = progress.add_task(label, total=None, told="")
+            outcome, rows = _play_one(each, contender, options, progress, task)
             outcomes.append(outcome)
             why += rows
-    numbers = {outcome.policy: summarise(outcome, scenario.profiles, scenario.workload) for outcome in outcomes}
-    title = f"Replay of {scenario.topology.name}: {', '.join(options.policies)}"
+    played = [each for _, each in runs.values()]
+    numbers = {
+        outcome.policy: summarise(outcome, each.profiles, each.workload) for outcome, each in zip(outcomes, played, strict=True)
+    }
+    title = f"Replay of {scenario.topology.name}: {', '.join(runs)}"
     report = render(
         outcomes,
         numbers,
         sorted(why, key=lambda row: row.at_s),
         title=title,
         sources=sources,
-        budget=budget_of(scenario.topology),
+        budgets=[budget_of(each.topology) for each in played],
     )
     (options.out / "summary.json").write_bytes(
         summary_bytes(scenario, outcomes[0].window_s, numbers, sources, options.admission)

@@ -102,6 +102,8 @@ def measure(kind: str, requests: int, replicas: int, shape: str, load_replicas: 
 
 def alone(*words: object) -> dict[str, float]:
     """A measurement in a process of its own, so that memory is its own."""
+    kind, requests, replicas = words[:3]
+    print(f"{kind}: {requests:,} requests over {replicas} replicas …", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "tests.bench.replay", "--one", *map(str, words)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -109,12 +111,19 @@ def alone(*words: object) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the numbers here")
-    parser.add_argument("--requests", type=int, default=1_000_000)
-    parser.add_argument("--replicas", type=int, default=100)
-    parser.add_argument("--shape", choices=("agg", "disagg"), default="agg", help="aggregated replicas, or prefill and decode")
-    parser.add_argument("--workload", choices=("conversation", "coding", "both"), default="both")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench.replay",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Example: python -m tests.bench.replay --compiled --requests 100000 --workload conversation --json replay.json",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here")
+    parser.add_argument("--requests", type=int, default=1_000_000, metavar="N", help="of each workload (default: %(default)s)")
+    parser.add_argument("--replicas", type=int, default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--shape", choices=("agg", "disagg"), default="agg", help="aggregated replicas (default), or both stages"
+    )
+    parser.add_argument("--workload", choices=("conversation", "coding", "both"), default="both", help="default: both")
     parser.add_argument("--compiled", action="store_true", help="the same sources, compiled (extra: fast)")
     parser.add_argument("--scaling", action="store_true", help="also how the cost grows with requests and replicas")
     parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)

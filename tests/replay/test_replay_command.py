@@ -66,6 +66,42 @@ def test_two_policies_side_by_side_and_the_same_bytes_again(rates: Path, tmp_pat
     assert (again / "report.html").read_bytes() == (first / "report.html").read_bytes()
 
 
+def test_two_deployments_side_by_side(rates: Path, tmp_path: Path) -> None:
+    """The same requests for the example, and for the example with 9 GPUs and other priorities: two runs in one report."""
+    text = (
+        EXAMPLE.read_text().replace("max: 16", "max: 9").replace("profile: profile", f"profile: {EXAMPLE.parent / 'profile'}")
+    )
+    (tmp_path / "nine.yaml").write_text(text.replace("priority: 0", "priority: 4"))
+    out, trace = tmp_path / "out", f"chat={rates},isl=600,osl=60"
+    both = ("--trace", trace, "--trace", f"code={rates},isl=300,osl=20,scale=0.3")
+    words = ("--topology", str(EXAMPLE), "--beside", str(tmp_path / "nine.yaml"), *both, "--out", str(out))
+    status, told = run(*words)
+    assert status == 0, told
+    numbers = json.loads((out / "summary.json").read_text())["policies"]
+    assert list(numbers) == ["goodput@topology", "goodput@nine"]
+    assert (
+        numbers["goodput@nine"]["gpu_types"]["h100"]["budget"] == 9 >= numbers["goodput@nine"]["gpu_types"]["h100"]["most_held"]
+    )
+    drawn = {figure["id"]: figure for figure in figures_of((out / "report.html").read_text())}
+    budgets = [set(drawn[f"plot-gpus-{label}-h100"]["data"][-1]["y"]) for label in numbers]
+    scales = [drawn[f"plot-gpus-{label}-h100"]["layout"]["yaxis"]["range"] for label in numbers]
+    assert scales[0] == scales[1] and {f"plot-forecast-{label}-chat-decode" for label in numbers} <= set(drawn)
+    assert budgets == [{16}, {9}] and {"plot-replicas-goodput@nine-chat-decode", "plot-attainment-chat"} <= set(drawn)
+    assert drawn["plot-priorities"]["data"][0]["x"][0].endswith("class 0/4")
+    # Each is what it is alone.
+    alone = tmp_path / "alone"
+    assert run("--topology", str(EXAMPLE), *both, "--out", str(alone))[0] == 0
+    assert json.loads((alone / "summary.json").read_text())["policies"]["goodput"] == numbers["goodput@topology"]
+    for changed, expected in (
+        ("ttft_ms: 600", "not the models and SLAs of topology: demo/chat"),
+        ("", "neither the files' names"),
+    ):
+        other = tmp_path / ("other.yaml" if changed else "topology.yaml")
+        other.write_text(text.replace("ttft_ms: 6000", changed or "ttft_ms: 6000", 1))
+        status, told = run("--topology", str(EXAMPLE), "--beside", str(other), "--trace", trace, "--out", str(tmp_path / "no"))
+        assert status == 2 and expected in told and not (tmp_path / "no").exists()
+
+
 def test_the_report_of_many_pools_and_of_a_fleet_beyond_the_budget(rates: Path, tmp_path: Path) -> None:
     """Seven models: traffic and GPUs are stacked by model. A fleet for the peak stands above the budget that was asked for."""
     profile = EXAMPLE.parent / "profile"
