@@ -55,6 +55,8 @@ def swept(scenarios: Sequence[Scenario], chosen: Sequence[Variant], jobs: int) -
             except RayError as error:
                 failed[label] = str(error).strip().splitlines()[-1]
             progress.advance(task)
+            if not progress.console.is_terminal:
+                progress.console.print(f"[{len(done) + len(failed)}/{len(chosen)}] {label}", highlight=False, markup=False)
     return {variant.label: done[variant.label] for variant in chosen if variant.label in done}, failed
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -37,6 +39,7 @@ from global_planner.replay.trace import TraceError
 from global_planner.replay.why import Reasons
 
 JOURNAL_MB = 256.0
+TELL_EVERY_S = 30.0  # where no terminal shows a bar, a log shall still tell that it goes on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,10 @@ def read_sources(sources: Sequence[Source], topology: Topology, seed: int) -> Wo
         model = source.model if source.model in models else names.get(source.model)
         if model is None:
             raise ValueError(f"--trace {source.model}=…: no model or group {source.model!r} (has: {', '.join(models)})")
-        parts.append(load(replace(source, model=model), np.random.default_rng([seed, index])))
+        with Console(stderr=True).status(
+            f"reading {escape(source.place)}"
+        ):  # a line that comes and goes; nothing without a terminal
+            parts.append(load(replace(source, model=model), np.random.default_rng([seed, index])))
     whole = merge(parts)
     if whole.at_s.size and whole.at_s[0] < 0.0:
         raise TraceError(sources[0].place, None, f"a request comes at {whole.at_s[0]:.3f} s, before the beginning")
@@ -149,7 +155,14 @@ def _play_one(
         kept = Journal.open(folder, at_s=0.0, policies=policies, max_mb=JOURNAL_MB, forced=False)
     reasons = Reasons(contender.name, kept)
 
+    said_s = time.monotonic()
+
     def tell(now_s: float, requests: int) -> None:
+        nonlocal said_s
+        if not progress.console.is_terminal and time.monotonic() - said_s >= TELL_EVERY_S:
+            said_s = time.monotonic()
+            done = now_s / simulation.window_s if simulation.window_s else 1.0
+            progress.console.print(f"{contender.name}: {done:.0%}, {requests:,} requests", highlight=False, markup=False)
         progress.update(task, completed=now_s, total=simulation.window_s, told=f"{requests:,} requests")  # type: ignore[arg-type]
 
     simulation = Simulation(scenario, contender, journal=reasons, progress=tell)

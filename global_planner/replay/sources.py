@@ -238,7 +238,9 @@ def _of_journal(source: Source, folder: Path) -> tuple[Source, Rates]:
     _unread(source, ("time", "rate", "prefixes"), "a journal")
     path = folder if segments(folder) else folder / "journal"
     if not segments(path):
-        raise TraceError(source.place, None, "is a folder without a journal")
+        inside = sorted(str(each.relative_to(folder)) for each in folder.glob("*/journal") if segments(each))
+        hint = f"; there is one in {', '.join(inside)}" if inside else ""
+        raise TraceError(source.place, None, f"is a folder without a journal{hint}")
     seen: dict[str, dict[float, tuple[float, float, float | None, float | None]]] = {}
     try:
         for record in read(path):

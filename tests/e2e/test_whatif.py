@@ -33,6 +33,7 @@ def test_a_sweep_of_budgets_and_priorities_gives_what_single_replays_give(tmp_pa
         timeout=240,
     )
     assert swept.returncode == 1, swept.stderr[-2000:]
+    assert "[5/5] " in swept.stderr, "where no terminal shows a bar, each that ends is a line"
     assert "error: nobody: ValueError: no policy 'nobody' (has: goodput" in swept.stderr
     told = json.loads((tmp_path / "whatif" / "summary.json").read_text())
     variants = told["variants"]

@@ -66,6 +66,19 @@ def test_two_policies_side_by_side_and_the_same_bytes_again(rates: Path, tmp_pat
     assert (again / "report.html").read_bytes() == (first / "report.html").read_bytes()
 
 
+def test_a_log_is_told_that_it_goes_on(rates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a terminal there is no bar: a line comes every now and then."""
+    monkeypatch.setattr("global_planner.replay.run.TELL_EVERY_S", 0.0)
+    words = (*PLAY[:2], "--trace", f"chat={rates},isl=600,osl=60", "--policy", "static_mean", "--out", str(tmp_path / "out"))
+    status, told = run(*words)
+    assert status == 0
+    shares = [int(share) for share in re.findall(r"^static_mean: (\d+)%, [\d,]+ requests$", told, re.M)]
+    assert len(shares) > 3 and shares == sorted(shares) and shares[-1] <= 100
+    # What it wrote is a folder with a journal in it, which is no journal.
+    status, told = run(*PLAY[:2], "--trace", f"chat={tmp_path / 'out'}", "--out", str(tmp_path / "again"))
+    assert status == 2 and "is a folder without a journal; there is one in static_mean/journal" in told
+
+
 def test_two_deployments_side_by_side(rates: Path, tmp_path: Path) -> None:
     """The same requests for the example, and for the example with 9 GPUs and other priorities: two runs in one report."""
     text = (
