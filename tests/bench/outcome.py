@@ -211,7 +211,7 @@ def table(result: Mapping[str, Any]) -> str:
                 f"  {who:15} {shares} {figures['gpu_hours']:8.2f} {figures['violations']:10d} {figures['moves']:6d} "
                 f"{'-' if half is None else format(half, '.2f'):>6} {'-' if jain is None else format(jain, '.3f'):>6}"
             )
-        lines += [f"  {who:15} {_stopped(one)}" for who, one in scenario["unfinished"].items()]
+        lines += [f"  {who:15} {_stopped(one)}" for who, one in scenario.get("unfinished", {}).items()]
         told = {who: figures["violations_by_priority"] for who, figures in scenario["policies"].items()}
         if any(len(by_class) > 1 for by_class in told.values()):
             lines.append(
