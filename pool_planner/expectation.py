@@ -13,6 +13,7 @@ from pool_planner.state import PoolState
 from pool_planner.types import Forecast, Grant, Observation
 
 PRIOR_REQUESTS = 5.0  # weight of the lengths that the configuration expects, in requests
+LENGTHS_S = 300.0  # over so long it is counted how many requests a forecast of their lengths is about
 LOST = 0.6  # of what was expected: a share of hits below it is a cache that is gone, above it noise
 MOST_CACHED = 0.95  # whatever the caches say now: a new replica begins with an empty one
 LEAST_PATIENCE = 0.1  # of the TTFT target, where prefill alone takes nearly all of it
@@ -60,10 +61,15 @@ def expect(
     load, mean, reasons = planned.load_rps, planned.expected_rps, list(planned.reasons)
     prompt_tokens = far.isl_tokens
     if extensions.length_distribution:
+        counted = interval_s * state.arrivals.mean_rps(max(LENGTHS_S, interval_s))  # requests of one interval
         far = replace(
             far,
-            isl_tokens=_grounded(far.isl_tokens, state.isl_seen, pool.expected_isl(extensions.isl_until_known)),
-            osl_tokens=1.0 if pool.role == "prefill" else _grounded(far.osl_tokens, state.osl_seen, extensions.osl_until_known),
+            isl_tokens=_grounded(
+                state.isl.steadied(far.isl_tokens, counted), state.isl_seen, pool.expected_isl(extensions.isl_until_known)
+            ),
+            osl_tokens=1.0
+            if pool.role == "prefill"
+            else _grounded(state.osl.steadied(far.osl_tokens, counted), state.osl_seen, extensions.osl_until_known),
         )
         isl, osl = state.isl.mix(far.isl_tokens), state.osl.mix(far.osl_tokens)
     else:

@@ -17,7 +17,7 @@ from pool_planner.performance.work import Engine, Shape
 from pool_planner.scaling.load import load_points
 from pool_planner.setup import PoolSetup
 from pool_planner.state import PoolState
-from pool_planner.types import Grant, Observation
+from pool_planner.types import Grant, Histogram, Observation
 
 STALE_TICKS = 2.5  # an observation older than this many ticks says nothing about now
 _NUMBERS = (
@@ -90,10 +90,10 @@ def learn(state: PoolState, observation: Observation, pool: PoolSetup, config: P
         state,
         observation=observation,
         arrivals=arrivals if requests is None else arrivals.after(observation.interval_s, requests),
-        isl=state.isl.learn(observation.isl_histogram, observation.at_s),
-        osl=state.osl.learn(observation.osl_histogram, observation.at_s),
-        isl_seen=state.isl_seen + _with_length(observation.isl_tokens, observation),
-        osl_seen=state.osl_seen + _with_length(observation.osl_tokens, observation),
+        isl=state.isl.learn(observation.isl_histogram, observation.at_s, observation.isl_tokens),
+        osl=state.osl.learn(observation.osl_histogram, observation.at_s, observation.osl_tokens),
+        isl_seen=state.isl_seen + _with_length(observation.isl_tokens, observation.isl_histogram, observation),
+        osl_seen=state.osl_seen + _with_length(observation.osl_tokens, observation.osl_histogram, observation),
         priorities=state.priorities.learn(observation.requests_by_priority, observation.interval_s),
         prefix_hit_rate=_followed(state.prefix_hit_rate, observation.prefix_hit_rate, observation.interval_s),
     )
@@ -117,10 +117,13 @@ def _followed(known: float | None, seen: float | None, interval_s: float) -> flo
     return seen + (known - seen) * kept
 
 
-def _with_length(mean_tokens: float | None, observation: Observation) -> float:
-    """How many requests of the interval a mean length is about; at least one."""
+def _with_length(mean_tokens: float | None, histogram: Histogram | None, observation: Observation) -> float:
+    """How many requests of the interval a mean length is about; at least one. Prompts are counted when they come, answers when
+    they end, so what counted them knows best."""
     if mean_tokens is None:
         return 0.0
+    if histogram is not None:
+        return max(1.0, sum(count for count in histogram.counts if math.isfinite(count)))
     counted = observation.completed if observation.completed is not None else observation.requests
     return max(1.0, counted or 0.0)
 

@@ -109,7 +109,8 @@ class Forecast:
 class DemandCurve:
     """`attainment[n]`: the largest share of the offered load that can be *admitted* to n replicas with its SLA met;
     non-decreasing, 0..1, index 0..max_replicas. `attainment_open[n]` is the share that meets its SLA when everything is
-    admitted: overload is a cliff there. `capacity_rps[n]` is the highest admitted rate (requests/s) with the SLA met,
+    admitted: overload is a cliff there, so it is about `open_rps`, the rate (requests/s) that came lately, with no reserve on
+    top. `capacity_rps[n]` is the highest admitted rate (requests/s) with the SLA met,
     which is what the router may admit to n ready replicas. `in_flight[n]` is how many requests may be with n replicas at
     once: those that are there at that rate, and for decoding as many as still meet the SLA. A rate alone does not bring down a
     crowd that is too large already, because decoding gets hardly faster with it. `full_rps[n]` is what n replicas carry when
@@ -119,6 +120,7 @@ class DemandCurve:
 
     attainment: tuple[float, ...]
     attainment_open: tuple[float, ...] | None = None
+    open_rps: float | None = None
     capacity_rps: tuple[float, ...] | None = None
     in_flight: tuple[float, ...] | None = None
     full_rps: tuple[float, ...] | None = None

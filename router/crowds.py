@@ -3,14 +3,15 @@ seconds.
 
 A request stays with prefill first and with decode later, and both are bounded when it comes in: prefill must have room for it
 now, and decode when prefill is done. As many leave decode by then as are with prefill in the mean, so decode counts of those
-that are with prefill only what is more or less than that. A bound on the sum of both would let the stage that is short have
-what the other one does not use: prompts would queue at engines, or a crowd decode too slowly, and then everybody is late.
+that are with prefill only what is more or less than that, in whole requests. A bound on the sum of both would let the stage
+that is short have what the other one does not use: prompts would queue at engines, or a crowd decode too slowly, and then
+everybody is late.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import exp, inf
+from math import exp, floor, inf
 
 from router.policy import Path
 
@@ -53,7 +54,8 @@ class Crowds:
         mean = self._means.get(first)
         if mean is None:
             mean = self._means[first] = _Mean(begun, now)
-        return min(self._bound(first) - begun, left - begun + mean.at(begun, now))
+        leaving = floor(mean.at(begun, now) + 0.5)  # whole requests: a part of one would never come in
+        return min(self._bound(first) - begun, left - begun + leaving)
 
     def _bound(self, pools: tuple[str, ...]) -> float:
         known = self._together.get(pools)

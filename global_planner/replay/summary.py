@@ -10,16 +10,15 @@ import numpy as np
 from global_planner.compile import planner_setups_of
 from global_planner.config import GroupConfig
 from global_planner.replay.arrivals import Workload
+from global_planner.replay.curve_check import curve_check
 from global_planner.replay.needs import PoolLoad, capacity_of, pool_loads, setups_by_pool
 from global_planner.replay.scenario import Outcome
-from global_planner.replay.scores import OverTime, Score, quantile_s
-from global_planner.replay.timeline import Timeline
+from global_planner.replay.scores import Score, quantile_s
 from pool_planner.performance.profile import Profile
 from pool_planner.setup import PoolSetup
 
 Numbers = dict[str, object]
 QUANTILES = (0.5, 0.95, 0.99)
-SMOOTH = 100.0  # requests: chance moves a count of so many by a tenth
 
 
 def summarise(outcome: Outcome, profiles: Mapping[str, Profile], workload: Workload) -> Numbers:
@@ -117,69 +116,6 @@ def _pool(outcome: Outcome, pool: str) -> Numbers:
         "most_ready": int(ready.max(initial=0)),
         "ejections": outcome.ejections[pool],
     }
-
-
-# ---- which of a proposal's two curves is true --------------------------------------------------------------------------------
-
-
-def curve_check(outcome: Outcome, group: GroupConfig, over_time: OverTime) -> Numbers:
-    """What the proposals said of the replicas that were ready, with and without admission, against what requests attained;
-    means over requests. A path attains the minimum of its stages. None where nothing was said.
-
-    With admission that is a rate: what is short of the load that was planned for carries so many requests/s of what came, which
-    is less, because planners plan for the upper end of what may come and for what waits. Without admission it is the share
-    at the planned load: what a cliff is at another load cannot be told from there."""
-    timeline = outcome.timeline
-    at_s = np.asarray(timeline.at_s)
-    if not at_s.size:
-        return {"with_admission": None, "without_admission": None, "attained": None}
-    bins = np.minimum((at_s / over_time.width_s).astype(np.int64), over_time.requests.size - 1)
-    came_rps = _rates_that_came(over_time)[bins]
-    said: dict[str, float | None] = {}
-    known = np.zeros(at_s.size, dtype=bool)
-    roles = {pool.role: [other.name for other in group.pools if other.role == pool.role] for pool in group.pools}
-    for name, column in (("with_admission", "closed"), ("without_admission", "open")):
-        shares, loads = zip(*(_said_of_stage(timeline, pools, column) for pools in roles.values()), strict=True)
-        if column == "closed":
-            shares = tuple(_of_what_came(share, load, came_rps) for share, load in zip(shares, loads, strict=True))
-        attained = np.minimum.reduce(shares)
-        known = np.isfinite(attained)
-        weight = over_time.requests[bins][known]
-        said[name] = float((attained[known] * weight).sum() / weight.sum()) if weight.sum() else None
-    inside = np.unique(bins[known])
-    requests = int(over_time.requests[inside].sum())
-    return {**said, "attained": float(over_time.met[inside].sum() / requests) if requests else None}
-
-
-def _rates_that_came(over_time: OverTime) -> np.ndarray:
-    """Requests/s around each bin, counted over times in which SMOOTH requests come in the mean. In shorter ones chance makes
-    peaks: what is above the capacity then counts as lost and what is below does not make up for it, though a pool whose
-    requests stay for a minute feels neither."""
-    total = over_time.requests.sum()
-    together = max(1, math.ceil(SMOOTH * over_time.requests.size / total)) if total else 1
-    around = np.ones(min(together | 1, 2 * over_time.requests.size - 1))
-    middle = (around.size - 1) // 2
-    counted = np.convolve(over_time.requests, around)[middle : middle + over_time.requests.size]
-    bins = np.convolve(np.ones(over_time.requests.size), around)[middle : middle + over_time.requests.size]
-    return np.asarray(counted / bins / over_time.width_s)
-
-
-def _said_of_stage(timeline: Timeline, pools: Sequence[str], column: str) -> tuple[np.ndarray, np.ndarray]:
-    """The load-weighted mean of a stage's pools, by round, and their load; NaN where none said anything. An idle pool starves
-    nobody."""
-    loads = np.array([np.nan_to_num(np.asarray(timeline.pools[pool]["load_rps"])) for pool in pools])
-    shares = np.array([np.asarray(timeline.pools[pool][column]) for pool in pools])
-    whole = loads.sum(axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.where(whole > 0.0, np.nansum(loads * shares, axis=0) / whole, np.nan)), whole
-
-
-def _of_what_came(share: np.ndarray, planned_rps: np.ndarray, came_rps: np.ndarray) -> np.ndarray:
-    """The share of what came that is carried where `share` of what was planned for would be; who carries all of that is not
-    known to be short of anything."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        carried = np.where(came_rps > 0.0, share * planned_rps / came_rps, 1.0)
-    return np.asarray(np.where(share < 1.0, np.minimum(1.0, carried), share))
 
 
 # ---- capacity of one stage that the other cannot use

@@ -11,10 +11,11 @@ from global_planner.types import Round
 from pool_planner.types import PlannerStatus, Proposal
 
 # Of each pool at each round. `wanted`, `open` (attainment without admission) and `closed` (with) are NaN where nothing says it;
-# `closed`, `open` are what the pool's proposal says of the replicas that are ready.
-# `closed`, `open` say it of `load_rps`, the load that the proposal is about.
+# `closed`, `open` are what the pool's proposal says of the replicas that are ready: `closed` of `load_rps`, the load that it is
+# about, and by `rps` and `full_rps` of any other (`pool_planner.performance.door`).
 POOL_COLUMNS = (
     "spec", "ready", "starting", "draining", "ending", "wanted", "granted", "charged_gpus", "load_rps", "closed", "open",
+    "rps", "full_rps",
 )  # fmt: skip
 GROUP_COLUMNS = ("load_rps", "attainment", "admitted_rps")
 EXPECTED_COLUMNS = ("at_s", "requests_per_s", "about_s", "mean_rps", "high_rps")
@@ -51,6 +52,8 @@ class Timeline:
                 "load_rps": None if curve is None or not isinstance(report, Proposal) else report.load_rps,
                 "closed": None if curve is None else _at(curve.attainment, ready),
                 "open": None if curve is None or curve.attainment_open is None else _at(curve.attainment_open, ready),
+                "rps": None if curve is None or curve.capacity_rps is None else _at(curve.capacity_rps, ready),
+                "full_rps": None if curve is None or curve.full_rps is None else _at(curve.full_rps, ready),
             }
             self._append(self.pools[holding.pool], values)
         for group in done.allocation.groups:

@@ -49,10 +49,13 @@ class Capacity:
     def attainment(self, load_rps: float) -> tuple[float, ...]:
         return attainment(self.rps, load_rps, self.full_rps)
 
-    def curve(self, load_rps: float) -> DemandCurve:
+    def curve(self, load_rps: float, open_rps: float | None = None) -> DemandCurve:
+        """`open_rps`: the rate that the curve without admission is about, where that is not `load_rps`."""
+        open_rps = load_rps if open_rps is None else open_rps
         return DemandCurve(
             attainment=self.attainment(load_rps),
-            attainment_open=_rising(self.share_met(load_rps)),
+            attainment_open=_rising(self.share_met(open_rps)),
+            open_rps=open_rps,
             capacity_rps=self.rps,
             in_flight=self.in_flight,
             full_rps=self.full_rps,
@@ -116,18 +119,16 @@ def queueing_capacity(engine: Engine, shape: Shape, correction: Correction, *, t
             prefill.mix, max_replicas, arrival_cv2=shape.arrival_cv2, patience_s=PATIENCE * engine.ttft_ms / 1e3
         )
     inside = np.zeros_like(n)
+    full: Array | None = None
     if decode is not None:
-        inside += decode.held(rps, n, shape, None if prefill is None else prefill.mix)
+        held, full = decode.kept_full(rps, n, shape, None if prefill is None else prefill.mix)
+        inside += held
     if prefill is not None:
         # By Little's law: those that wait and are computed at the planned rate.
         stay_s = queueing.mean_ttft_s(rps, n, prefill.mix, shape.arrival_cv2)
         inside += np.maximum(n, rps * np.where(np.isfinite(stay_s), stay_s, engine.ttft_ms / 1e3))
-    # Of aggregated replicas kept full nobody knows what prefill and decode do to each other: what is planned counts.
-    full = None
-    if prefill is None and decode is not None:
-        full = decode.kept_full_rps(inside, n, shape)
-    elif decode is None and prefill is not None:
-        full = prefill.kept_full_rps(rps, n, engine.ttft_ms / 1e3)
+        # Of aggregated replicas kept full nobody knows what prefill and decode do to each other: what is planned counts.
+        full = prefill.kept_full_rps(rps, n, engine.ttft_ms / 1e3) if decode is None else None
     return Capacity(
         rps=(0.0, *_rising(rps.tolist())),
         share_met=share_met,

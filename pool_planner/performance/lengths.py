@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from pool_planner.types import Histogram
 
+ENOUGH = 20.0  # requests: of lengths that vary by half, their mean is known to a ninth
 LAST_BUCKET = 1.5  # length in the bucket without an upper edge, as a multiple of its lower edge
 
 
@@ -63,6 +64,11 @@ class LengthMix:
         seen more often. Equal lengths give L / 2."""
         return self.second_moment / (2.0 * self.mean)
 
+    @property
+    def resident_second_moment(self) -> float:
+        """Second moment of that number of tokens: E[L^3] / 3 E[L]."""
+        return sum(t**3 * s for t, s in zip(self.tokens, self.share, strict=True)) / (3.0 * self.mean)
+
 
 def _middle(edges: tuple[float, ...], index: int) -> float:
     if not edges:
@@ -76,16 +82,34 @@ def _middle(edges: tuple[float, ...], index: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthHistory:
-    """Bucket counts over time, older ones counting less (half after `half_life_s`)."""
+    """Bucket counts over time, older ones counting less (half after `half_life_s`), and the mean of the newest: of each request
+    1 / ENOUGH is forgotten with every later one."""
 
     half_life_s: float = 600.0
     at_s: float | None = None
     histogram: Histogram | None = None
+    newest: float = 0.0
+    newest_tokens: float = 0.0
 
-    def learn(self, histogram: Histogram | None, at_s: float) -> LengthHistory:
-        """The history after one more interval. Other edges than before start anew: the source was reconfigured."""
+    def learn(self, histogram: Histogram | None, at_s: float, mean_tokens: float | None = None) -> LengthHistory:
+        """The history after one more interval, in which the mean was `mean_tokens`. Other edges than before start anew: the
+        source was reconfigured."""
         if histogram is None or not _sane(histogram):
             return self
+        counted, requests = self._counted(histogram, at_s), sum(histogram.counts)
+        if mean_tokens is None or requests <= 0.0:
+            return counted
+        kept = math.exp(-requests / ENOUGH)
+        newest, tokens = self.newest * kept + requests, self.newest_tokens * kept + requests * mean_tokens
+        return replace(counted, newest=newest, newest_tokens=tokens)
+
+    def steadied(self, forecast_tokens: float, requests: float) -> float:
+        """A forecast of the mean length that `requests` told: where they are fewer than ENOUGH, for the rest those before."""
+        if self.newest <= 0.0 or requests >= ENOUGH:
+            return forecast_tokens
+        return forecast_tokens + (self.newest_tokens / self.newest - forecast_tokens) * (1.0 - requests / ENOUGH)
+
+    def _counted(self, histogram: Histogram, at_s: float) -> LengthHistory:
         if self.histogram is None or self.at_s is None or self.histogram.edges != histogram.edges:
             return replace(self, at_s=at_s, histogram=histogram)
         keep = 0.5 ** (max(0.0, at_s - self.at_s) / self.half_life_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,8 @@ KV_CEILING = 0.92  # KV usage that is planned for at most: above it engines pree
 UNREACHABLE_ITL = 1.25  # ITL planned for where the SLA is below that of one sequence: this many times the latter
 GRID = 48
 SLACK = 0.15
+STAY = 2.0 / math.e  # variance of a mean over one stay, of what is renewed within a stay: 2 (s - 1 + exp(-s)) / s^2 at s = 1
+FILLED = np.linspace(0.6, 1.0, 41)  # parts of the limit that are looked at: beyond nearly all would be late
 FULL_STEP = 0.35  # of the TTFT: steps of prefill engines at a door that gives them what they begin in time (`admission: sla`)
 
 
@@ -168,6 +171,17 @@ class DecodeWork:
         within = float(self._fitting(np.array([self.sla_s]))[0])
         self.limit = min(room, within)
         self.limited_by_kv = within >= room
+        # Of a step at that limit, what one token more in the KV cache takes, and what one sequence more besides its tokens; and
+        # how much contexts vary.
+        wider, narrower = (
+            correction.itl_ms(curve.itl_ms(self.limit * usage_of_one * part, context * part)) / 1e3 for part in (1.05, 0.95)
+        )
+        self._token_s = (wider - narrower) / (0.1 * max(1.0, self.limit) * context)
+        limit = np.array([self.limit])
+        self._sequence_s = max(0.0, float(self.batching.slope(limit, limit)[0]) - self._token_s * context)
+        prompts = max(0.0, shape.isl.second_moment - shape.isl.mean**2)
+        self._contexts = prompts + max(0.0, shape.osl.resident_second_moment - shape.osl.resident_half**2)
+        self._unevenness = prompts / (shape.isl.mean + shape.osl.mean) ** 2
 
     def crowd(self, rate: Array, n: Array, shape: Shape, prefill: ServiceMix | None) -> Array:
         """Sequences that run on each of n replicas in the mean, beside that prefill work (None: there is none)."""
@@ -184,20 +198,25 @@ class DecodeWork:
         limit = self.limit * np.ones_like(n)
         return limit if prefill is None else np.minimum(limit, self._fitting(self.sla_s * (1.0 - busy_share(rate, n, prefill))))
 
-    def held(self, rate: Array, n: Array, shape: Shape, prefill: ServiceMix | None) -> Array:
-        """How many sequences n replicas may hold all the time and be within the SLA, at least one each. A single one holds its
-        limit; of several each is off their mean, because sequences do not divide: by half of one where all are equal, and by
-        three times the scatter of their contexts where not. The deviation from a mean of n has 1 - 1 / n of a variance. In
-        replays of overload (1 to 8 replicas, 5 to 12 sequences each) this attained the most, within 3 %."""
-        limit = self.limit_beside(rate, n, prefill)
-        scatter = np.sqrt(max(0.0, shape.isl.second_moment - shape.isl.mean**2)) / shape.context_tokens
-        held: Array = np.maximum(n, n * limit - np.sqrt(n * (n - 1.0)) * (0.5 + 3.0 * scatter))
-        return held
+    def kept_full(self, rate: Array, n: Array, shape: Shape, prefill: ServiceMix | None) -> tuple[Array, Array]:
+        """How many sequences n replicas may hold all the time, and the requests/s that then are within the SLA: of whole
+        numbers the one with the most. One more makes everybody slower, and where that reaches the SLA, nearly all are late.
 
-    def kept_full_rps(self, held: Array, n: Array, shape: Shape) -> Array:
-        """Requests/s of n replicas that hold so many sequences all the time."""
-        full: Array = n * np.interp(held / n, self.batching.sequences, self.batching.pace) / shape.osl.mean
-        return full
+        Sequences see a mean step that scatters around that of the mean crowd of mean contexts, because contexts do: over a stay
+        those of the others are averaged as those come and go (STAY), the own one is not. A single replica has the tokens that
+        come. The router evens tokens out among several: then it is the number of sequences that scatters, by as many as longer
+        contexts take the place of."""
+        limit = self.limit_beside(rate, n, prefill)
+        held = np.maximum(n[:, None], np.floor(n[:, None] * limit[:, None] * FILLED[None, :] + 1e-6))
+        crowd = held / n[:, None]
+        several = 1.0 - 1.0 / n[:, None]
+        each = (1.0 - several) * (self._token_s**2 * self._contexts) + several * (self._sequence_s**2 * self._unevenness)
+        scatter_s = np.sqrt(np.maximum(each * (1.0 + STAY * np.maximum(crowd - 1.0, 0.0)), 1e-18))
+        free = 1.0 if prefill is None else 1.0 - busy_share(rate, n, prefill)[:, None]
+        met = queueing.normal_cdf((self.sla_s * free - self.batching.itl_at(crowd)) / scatter_s)
+        within = n[:, None] * np.interp(crowd, self.batching.sequences, self.batching.pace) / shape.osl.mean * met
+        best = np.argmax(within, axis=1)[:, None]
+        return np.take_along_axis(held, best, axis=1)[:, 0], np.take_along_axis(within, best, axis=1)[:, 0]
 
     def met(self, crowd: Array, n: Array, shape: Shape, prefill: ServiceMix | None, rate: Array) -> Array:
         """Share of requests that see a crowd small enough for the SLA, and not too much of the prefill work between decode

@@ -78,6 +78,51 @@ def aggregated_met(
     return sum(kept) / len(kept)
 
 
+def kept_full_rps(
+    *,
+    spec: EngineSpec,
+    held: int,
+    replicas: int,
+    isl: Callable[[random.Random], float],
+    osl: Callable[[random.Random], float],
+    itl_s: float,
+    requests: int,
+    seed: int,
+) -> float:
+    """Requests/s within the ITL on decode engines of the project's model that hold `held` sequences all the time: who ends is
+    replaced at once, on the engine with the fewest outstanding tokens. Nobody knows the length of an answer beforehand."""
+    rng = random.Random(seed)
+    engines = [Replica(spec) for _ in range(replicas)]
+    outstanding = [0.0] * replicas
+    born: dict[str, tuple[int, int]] = {}
+    began: dict[str, float] = {}
+    usual = sum(osl(random.Random(each)) for each in range(200)) / 200.0
+
+    def come(now: float, number: int) -> None:
+        prompt, answer = int(isl(rng)), int(osl(rng))
+        pick = min(range(replicas), key=lambda i: (outstanding[i], i))
+        request = EngineRequest(id=str(number), isl=prompt, osl=answer, kv_transferred=True)
+        assert engines[pick].submit(now, request) is None
+        born[request.id] = (prompt, answer)
+        outstanding[pick] += prompt + usual
+
+    for number in range(held):
+        come(0.0, number)
+    ends: list[tuple[float, bool]] = []
+    while len(ends) < requests:
+        now, i = min((engine.next_event_at(), i) for i, engine in enumerate(engines))
+        for event in engines[i].advance(now):
+            if event.kind == "first_token":
+                began[event.id] = event.at_s
+            elif event.kind == "finished":
+                prompt, answer = born.pop(event.id)
+                outstanding[i] -= prompt + usual
+                ends.append((event.at_s, event.at_s - began.pop(event.id) <= itl_s * (answer - 1)))
+                come(now, held + len(ends))
+    kept = ends[2 * held :]
+    return sum(met for _, met in kept) / (kept[-1][0] - ends[2 * held - 1][0])
+
+
 def decode_itl(
     *,
     rate: float,

@@ -15,7 +15,7 @@ from pool_planner.performance.correction import Correction
 from pool_planner.performance.demand import Capacity, plain_capacity, queueing_capacity
 from pool_planner.performance.door import share_served
 from pool_planner.performance.expected import expected
-from pool_planner.performance.lengths import LengthHistory, LengthMix
+from pool_planner.performance.lengths import ENOUGH, LengthHistory, LengthMix
 from pool_planner.performance.profile import Profile, load_profile
 from pool_planner.performance.work import Engine, Shape
 from pool_planner.types import Histogram, Role
@@ -196,6 +196,44 @@ def test_replicas_that_are_kept_full_carry_more_than_what_is_planned(role: Role)
     assert capacity("agg").full_rps is None
 
 
+@pytest.mark.parametrize(
+    ("replicas", "shortest", "answers"),
+    [
+        pytest.param(1, 4000, 150, id="one, with long contexts: five where six would be on the edge"),
+        pytest.param(2, 1500, 100, id="two"),
+        pytest.param(4, 4000, 150, id="four, with long contexts"),
+        pytest.param(4, 350, 10, id="four, with short answers"),
+    ],
+)
+def test_decode_is_kept_as_full_as_serves_most(replicas: int, shortest: int, answers: int) -> None:
+    """Lengths scatter evenly, from `shortest` to four times as much. Engines that hold what the planner says serve what it says
+    within the SLA, and a few more or fewer would hardly be better."""
+
+    def scattered(least: int) -> LengthMix:
+        edges = tuple(least * (1.0 + 0.3 * step) for step in range(11))
+        return LengthMix.of_histogram(Histogram(edges=edges, counts=(0.0, *(1.0,) * 10, 0.0)), 2.5 * least)
+
+    found = capacity("decode", scattered(shortest), scattered(answers), most=replicas)
+    assert found.in_flight is not None and found.full_rps is not None
+    held = round(found.in_flight[replicas])
+    assert held == found.in_flight[replicas]
+
+    def served(sequences: int) -> float:
+        return simulate.kept_full_rps(
+            spec=EngineSpec(role="decode", profile=DEMO),
+            held=sequences,
+            replicas=replicas,
+            isl=lambda rng: rng.uniform(shortest, 4 * shortest),
+            osl=lambda rng: rng.uniform(answers, 4 * answers),
+            itl_s=0.5,
+            requests=600,
+            seed=1,
+        )
+
+    assert served(held) == pytest.approx(found.full_rps[replicas], rel=0.05)
+    assert served(held) > 0.95 * max(served(held + each) for each in (-2, -1, 1, 2))
+
+
 def test_plain_formulas_of_the_guide() -> None:
     """Prefill: load / (throughput per GPU x GPUs); decode: throughput at the highest KV usage within the ITL."""
     assert DEMO.prefill is not None and DEMO.decode is not None
@@ -289,6 +327,22 @@ def test_lengths_keep_the_mean_and_forget_slowly() -> None:
     assert history.learn(None, 200.0) == history
     other = Histogram(edges=(1.0,), counts=(1.0, 2.0))
     assert history.learn(other, 200.0).histogram == other
+
+
+def test_a_mean_of_few_lengths_is_told_by_those_before_as_well() -> None:
+    """One request an interval, of 100 or of 500 tokens: the newest alone is no mean. Where many tell the forecast it counts as
+    it is, and other lengths are followed within as many requests as make a mean."""
+    edges, history, rng = (128.0, 1024.0), LengthHistory(), random.Random(1)
+    assert history.steadied(500.0, 1.0) == 500.0
+    for at in range(200):
+        tokens = rng.choice((100.0, 500.0))
+        counts = (1.0, 0.0, 0.0) if tokens == 100.0 else (0.0, 1.0, 0.0)
+        history = history.learn(Histogram(edges=edges, counts=counts), 10.0 * at, tokens)
+    assert 220.0 < history.steadied(100.0, 1.0) < 380.0 and 220.0 < history.steadied(500.0, 1.0) < 380.0
+    assert history.steadied(500.0, ENOUGH / 2.0) == pytest.approx((500.0 + history.steadied(500.0, 0.0)) / 2.0)
+    assert history.steadied(500.0, ENOUGH) == 500.0
+    history = history.learn(Histogram(edges=edges, counts=(0.0, 0.0, 60.0)), 3000.0, 2000.0)
+    assert history.steadied(2000.0, 1.0) > 1700.0
 
 
 def test_what_lies_beyond_the_profile_is_said_to_be_extrapolated() -> None:

@@ -84,6 +84,23 @@ def test_decode_counts_of_those_with_prefill_what_is_more_than_their_mean() -> N
     assert house.turn(10.0 * MEAN_S) == 1
 
 
+@pytest.mark.parametrize(("busy_s", "places"), [(1, 0), (3, 1)])
+def test_of_those_who_leave_decode_by_then_only_whole_ones_make_room(busy_s: int, places: int) -> None:
+    """Prefill has one for a quarter of the time, or for three: in the mean less than one leaves decode meanwhile, and nearest
+    to it nobody, or one. Cut off, the part of one would have been a place that is never taken."""
+    house = House({"p": 9.0, "d": 5.0})
+    house.at.update(d=5)
+    assert house.come(0.0) == "waiting"
+    for second in range(int(4 * MEAN_S)):
+        house.at["p"] = 1 if second % 4 < busy_s else 0
+        if house.at["p"]:
+            assert house.turn(float(second)) == 0
+        else:
+            house.door._crowds.places(SPLIT, float(second))  # looked at, as for any other request
+    house.at["p"] = 0
+    assert house.turn(4.0 * MEAN_S) == places
+
+
 def test_a_burst_into_an_idle_house_fills_decode_once() -> None:
     house = House({"p": 100.0, "d": 6.0})
     assert [house.come(0.0) for _ in range(10)].count("admitted") == 6
