@@ -7,7 +7,8 @@ said. Where nearly everybody is late, 10 % of next to nothing is no measure: wha
 `--others`: shapes and fleets that nothing was derived from, aggregated ones among them.
 
 Planners begin without knowing anything of the requests, so what they say while they learn counts, too. A case takes as long as
-REQUESTS need, from one hour to four.
+REQUESTS need, from one hour to four. JSON keys: with_admission, without_admission (each: cases, within_a_tenth,
+else_within_0.02), rows.
 """
 
 from __future__ import annotations
@@ -59,17 +60,22 @@ def told(case: Case) -> dict[str, Any]:
         "door": case.door,
         "said": round(one.said, 4),
         "attained": round(one.attained, 4),
-        "error": round(one.error, 4),
+        "error": None if one.error is None else round(one.error, 4),
         "requests": one.requests,
     }
 
 
 def shown(row: Mapping[str, Any]) -> str:
-    verdict = "" if abs(row["error"]) <= WITHIN else "~" if _next_to_nothing(row) else "***"
+    verdict = "" if _within(row) else "~" if _next_to_nothing(row) else "***"
+    error = "" if row["error"] is None else f"{100 * row['error']:+8.1f} %"
     return (
         f"{'door' if row['door'] else 'open':6s}{row['isl']:6d}/{row['osl']:<6d}{row['fleet']:8s}{row['times']:4.1f}"
-        f"{row['said']:9.3f}{row['attained']:10.3f}{100 * row['error']:+8.1f} % {verdict}"
+        f"{row['said']:9.3f}{row['attained']:10.3f}{error:>10s} {verdict}"
     )
+
+
+def _within(row: Mapping[str, Any]) -> bool:
+    return bool(abs(row["attained"] - row["said"]) <= WITHIN * row["said"])
 
 
 def _next_to_nothing(row: Mapping[str, Any]) -> bool:
@@ -83,6 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--others", action="store_true", help="shapes and fleets that nothing was derived from")
     parser.add_argument("--only", choices=("with", "without"), help="behind the door, or without it (default: both)")
     given = parser.parse_args(argv)
+    if given.jobs < 1:
+        parser.error(f"--jobs: {given.jobs} must be 1 or more")
     doors = {"with": (True,), "without": (False,), None: (True, False)}[given.only]
     wanted, console, rows = cases(others=given.others, doors=doors), Console(stderr=True), []
     print(f"{'':6s}{'prompt/answer':>13s} {'fleet':7s}load{'said':>9s}{'attained':>10s}{'error':>8s}", flush=True)
@@ -93,8 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     summary: dict[str, Any] = {}
     for door in doors:
         mine = [row for row in rows if row["door"] is door]
-        good = sum(abs(row["error"]) <= WITHIN for row in mine)
-        nearly = sum(abs(row["error"]) > WITHIN and _next_to_nothing(row) for row in mine)
+        good = sum(_within(row) for row in mine)
+        nearly = sum(not _within(row) and _next_to_nothing(row) for row in mine)
         name = "with_admission" if door else "without_admission"
         summary[name] = {"cases": len(mine), "within_a_tenth": good, "else_within_0.02": nearly}
         print(f"{name}: {good} of {len(mine)} within 10 %" + (f", {nearly} more within {NOTHING}" if nearly else ""))

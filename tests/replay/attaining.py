@@ -46,9 +46,9 @@ class Told:
     requests: int
 
     @property
-    def error(self) -> float:
-        """Of what was said, relative."""
-        return self.attained / self.said - 1.0
+    def error(self) -> float | None:
+        """Relative to what was said; None where that is nothing."""
+        return self.attained / self.said - 1.0 if self.said else None
 
 
 def deployment(case: Case) -> Topology:
