@@ -359,7 +359,9 @@ def admission(
 
     `by_sla`: the router's door knows how much prefill and decode engines begin in time. Then a rate, which is planned so that
     nearly nobody is late, would only turn away who could have been in time; how many may be under way is still told. Not of
-    single prefill pools: what the door knows of them, it knows by the tokens of their prompts."""
+    single prefill pools: what the door knows of them, it knows by the tokens of their prompts. Aggregated replicas need the
+    rate, because prompts make answers late; but as many as may be under way may come at once, or chance alone would have them
+    turned away (a fifth of all, where three replicas carry a request in ten seconds and as many come)."""
     grants = {grant.group: grant for grant in allocation.groups}
     mixed = {spec.group for spec in pools if spec.role == "agg"}
     prefills = {spec.name for spec in pools if spec.role == "prefill"}
@@ -372,6 +374,8 @@ def admission(
         inside = None if grant is None else grant.in_flight
         if by_sla and inside is not None and group.name not in mixed:
             rate = burst = None
+        elif by_sla and inside is not None and burst is not None:
+            burst = max(burst, inside)
         by_pool = {} if grant is None else grant.in_flight_by_pool
         if by_sla:
             by_pool = {pool: most for pool, most in by_pool.items() if pool not in prefills}

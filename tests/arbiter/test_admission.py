@@ -69,6 +69,9 @@ def test_as_many_may_be_under_way_as_the_ready_replicas_hold() -> None:
     # Nobody tells what an aggregated pool begins in time: there the rate holds.
     agg = (*told.pools, pool("chat-agg"))
     assert admission(told.groups, agg, decide(whole), by_sla=True)[0].admitted_rps == grant.admitted_rps
+    # Of what they may have under way at once, chance may bring all at once.
+    bursts = {by_sla: admission(told.groups, agg, decide(whole), 20.0, by_sla=by_sla)[0].burst for by_sla in (True, False)}
+    assert bursts == pytest.approx({True: grant.in_flight, False: 20.0 * 5.0})
     # One pool does not say: nobody knows of the sum, but of the others each speaks for itself.
     partly = decide(replace(told, reports=(*reports[:2], told.reports[2]))).groups[0]
     assert (partly.in_flight, partly.in_flight_by_pool) == (None, {"chat-short": 27.0, "chat-long": 9.0})

@@ -46,6 +46,22 @@ def test_few_requests_with_long_contexts_attain_what_their_curve_says(prefill: i
     assert told.attained == pytest.approx(told.said, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("agg", "isl", "osl", "ttft_s", "times"),
+    [
+        pytest.param(3, 1500, 400, 8.0, 1.0, id="full"),
+        pytest.param(3, 1500, 400, 8.0, 1.3, id="short by a little"),
+        pytest.param(1, 700, 120, 5.0, 1.0, id="a single one, full"),
+        pytest.param(3, 12000, 150, 45.0, 1.3, id="long prompts"),
+    ],
+)
+def test_aggregated_replicas_attain_what_their_curve_says(agg: int, isl: int, osl: int, ttft_s: float, times: float) -> None:
+    """.97 was said and .78 attained of a load that fits: 20 s of a rate of one request in ten seconds are two, and a third that
+    came by chance was turned away though the replicas had room for thirty."""
+    told = attain(Case(agg=agg, isl=isl, osl=osl, ttft_s=ttft_s, times=times), requests=600, minutes=(60.0, 120.0))
+    assert told.attained == pytest.approx(told.said, rel=0.1)
+
+
 @pytest.mark.parametrize("times", [pytest.param(1.0, id="full"), pytest.param(1.3, id="short by a little")])
 def test_without_a_door_the_cliff_is_where_the_other_curve_says(times: float) -> None:
     """.77 was said and .96 attained: that curve was about the planned load, and a cliff says nothing of another load."""
