@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.compiling import NIGHTLY
 from tests.replay.attaining import Case, attain
+
+long_one = pytest.mark.skipif(not NIGHTLY, reason="one of several that take 5 to 10 s: HYPOTHESIS_PROFILE=nightly")
 
 
 @pytest.mark.parametrize(
@@ -35,7 +38,7 @@ def test_two_stages_attain_what_their_curve_says(
     ("prefill", "decode"),
     [
         pytest.param(1, 1, id="one of each holds five, not the 6.5 of its mean"),
-        pytest.param(4, 2, id="two hold whole requests"),
+        pytest.param(4, 2, id="two hold whole requests", marks=long_one),
     ],
 )
 def test_few_requests_with_long_contexts_attain_what_their_curve_says(prefill: int, decode: int) -> None:
@@ -50,8 +53,8 @@ def test_few_requests_with_long_contexts_attain_what_their_curve_says(prefill: i
     ("agg", "isl", "osl", "ttft_s", "times"),
     [
         pytest.param(3, 1500, 400, 8.0, 1.0, id="full"),
-        pytest.param(3, 1500, 400, 8.0, 1.3, id="short by a little"),
-        pytest.param(1, 700, 120, 5.0, 1.0, id="a single one, full"),
+        pytest.param(3, 1500, 400, 8.0, 1.3, id="short by a little", marks=long_one),
+        pytest.param(1, 700, 120, 5.0, 1.0, id="a single one, full", marks=long_one),
         pytest.param(3, 12000, 150, 45.0, 1.3, id="long prompts"),
     ],
 )
@@ -62,7 +65,7 @@ def test_aggregated_replicas_attain_what_their_curve_says(agg: int, isl: int, os
     assert told.attained == pytest.approx(told.said, rel=0.1)
 
 
-@pytest.mark.parametrize("times", [pytest.param(1.0, id="full"), pytest.param(1.3, id="short by a little")])
+@pytest.mark.parametrize("times", [pytest.param(1.0, id="full", marks=long_one), pytest.param(1.3, id="short by a little")])
 def test_without_a_door_the_cliff_is_where_the_other_curve_says(times: float) -> None:
     """.77 was said and .96 attained: that curve was about the planned load, and a cliff says nothing of another load."""
     case = Case(prefill=1, decode=1, isl=700, osl=20, ttft_s=6.0, times=times, door=False)
