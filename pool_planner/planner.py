@@ -17,7 +17,7 @@ from pool_planner.config import PlannerConfig
 from pool_planner.expectation import Expectation, expect
 from pool_planner.learning import clean, correct, is_new, learn, why_unknown
 from pool_planner.performance.demand import Capacity
-from pool_planner.report import advice, hold, numbers, proposal, rate_of_late, verdicts, within_gpus
+from pool_planner.report import advice, hold, numbers, proposal, verdicts, within_gpus
 from pool_planner.scaling.combine import Combined, combine
 from pool_planner.scaling.load import LoadLimits, LoadNeed, load_need, signals
 from pool_planner.scaling.settle import Rhythm, settle
@@ -120,7 +120,7 @@ def plan_pool(
         idle=memory.resting,
         capacity=capacity,
         expectation=expectation,
-        lately_rps=rate_of_late(state.arrivals),
+        lately_rps=state.arrivals.counted_rps(),
         throughput=throughput,
         load=load,
         reasons=(*reasons, *(capacity.notes if capacity is not None else ())),
@@ -152,7 +152,7 @@ def _partial(
         wanted=needed.replicas,
         capacity=capacity,
         expectation=expectation,
-        lately_rps=rate_of_late(state.arrivals),
+        lately_rps=state.arrivals.counted_rps(),
         reasons=(reason, *needed.reasons),
         priorities=state.priorities,
         prefix_hit_rate=state.prefix_hit_rate,

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from pool_planner.config import PlannerConfig
 from pool_planner.expectation import Expectation
-from pool_planner.performance.arrivals import Arrivals
 from pool_planner.performance.demand import HEADROOM, Capacity
 from pool_planner.performance.priorities import PriorityMix
 from pool_planner.scaling.limits import Want, fit_to_gpus
@@ -19,7 +18,6 @@ from pool_planner.types import DemandCurve, Grant, Hold, Proposal, Report
 
 VALID_TICKS = 3  # a report outlives two that are lost
 VALID_AT_LEAST_S = 30.0
-COUNTED = 400.0  # requests whose number chance varies by a twentieth
 
 
 def proposal(
@@ -40,7 +38,7 @@ def proposal(
     prefix_hit_rate: float | None = None,
 ) -> Proposal:
     """The report of a pool that is known. Without a model, or when idle (`idle`), there is no curve: then `wanted` says all.
-    `lately_rps`: see `rate_of_late`."""
+    `lately_rps`: see `Arrivals.counted_rps`."""
     curve: DemandCurve | None = None
     headroom: tuple[float, ...] | None = None
     load_rps = observed_rps
@@ -67,17 +65,6 @@ def proposal(
         prefix_hit_rate=prefix_hit_rate,
         expected_rps=None if curve is None or expectation is None else expectation.expected_rps,
     )
-
-
-def rate_of_late(arrivals: Arrivals) -> float | None:
-    """Requests/s of the newest COUNTED requests, or of as many as are remembered; None: of none. Without admission the share
-    that is in time falls from all to nothing within a rate and its double, so a rate that chance made tells nothing of it."""
-    seconds = requests = 0.0
-    for interval_s, count in reversed(arrivals.past):
-        seconds, requests = seconds + interval_s, requests + count
-        if requests >= COUNTED:
-            break
-    return requests / seconds if requests else None
 
 
 def _scaled(values: tuple[float, ...], replicas: int) -> tuple[float, ...]:

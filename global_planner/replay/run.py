@@ -62,9 +62,8 @@ def read_sources(sources: Sequence[Source], topology: Topology, seed: int) -> Wo
         model = source.model if source.model in models else names.get(source.model)
         if model is None:
             raise ValueError(f"--trace {source.model}=…: no model or group {source.model!r} (has: {', '.join(models)})")
-        with Console(stderr=True).status(
-            f"reading {escape(source.place)}"
-        ):  # a line that comes and goes; nothing without a terminal
+        # A line that comes and goes; nothing without a terminal.
+        with Console(stderr=True).status(f"reading {escape(source.place)}"):
             parts.append(load(replace(source, model=model), np.random.default_rng([seed, index])))
     whole = merge(parts)
     if whole.at_s.size and whole.at_s[0] < 0.0:

@@ -10,6 +10,7 @@ import numpy as np
 from pool_planner.performance.overload import Served
 
 DECAY = 0.97  # half of the estimate comes from the last 23 intervals
+COUNTED = 400.0  # requests whose number chance varies by a twentieth
 PRIOR_REQUESTS = 30.0  # weight of the assumption that arrivals are Poisson, in requests
 CV2_LIMITS = (0.7, 4.0)  # beyond, the rate itself varies, and that is the forecast's quantile to cover
 RECENT = 30
@@ -77,6 +78,17 @@ class Arrivals:
             if seconds >= window_s:
                 break
         return requests / seconds if seconds else 0.0
+
+    def counted_rps(self) -> float | None:
+        """Requests/s of the newest COUNTED requests, or of as many as are remembered; None: of none. Without admission the
+        share that is in time falls from all to nothing within a rate and its double, so a rate that chance made tells nothing
+        of it."""
+        seconds = requests = 0.0
+        for interval_s, count in reversed(self.past):
+            seconds, requests = seconds + interval_s, requests + count
+            if requests >= COUNTED:
+                break
+        return requests / seconds if requests else None
 
     def goes_on(self, newest_s: float, window_s: float, *, lead_s: float = 0.0, after_s: float | None = None) -> float:
         """Of how far the newest `newest_s` are above or below the mean of the last `window_s`, the share that is still there in
