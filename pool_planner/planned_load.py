@@ -101,8 +101,8 @@ def planned_load(
         price = extensions.violation_price
         reasons.append(
             f"a reserve of {reserved} replicas, up to {capacity.rps[reserved]:.2f} requests/s, for bursts shorter than a "
-            f"start: each was needed for more than 1/{price:g} of the time (violation_price {price:g}); {ordered:.2f} were "
-            "forecast"
+            f"start: what each served besides took more than 1/{price:g} of its time (violation_price {price:g}); "
+            f"{ordered:.2f} were forecast"
         )
         ordered = reserve
     load = max(ordered, kept)

@@ -33,7 +33,7 @@ def bursts(cold_start_s: float = 90.0, **extensions: Any) -> Story:
 def test_a_lull_between_bursts_keeps_what_the_bursts_need() -> None:
     story = bursts()
     kept = story.wanted
-    assert "each was needed for more than 1/25 of the time (violation_price 25)" in story.reasons
+    assert "what each served besides took more than 1/25 of its time (violation_price 25)" in story.reasons
     story.run(60.0, 8.0)
     assert story.wanted <= kept + 1, "the next burst finds nearly all that it needs"
 
